@@ -1,0 +1,15 @@
+# Everything is in tools/dev.py; this file only gives it the usual names.
+PYTHON ?= python3
+DEV = $(PYTHON) tools/dev.py
+
+.PHONY: run test setup lint format build sanitize bench clean help
+run:       ; @$(DEV) run
+test:      ; @$(DEV) test
+setup:     ; @$(DEV) setup
+build:     ; @$(DEV) build
+lint:      ; @$(DEV) lint
+format:    ; @$(DEV) format
+sanitize:  ; @$(DEV) sanitize
+bench:     ; @$(DEV) bench $(NAME)
+clean:     ; @$(DEV) clean
+help:      ; @$(DEV) --help

@@ -1,0 +1,141 @@
+"""What the CLI and SDK ask of the supervisor.
+
+Requests with `to="vm:NAME"` are passed on to that VM's `vmm` (messages.vm), with `to="images"` to `ocid`
+(messages.image); everything else is the supervisor's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from crumble_common.messages.fs import Share
+from crumble_common.wire import message
+
+
+@message("client.vm.create")
+@dataclass(frozen=True)
+class VmCreate:
+    """Boots a VM around an image. Reply: VmInfo, when the agent is ready.
+
+    name: "" picks one. memory: bytes. kernel: path, "" for the provider's. The requester gets
+    Progress (pulls), VmEvent and, with `dmesg`, ConsoleOutput events of it. detach: the VM outlives
+    the requester's connection.
+    """
+
+    image: str
+    name: str = ""
+    cpus: int = 1
+    memory: int = 512 << 20
+    kernel: str = ""
+    cmdline: str = ""
+    hypervisor: str = "auto"
+    pull: str = "missing"
+    dmesg: bool = False
+    shares: list[Share] = field(default_factory=list)
+    hostname: str = ""
+    detach: bool = False
+    operation: str = ""
+
+
+@dataclass(frozen=True)
+class ServiceInfo:
+    """One process behind a VM or the supervisor."""
+
+    name: str
+    pid: int
+    state: str
+    restarts: int = 0
+    sandbox: dict[str, str] = field(default_factory=dict)
+
+
+@message("client.vm.info")
+@dataclass(frozen=True)
+class VmInfo:
+    """A VM as `ps` shows it. state: "starting", "running", "stopping", "stopped", "failed"."""
+
+    id: str
+    name: str
+    image: str
+    state: str
+    created: float
+    cpus: int
+    memory: int
+    hypervisor: str
+    detail: str = ""
+    entrypoint: list[str] = field(default_factory=list)
+    cmd: list[str] = field(default_factory=list)
+    env: list[str] = field(default_factory=list)
+    working_dir: str = ""
+    user: str = ""
+    services: list[ServiceInfo] = field(default_factory=list)
+
+
+@message("client.vm.list")
+@dataclass(frozen=True)
+class VmList:
+    """Reply: VmInfos. all: also those that ended."""
+
+    all: bool = False
+
+
+@message("client.vm.infos")
+@dataclass(frozen=True)
+class VmInfos:
+    """Every VM."""
+
+    vms: list[VmInfo]
+
+
+@message("client.vm.stop")
+@dataclass(frozen=True)
+class VmStop:
+    """Stops a VM and removes it from the table. Reply: Ok."""
+
+    name: str
+    grace: float = 10.0
+
+
+@message("client.vm.logs")
+@dataclass(frozen=True)
+class VmLogs:
+    """Reply: LogData. follow: LogData events keep coming until the VM ends."""
+
+    name: str
+    follow: bool = False
+    tail: int = 0
+
+
+@message("client.log.data")
+@dataclass(frozen=True)
+class LogData:
+    """Output of a VM: its console and what its main command printed."""
+
+    name: str
+    data: bytes
+    eof: bool = False
+
+
+@message("client.status")
+@dataclass(frozen=True)
+class Status:
+    """Reply: StatusInfo."""
+
+
+@message("client.status.info")
+@dataclass(frozen=True)
+class StatusInfo:
+    """The supervisor itself."""
+
+    pid: int
+    version: str
+    started: float
+    services: list[ServiceInfo]
+    vms: int
+
+
+@message("client.down")
+@dataclass(frozen=True)
+class Down:
+    """Stops every VM, every service and the supervisor. Reply: Ok, before it ends."""
+
+    grace: float = 10.0

@@ -1,0 +1,79 @@
+"""The life of every service: Hello → Configure → Ready → (requests, Heartbeat) → Stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from crumble_common.wire import message
+
+
+@message("ok")
+@dataclass(frozen=True)
+class Ok:
+    """The reply that says no more than that it was done."""
+
+
+@message("service.hello")
+@dataclass(frozen=True)
+class Hello:
+    """Service → supervisor, first. Reply: Configure."""
+
+    service: str
+    name: str
+    pid: int
+    version: str
+
+
+@message("service.configure")
+@dataclass(frozen=True)
+class Configure:
+    """What a service is to do: the fields of its config dataclass; fds it was given, by name."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@message("service.ready")
+@dataclass(frozen=True)
+class Ready:
+    """Event, service → supervisor: sandboxed and serving."""
+
+    name: str
+    sandbox: dict[str, str] = field(default_factory=dict)
+    """Layer name → "on", or why it is not."""
+
+
+@message("service.failed")
+@dataclass(frozen=True)
+class Failed:
+    """Event, service → supervisor: cannot start or go on; the process exits after it."""
+
+    name: str
+    fault: str
+    code: str
+    message: str
+    hint: str = ""
+
+
+@message("service.heartbeat")
+@dataclass(frozen=True)
+class Heartbeat:
+    """Event on PUB, every second."""
+
+    name: str
+    monotonic: float
+    stats: dict[str, int] = field(default_factory=dict)
+
+
+@message("service.stop")
+@dataclass(frozen=True)
+class Stop:
+    """Supervisor → service: end in an orderly way within `grace` seconds. Reply: Ok."""
+
+    grace: float = 5.0
+
+
+@message("service.ping")
+@dataclass(frozen=True)
+class Ping:
+    """Anyone → service. Reply: Ok."""

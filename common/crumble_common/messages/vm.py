@@ -1,0 +1,208 @@
+"""A VM: what `vmm` is given, and the processes, files and events of the guest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from crumble_common.wire import message
+
+
+@dataclass(frozen=True)
+class VirtioFs:
+    """A virtio-fs device: its tag and the fd name of its connected vhost-user socket."""
+
+    tag: str
+    socket_fd: str
+
+
+@message("vm.config")
+@dataclass(frozen=True)
+class VmConfig:
+    """`vmm`'s configuration. Fds given at spawn, by name: "memory", "page_state", each `socket_fd`.
+
+    memory: bytes, a multiple of 2 MiB. kernel: path of a kernel image. modules: paths of .ko files to
+    load in order. cmdline: appended to ours. hypervisor: "auto", "soft", "kvm".
+    """
+
+    vm: str
+    kernel: str
+    memory: int
+    cpus: int = 1
+    modules: list[str] = field(default_factory=list)
+    cmdline: str = ""
+    hypervisor: str = "auto"
+    hostname: str = ""
+    dmesg: bool = False
+    filesystems: list[VirtioFs] = field(default_factory=list)
+
+
+@message("vm.event")
+@dataclass(frozen=True)
+class VmEvent:
+    """Event: a change in a VM's life. `detail` is one sentence for a person."""
+
+    vm: str
+    kind: Literal["booting", "agent_ready", "poweroff", "reset", "panic", "crash", "failed"]
+    detail: str = ""
+
+
+@message("vm.console")
+@dataclass(frozen=True)
+class ConsoleOutput:
+    """Event: bytes the guest's kernel console printed."""
+
+    vm: str
+    data: bytes
+
+
+@message("vm.process.start")
+@dataclass(frozen=True)
+class ProcessStart:
+    """Starts a process in the guest. Reply: ProcessStarted.
+
+    Errors: "exec.not_found" (exit status 127), "exec.not_executable" (126), "exec.failed", "exec.user".
+    user: "", "name", "uid", "uid:gid", "name:group". env: added to the guest's default. tty: a pty of
+    rows × cols as stdin, stdout and stderr. stdin: false gives /dev/null. credit: bytes of output the
+    caller is ready to take before it sends ProcessCredit, for each stream.
+    """
+
+    argv: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+    cwd: str = ""
+    user: str = ""
+    tty: bool = False
+    rows: int = 24
+    cols: int = 80
+    stdin: bool = False
+    credit: int = 1 << 20
+
+
+@message("vm.process.started")
+@dataclass(frozen=True)
+class ProcessStarted:
+    """`process` names it from now on; `pid` is the guest's."""
+
+    process: int
+    pid: int
+
+
+@message("vm.process.input")
+@dataclass(frozen=True)
+class ProcessInput:
+    """Event to `vmm`: bytes for stdin; `eof` closes it (on a pty: VEOF)."""
+
+    process: int
+    data: bytes = b""
+    eof: bool = False
+
+
+@message("vm.process.credit")
+@dataclass(frozen=True)
+class ProcessCredit:
+    """Event, both ways: the receiver took `size` bytes of `stream` (0 stdin, 1 stdout, 2 stderr)."""
+
+    process: int
+    stream: int
+    size: int
+
+
+@message("vm.process.signal")
+@dataclass(frozen=True)
+class ProcessSignal:
+    """Sends a signal to the process's group. Reply: Ok."""
+
+    process: int
+    signal: int
+
+
+@message("vm.process.resize")
+@dataclass(frozen=True)
+class ProcessResize:
+    """Event to `vmm`: the terminal changed."""
+
+    process: int
+    rows: int
+    cols: int
+
+
+@message("vm.process.output")
+@dataclass(frozen=True)
+class ProcessOutput:
+    """Event: at most 64 KiB of stdout (1) or stderr (2)."""
+
+    process: int
+    stream: int
+    data: bytes
+
+
+@message("vm.process.exit")
+@dataclass(frozen=True)
+class ProcessExit:
+    """Event: all output has been sent; `status` is the exit code, 128 + signal when killed by one."""
+
+    process: int
+    status: int
+    signal: int = 0
+
+
+@message("vm.file.read")
+@dataclass(frozen=True)
+class FileRead:
+    """Reads up to `size` (≤ 1 MiB) bytes at `offset`. Reply: FileData. Errors: "file.<errno name>"."""
+
+    path: str
+    offset: int = 0
+    size: int = 1 << 20
+
+
+@message("vm.file.data")
+@dataclass(frozen=True)
+class FileData:
+    """Bytes of a file; `eof` when nothing follows."""
+
+    data: bytes
+    eof: bool
+
+
+@message("vm.file.write")
+@dataclass(frozen=True)
+class FileWrite:
+    """Writes `data` at `offset` (0 truncates first), creating with `mode`. Reply: Ok."""
+
+    path: str
+    data: bytes
+    offset: int = 0
+    mode: int = 0o644
+
+
+@message("vm.timeline")
+@dataclass(frozen=True)
+class Timeline:
+    """Asks for the time slices recorded so far. Reply: TimelineSlices."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One phase: start and end in ns of CLOCK_MONOTONIC."""
+
+    name: str
+    start: int
+    end: int
+
+
+@message("vm.timeline.slices")
+@dataclass(frozen=True)
+class TimelineSlices:
+    """The time slices of a boot, in order of start, and counters."""
+
+    slices: list[Slice]
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+@message("vm.shutdown")
+@dataclass(frozen=True)
+class Shutdown:
+    """Ends the guest: signals all processes, syncs, powers off within `grace` seconds. Reply: Ok."""
+
+    grace: float = 10.0

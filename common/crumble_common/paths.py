@@ -1,0 +1,58 @@
+"""Where Crumble keeps things on the host.
+
+Three places, each overridable: the runtime directory (sockets; 0700, gone after a reboot), the data
+directory (image store, kernels, snapshots) and, inside a runtime directory, one folder a VM.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import platformdirs
+
+from crumble_common.errors import HostError
+
+# sockaddr_un holds 108 bytes; the longest name we put below the runtime directory is about 40.
+_MAX_RUNTIME_PATH = 64
+
+
+def runtime_dir() -> Path:
+    """The private directory of sockets, created 0700; refuses one that belongs to somebody else."""
+    chosen = os.environ.get("CRUMBLE_RUNTIME_DIR")
+    if not chosen:
+        base = os.environ.get("XDG_RUNTIME_DIR", "")
+        usable = base and len(base) < _MAX_RUNTIME_PATH - 8 and os.access(base, os.W_OK)
+        chosen = f"{base}/crumble" if usable else f"/tmp/crumble-{os.getuid()}"  # noqa: S108
+    return private_dir(Path(chosen))
+
+
+def data_dir() -> Path:
+    """Images, kernels and snapshots: $CRUMBLE_DATA_DIR, else the user's data directory."""
+    chosen = os.environ.get("CRUMBLE_DATA_DIR")
+    path = Path(chosen) if chosen else Path(platformdirs.user_data_dir("crumble", appauthor=False))
+    return private_dir(path)
+
+
+def store_dir() -> Path:
+    """The image store, below the data directory."""
+    return private_dir(data_dir() / "store")
+
+
+def private_dir(path: Path) -> Path:
+    """Creates `path` 0700 when missing; raises HostError when it is not ours alone."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = path.lstat()
+    except OSError as error:
+        raise HostError(
+            f"Cannot create {path}: {error.strerror}.", code="host.directory"
+        ) from error
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+        raise HostError(
+            f"{path} is not a directory owned by you.",
+            code="host.directory",
+            hint="Remove it, or set CRUMBLE_RUNTIME_DIR and CRUMBLE_DATA_DIR to directories of yours.",
+        )
+    return path

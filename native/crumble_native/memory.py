@@ -1,0 +1,102 @@
+"""Guest memory as Python sees it: regions added from mapped objects, then translated in C.
+
+See native/include/crumble/memory.h. A `Memory` keeps the mappings it was given alive.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+from crumble_native._core import ffi, lib
+
+PAGE_SIZE: int = lib.CRB_PAGE_SIZE
+PAGE_SHIFT: int = lib.CRB_PAGE_SHIFT
+STATE_HEADER_SIZE = 64
+
+
+class Memory:
+    """A table of RAM regions. `handle` is the `crb_memory *` that other faces of native/ take."""
+
+    def __init__(self, state: mmap.mmap | None = None) -> None:
+        self.handle: Any = ffi.new("crb_memory *")
+        self._kept: list[Any] = []
+        self._state = ffi.from_buffer(state) if state is not None else ffi.NULL
+        self._state_used = STATE_HEADER_SIZE
+        if state is not None:
+            self._kept.append(state)
+            self.handle.header = ffi.cast("crb_page_state_header *", self._state)
+
+    def add(
+        self,
+        gpa: int,
+        overlay: mmap.mmap,
+        *,
+        offset: int = 0,
+        size: int = 0,
+        base: mmap.mmap | None = None,
+    ) -> None:
+        """Adds RAM at `gpa`: `size` bytes of `overlay` from `offset`, over `base` when there is one.
+
+        Raises ValueError when the region is misaligned, overlaps another, does not fit its mapping or
+        the page-state object, or when there are too many.
+        """
+        size = size or len(overlay) - offset
+        if offset < 0 or size <= 0 or offset + size > len(overlay):
+            raise ValueError(f"region of {size} bytes at {offset} is outside its mapping")
+        if base is not None and len(base) < size:
+            raise ValueError("the base is smaller than the region")
+        state = ffi.NULL
+        if self._state != ffi.NULL:
+            if self._state_used + (size >> PAGE_SHIFT) > len(self._state):
+                raise ValueError("the page-state object is too small")
+            state = ffi.cast("uint8_t *", self._state) + self._state_used
+        over = ffi.from_buffer(overlay)
+        under = ffi.from_buffer(base) if base is not None else ffi.NULL
+        ok = lib.crb_memory_add(
+            self.handle,
+            gpa,
+            size,
+            ffi.cast("uint8_t *", over) + offset,
+            ffi.cast("uint8_t *", under),
+            state,
+        )
+        if ok != 0:
+            raise ValueError(
+                f"region of {size} bytes at {gpa:#x} is misaligned, overlaps or is one too many"
+            )
+        self._state_used += size >> PAGE_SHIFT
+        self._kept += [overlay, base, over, under]
+
+    def has(self, gpa: int, length: int) -> bool:
+        """True when [gpa, gpa + length) is RAM."""
+        return bool(lib.crb_memory_has(self.handle, gpa, length))
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Copies out `length` bytes; raises ValueError when any is not RAM."""
+        out = bytearray(length)
+        if not lib.crb_memory_read(self.handle, gpa, ffi.from_buffer(out), length):
+            raise ValueError(f"[{gpa:#x}, +{length:#x}) is not guest memory")
+        return bytes(out)
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Copies `data` in; raises ValueError when any byte is not RAM (then nothing is written)."""
+        if not lib.crb_memory_write(self.handle, gpa, ffi.from_buffer(data), len(data)):
+            raise ValueError(f"[{gpa:#x}, +{len(data):#x}) is not guest memory")
+
+    def views(self, gpa: int, length: int, *, write: bool) -> list[memoryview]:
+        """The host memory behind [gpa, gpa + length): one view for each contiguous run.
+
+        With `write` the pages are moved to the overlay and marked first. Raises ValueError.
+        """
+        if not self.has(gpa, length):
+            raise ValueError(f"[{gpa:#x}, +{length:#x}) is not guest memory")
+        found: list[memoryview] = []
+        run = ffi.new("uint64_t *")
+        while length > 0:
+            run[0] = length
+            at = lib.crb_translate(self.handle, gpa, run, write)
+            found.append(memoryview(ffi.buffer(at, run[0])))
+            gpa += run[0]
+            length -= run[0]
+        return found

@@ -1,0 +1,127 @@
+// Guest memory: region table, layered translation. See memory.h.
+#include "crumble/memory.h"
+
+#include <sched.h>
+#include <string.h>
+
+static inline uint8_t state_load(uint8_t *state) {
+    return __atomic_load_n(state, __ATOMIC_ACQUIRE);
+}
+
+int crb_memory_add(crb_memory *memory, uint64_t gpa, uint64_t size, uint8_t *overlay,
+                   const uint8_t *base, uint8_t *state) {
+    const uint64_t mask = CRB_PAGE_SIZE - 1;
+    if (memory->n_regions >= CRB_MAX_REGIONS || overlay == NULL || size == 0) return -1;
+    if ((gpa & mask) != 0 || (size & mask) != 0 || gpa + size < gpa) return -1;
+    if (base != NULL && state == NULL) return -1;
+    for (uint32_t i = 0; i < memory->n_regions; i++) {
+        const crb_region *other = &memory->regions[i];
+        if (gpa < other->gpa + other->size && other->gpa < gpa + size) return -1;
+    }
+    memory->regions[memory->n_regions++] =
+        (crb_region){.gpa = gpa, .size = size, .overlay = overlay, .base = base, .state = state};
+    return 0;
+}
+
+static crb_region *find_region(const crb_memory *memory, uint64_t gpa) {
+    for (uint32_t i = 0; i < memory->n_regions; i++) {
+        const crb_region *region = &memory->regions[i];
+        if (gpa - region->gpa < region->size) return (crb_region *)region;
+    }
+    return NULL;
+}
+
+// Moves one page to the overlay. COPYING is a lock bit: exactly one thread or process copies, the
+// others wait for it; the copy is 4 KiB, so the wait is short. A holder that dies leaves the bit
+// set: the VM's processes share fate only through vmm, which clears it when a service is restarted.
+static void fill_overlay(crb_region *region, uint64_t page) {
+    uint8_t *state = &region->state[page];
+    uint8_t seen = state_load(state);
+    while ((seen & CRB_PAGE_OVERLAY) == 0) {
+        if ((seen & CRB_PAGE_COPYING) != 0) {
+            sched_yield();
+            seen = state_load(state);
+            continue;
+        }
+        if (!__atomic_compare_exchange_n(state, &seen, seen | CRB_PAGE_COPYING, false,
+                                         __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            continue;
+        memcpy(region->overlay + (page << CRB_PAGE_SHIFT), region->base + (page << CRB_PAGE_SHIFT),
+               CRB_PAGE_SIZE);
+        __atomic_or_fetch(state, CRB_PAGE_OVERLAY, __ATOMIC_RELEASE);
+        __atomic_and_fetch(state, (uint8_t)~CRB_PAGE_COPYING, __ATOMIC_RELEASE);
+        return;
+    }
+}
+
+static void mark_written(crb_memory *memory, uint8_t *state) {
+    const uint8_t seen = state_load(state);
+    if ((seen & CRB_PAGE_DIRTY) == 0) __atomic_or_fetch(state, CRB_PAGE_DIRTY, __ATOMIC_RELAXED);
+    if ((seen & (CRB_PAGE_CODE | CRB_PAGE_STALE)) != CRB_PAGE_CODE) return;
+    __atomic_or_fetch(state, CRB_PAGE_STALE, __ATOMIC_RELEASE);
+    if (memory->header != NULL)
+        __atomic_add_fetch(&memory->header->stale_count, 1, __ATOMIC_RELEASE);
+}
+
+uint8_t *crb_translate(crb_memory *memory, uint64_t gpa, uint64_t *length, bool write) {
+    crb_region *region = find_region(memory, gpa);
+    if (region == NULL || *length == 0) return NULL;
+    const uint64_t offset = gpa - region->gpa;
+    const uint64_t page = offset >> CRB_PAGE_SHIFT;
+    if (*length > region->size - offset) *length = region->size - offset;
+    if (region->base != NULL) {
+        const uint64_t left = CRB_PAGE_SIZE - (offset & (CRB_PAGE_SIZE - 1));
+        if (*length > left) *length = left;
+        if (write) {
+            fill_overlay(region, page);
+        } else if ((state_load(&region->state[page]) & CRB_PAGE_OVERLAY) == 0) {
+            return (uint8_t *)region->base + offset;
+        }
+    }
+    if (write && region->state != NULL) {
+        const uint64_t last = (offset + *length - 1) >> CRB_PAGE_SHIFT;
+        for (uint64_t at = page; at <= last; at++)
+            mark_written(memory, &region->state[at]);
+    }
+    return region->overlay + offset;
+}
+
+bool crb_memory_has(const crb_memory *memory, uint64_t gpa, uint64_t length) {
+    while (length > 0) {
+        const crb_region *region = find_region(memory, gpa);
+        if (region == NULL) return false;
+        const uint64_t here = region->size - (gpa - region->gpa);
+        if (length <= here) return true;
+        gpa += here;
+        length -= here;
+    }
+    return true;
+}
+
+bool crb_memory_read(crb_memory *memory, uint64_t gpa, void *to, uint64_t length) {
+    if (!crb_memory_has(memory, gpa, length)) return false;
+    uint8_t *out = to;
+    while (length > 0) {
+        uint64_t run = length;
+        const uint8_t *from = crb_translate(memory, gpa, &run, false);
+        memcpy(out, from, run);
+        out += run;
+        gpa += run;
+        length -= run;
+    }
+    return true;
+}
+
+bool crb_memory_write(crb_memory *memory, uint64_t gpa, const void *from, uint64_t length) {
+    if (!crb_memory_has(memory, gpa, length)) return false;
+    const uint8_t *in = from;
+    while (length > 0) {
+        uint64_t run = length;
+        uint8_t *to = crb_translate(memory, gpa, &run, true);
+        memcpy(to, in, run);
+        in += run;
+        gpa += run;
+        length -= run;
+    }
+    return true;
+}
