@@ -182,9 +182,10 @@ def validate(kind: type[M], value: Any, where: str = "") -> M:
     if extra := value.keys() - fields.keys():
         raise WireError(f"{where} has unknown fields {sorted(map(str, extra))}")
     made: dict[str, Any] = {}
+    hints = _hints(typing.cast(typing.Hashable, kind))
     for name, item in fields.items():
         if name in value:
-            made[name] = _check(_hints(kind)[name], value[name], f"{where}.{name}")
+            made[name] = _check(hints[name], value[name], f"{where}.{name}")
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise WireError(f"{where}.{name} is missing")
     try:
