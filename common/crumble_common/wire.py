@@ -28,15 +28,17 @@ class Message(Protocol):
     """A registered dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    wire_type: ClassVar[str]
 
 
 M = TypeVar("M")
 _TYPES: dict[str, type[Any]] = {}
+_FRAME_KEYS = {"t", "b", "id", "re", "to", "d", "error"}
 
 
 class WireError(ValueError):
-    """A frame that is not a valid message."""
+    """A frame that is not a valid message. `request`: its id where that much could be read."""
+
+    request = 0
 
 
 def message(name: str) -> Callable[[type[M]], type[M]]:
@@ -83,7 +85,7 @@ def encode(envelope: Envelope) -> bytes:
     """The frame of an envelope."""
     frame: dict[str, Any] = {}
     if envelope.body is not None:
-        frame["t"] = envelope.body.wire_type
+        frame["t"] = type(envelope.body).wire_type
         frame["b"] = pack_body(envelope.body)
     if envelope.request:
         frame["id"] = envelope.request
@@ -100,22 +102,28 @@ def encode(envelope: Envelope) -> bytes:
 
 def decode(data: bytes | memoryview) -> Envelope:
     """Parses and validates one frame; raises WireError."""
+    frame = _unpack(data)
+    request = _count(frame, "id")
+    try:
+        return _open_frame(frame, request)
+    except WireError as error:
+        error.request = request
+        raise
+
+
+def _unpack(data: bytes | memoryview) -> dict[str, Any]:
     if len(data) > MAX_FRAME:
         raise WireError(f"frame of {len(data)} bytes is over the limit of {MAX_FRAME}")
     try:
         frame = msgpack.unpackb(data, raw=False, strict_map_key=True)
     except Exception as problem:  # noqa: BLE001  msgpack raises many kinds for bad bytes
         raise WireError(f"not msgpack: {problem}") from None
-    if not isinstance(frame, dict) or not frame.keys() <= {
-        "t",
-        "b",
-        "id",
-        "re",
-        "to",
-        "d",
-        "error",
-    }:
+    if not isinstance(frame, dict) or not frame.keys() <= _FRAME_KEYS:
         raise WireError("not a message frame")
+    return frame
+
+
+def _open_frame(frame: dict[str, Any], request: int) -> Envelope:
     body = None
     if "t" in frame:
         kind = _TYPES.get(frame["t"]) if isinstance(frame["t"], str) else None
@@ -123,7 +131,7 @@ def decode(data: bytes | memoryview) -> Envelope:
             raise WireError(f"unknown message type {frame['t']!r}")
         body = validate(kind, frame.get("b"), frame["t"])
     error = unpack_error(frame["error"]) if "error" in frame else None
-    request, reply_to = _count(frame, "id"), _count(frame, "re")
+    reply_to = _count(frame, "re")
     to, deadline = frame.get("to", ""), frame.get("d", 0.0)
     if not isinstance(to, str) or not isinstance(deadline, int | float):
         raise WireError("bad target or deadline")

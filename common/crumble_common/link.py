@@ -1,0 +1,72 @@
+"""A service's ZeroMQ sockets: DEALER to the supervisor's ROUTER, PUB for heartbeats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import zmq
+
+from crumble_common import log, wire
+from crumble_common.errors import InternalError
+from crumble_common.messages.service import Heartbeat
+
+# How long the last messages may take on their way out, ms.
+_LINGER = 1000
+
+
+class ControlLink:
+    """Connects once: a lost supervisor does not come back at the same address."""
+
+    def __init__(self, control: str, heartbeat: str, identity: str) -> None:
+        self._context = zmq.Context()
+        self.socket: zmq.Socket[bytes] = self._socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.IDENTITY, identity.encode())
+        self.socket.connect(control)
+        self._beats: zmq.Socket[bytes] | None = None
+        if heartbeat:
+            self._beats = self._socket(zmq.PUB)
+            self._beats.connect(heartbeat)
+
+    def send(self, envelope: wire.Envelope) -> None:
+        """Queues one frame; never blocks."""
+        self.socket.send(wire.encode(envelope))
+
+    def receive(self, seconds: float) -> wire.Envelope:
+        """The next frame; InternalError when none comes in time or it is malformed."""
+        if not self.socket.poll(int(seconds * 1000)):
+            raise InternalError("The supervisor does not answer.", code="service.no_supervisor")
+        try:
+            return wire.decode(self.socket.recv())
+        except wire.WireError as error:
+            raise InternalError(f"The supervisor sent a malformed message: {error}.") from None
+
+    def serve_one(self, serve: Callable[[wire.Envelope], None]) -> None:
+        """Takes one frame that is waiting; a malformed one is answered with an error."""
+        try:
+            envelope = wire.decode(self.socket.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            return
+        except wire.WireError as problem:
+            log.warning("malformed message", problem=problem)
+            if problem.request:
+                error = InternalError(f"Malformed message: {problem}.", code="wire.malformed")
+                self.send(wire.Envelope(reply_to=problem.request, error=error))
+            return
+        serve(envelope)
+
+    def heartbeat(self, beat: Heartbeat) -> None:
+        """Publishes a heartbeat; dropped when nobody listens."""
+        if self._beats is not None:
+            self._beats.send(wire.encode(wire.Envelope(beat)))
+
+    def close(self) -> None:
+        """Sends what is queued, at most a second long, and ends."""
+        self._context.destroy(_LINGER)
+
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = self._context.socket(kind)
+        socket.setsockopt(zmq.LINGER, _LINGER)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        return socket

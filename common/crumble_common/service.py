@@ -1,0 +1,332 @@
+"""The one start order of every service.
+
+    connect control → Hello / Configure → open → sandbox → start → Ready → loop → stop
+
+`service_main` runs it, in a child forked by the supervisor's forkserver (config by message) or in a
+process of its own (config from that service's command line). A failure anywhere is reported once, as
+`Failed` to the supervisor or a sentence on stderr, and by exit status 1.
+
+Environment, under the supervisor:
+  CRUMBLE_CONTROL    ipc:// address of its ROUTER, where requests come from
+  CRUMBLE_HEARTBEAT  ipc:// address of its SUB, where heartbeats go
+  CRUMBLE_NAME       this service's name, "fsd.vm1"
+  CRUMBLE_IDENTITY   this service's address on the ROUTER; known to nobody else
+  CRUMBLE_FDS        inherited fds by name, JSON: {"memory": 5}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from crumble_common import __version__, log, wire
+from crumble_common.errors import CrumbleError, HostError, InternalError, UsageError
+from crumble_common.eventloop import EventLoop
+from crumble_common.messages import service as messages
+
+C = TypeVar("C")
+
+# A supervisor that does not answer Hello within this time is gone or stuck.
+_CONFIGURE_LIMIT = 20.0
+_HEARTBEAT = 1.0
+_STOP_GRACE = 5.0
+
+
+class Link(Protocol):
+    """The way to the supervisor."""
+
+    def send(self, envelope: wire.Envelope) -> None: ...
+
+    def heartbeat(self, beat: messages.Heartbeat) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Context:
+    """What a service has from its surroundings.
+
+    fds: inherited, by name. `send`, `fail` and `finish` may be called from any thread.
+    """
+
+    def __init__(self, name: str, fds: Mapping[str, int], loop: EventLoop, link: Link) -> None:
+        self.name = name
+        self.fds = dict(fds)
+        self.loop = loop
+        self.failure: CrumbleError | None = None
+        self._link = link
+
+    def fd(self, name: str) -> int:
+        """An inherited fd; InternalError when it was not given."""
+        if name not in self.fds:
+            raise InternalError(f"{self.name} was started without the fd {name!r}.")
+        return self.fds[name]
+
+    def send(self, event: wire.Message) -> None:
+        """Sends an event to the supervisor, in order with replies."""
+        self.in_loop(lambda: self._link.send(wire.Envelope(event)))
+
+    def fail(self, error: CrumbleError) -> None:
+        """Ends this service, with `error` as the reason."""
+
+        def note() -> None:
+            self.failure = self.failure or error
+            self.loop.stop()
+
+        self.in_loop(note)
+
+    def finish(self) -> None:
+        """Ends this service: its work is done."""
+        self.in_loop(self.loop.stop)
+
+    def in_loop(self, call: Callable[[], None]) -> None:
+        """Runs `call` in the loop's thread: now, when this is it."""
+        if self.loop.in_loop_thread():
+            call()
+        else:
+            self.loop.call_soon_threadsafe(call)
+
+
+class Reply:
+    """The answer to one request; may be kept and given later, from any thread, once.
+
+    wanted: False for an event, whose answer goes nowhere (an error is logged).
+    deadline: on the loop's clock; 0 when there is none.
+    """
+
+    def __init__(self, context: Context, link: Link, request: int, deadline: float) -> None:
+        self.wanted = request > 0
+        self.deadline = deadline
+        self._context = context
+        self._link = link
+        self._request = request
+
+    def ok(self, body: wire.Message | None = None) -> None:
+        """Answers with `body`, `Ok` by default."""
+        self._answer(wire.Envelope(messages.Ok() if body is None else body, reply_to=self._request))
+
+    def error(self, error: CrumbleError) -> None:
+        """Answers that it could not be done."""
+        if not self.wanted:
+            log.warning("event refused", error=error)
+        self._answer(wire.Envelope(reply_to=self._request, error=error))
+
+    def _answer(self, envelope: wire.Envelope) -> None:
+        if self.wanted:
+            self.wanted = False
+            self._context.in_loop(lambda: self._link.send(envelope))
+
+
+class Service(ABC, Generic[C]):
+    """One service. The methods are called in the order they are written here."""
+
+    name: ClassVar[str]
+    config_type: ClassVar[type[Any]]
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @abstractmethod
+    def open(self, config: C) -> None:
+        """Opens files and maps memory, while all rights are still there."""
+
+    def sandbox(self) -> Any:
+        """What the service may still touch from now on: a crumble_common.sandbox.Profile."""
+        return None
+
+    @abstractmethod
+    def start(self) -> None:
+        """Registers fds, sockets and timers on `context.loop`; rights are narrow now."""
+
+    def handle(self, message: Any, reply: Reply) -> None:
+        """Serves a request or an event. A CrumbleError raised here is the reply."""
+        reply.error(UsageError(f"{self.name} does not know {message.wire_type}."))
+
+    def stats(self) -> dict[str, int]:
+        """Counters that go out with each heartbeat."""
+        return {}
+
+    def stop(self, grace: float) -> None:
+        """Ends the work, within `grace` seconds; the process ends when this returns."""
+
+
+class _NoLink:
+    """Standalone: nobody to talk to."""
+
+    def send(self, envelope: wire.Envelope) -> None:
+        log.debug("event", body=envelope.body)
+
+    def heartbeat(self, beat: messages.Heartbeat) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Runner(Generic[C]):
+    """One service's life in this process."""
+
+    def __init__(self, kind: type[Service[C]], context: Context, link: Link) -> None:
+        self.context = context
+        self.link = link
+        self.service = kind(context)
+
+    def live(self, config: C) -> None:
+        """From open to the end of the loop; raises CrumbleError."""
+        context, service = self.context, self.service
+        service.open(config)
+        layers = apply_sandbox(service.sandbox())
+        service.start()
+        log.info("ready", **{f"sandbox_{layer}": state for layer, state in layers.items()})
+        context.send(messages.Ready(context.name, layers))
+        self.beat()
+        context.loop.run()
+        if context.failure is not None:
+            raise context.failure
+
+    def beat(self) -> None:
+        """Sends a heartbeat, and another one in a second."""
+        loop = self.context.loop
+        stats = {f"loop.{kind}": count for kind, count in loop.counts.items()}
+        stats.update(self.service.stats())
+        self.link.heartbeat(messages.Heartbeat(self.context.name, time.monotonic(), stats))
+        loop.call_later(_HEARTBEAT, self.beat)
+
+    def serve(self, envelope: wire.Envelope) -> None:
+        """One control message."""
+        deadline = self.context.loop.now() + envelope.deadline if envelope.deadline else 0.0
+        reply = Reply(self.context, self.link, envelope.request, deadline)
+        body = envelope.body
+        try:
+            if isinstance(body, messages.Ping):
+                reply.ok()
+            elif isinstance(body, messages.Stop):
+                reply.ok()
+                self.stop(body.grace)
+            elif body is not None:
+                self.service.handle(body, reply)
+        except CrumbleError as error:
+            reply.error(error)
+        except Exception as error:  # noqa: BLE001  one bad request must not end a VM
+            log.exception("request failed", error, request=body.wire_type)
+            reply.error(
+                InternalError(f"{self.context.name} failed: {error!r}.", code="service.bug")
+            )
+
+    def stop(self, grace: float) -> None:
+        """Ends the loop in an orderly way."""
+        try:
+            self.service.stop(grace)
+        finally:
+            self.context.loop.stop()
+
+
+def apply_sandbox(profile: Any) -> dict[str, str]:
+    """Narrows this process's rights to `profile`; layer name → "on", or why it is not."""
+    if profile is None:
+        return {}
+    from crumble_common import sandbox
+
+    layers: dict[str, str] = sandbox.apply(profile)  # type: ignore[attr-defined]
+    return layers
+
+
+def service_main(
+    kind: type[Service[C]],
+    config: C | None = None,
+    *,
+    name: str = "",
+    fds: Mapping[str, int] | None = None,
+) -> int:
+    """Runs a service to its end; returns the process's exit status.
+
+    Without `config`: under the supervisor, by the environment in this module's head.
+    """
+    loop = EventLoop()
+    supervised = config is None
+    name = os.environ.get("CRUMBLE_NAME", "") if supervised else name
+    name = name or kind.name
+    log.setup(name)
+    try:
+        link: Link = _connect(name) if supervised else _NoLink()
+    except CrumbleError as error:
+        return _report(error, None, name)
+    context = Context(name, _inherited_fds() if supervised else fds or {}, loop, link)
+    status = 0
+    try:
+        runner = _Runner(kind, context, link)
+        _stop_on_signals(loop, runner, supervised)
+        if config is None:
+            config = _configure(kind, context, link, runner)
+        runner.live(config)
+    except CrumbleError as error:
+        status = _report(error, link, name)
+    except OSError as error:
+        problem = HostError(f"{name} failed: {error}.", code="host.os")
+        log.exception("failed", error)
+        status = _report(problem, link, name)
+    except Exception as error:  # noqa: BLE001  the last resort: reported, never shown as a stack
+        log.exception("failed", error)
+        status = _report(
+            InternalError(f"{name} failed: {error!r}.", code="service.bug"), link, name
+        )
+    finally:
+        link.close()
+        loop.close()
+    return status
+
+
+def _connect(name: str) -> Link:
+    from crumble_common.link import ControlLink
+
+    address = os.environ.get("CRUMBLE_CONTROL", "")
+    if not address:
+        raise UsageError(
+            f"{name} was started without a configuration.", hint="See its --help for its options."
+        )
+    identity = os.environ.get("CRUMBLE_IDENTITY", name)
+    return ControlLink(address, os.environ.get("CRUMBLE_HEARTBEAT", ""), identity)
+
+
+def _inherited_fds() -> dict[str, int]:
+    given = json.loads(os.environ.get("CRUMBLE_FDS", "{}"))
+    return {str(key): int(value) for key, value in given.items()}
+
+
+def _configure(kind: type[Service[C]], context: Context, link: Any, runner: _Runner[C]) -> C:
+    """Says Hello, waits for Configure; then control messages are served by the loop."""
+    hello = messages.Hello(kind.name, context.name, os.getpid(), __version__)
+    link.send(wire.Envelope(hello, request=1))
+    body = link.receive(_CONFIGURE_LIMIT).body
+    if not isinstance(body, messages.Configure):
+        raise InternalError(f"The supervisor did not configure {context.name}.")
+    try:
+        config: C = wire.validate(kind.config_type, body.config)
+    except wire.WireError as error:
+        raise InternalError(f"{context.name} got a bad configuration: {error}.") from None
+    context.loop.add_socket(link.socket, "control", lambda: link.serve_one(runner.serve))
+    return config
+
+
+def _stop_on_signals(loop: EventLoop, runner: _Runner[C], supervised: bool) -> None:
+    def stop(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+        loop.call_soon_threadsafe(lambda: runner.stop(_STOP_GRACE))
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+        # Under the supervisor ^C is the client's business.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if supervised else stop)
+
+
+def _report(error: CrumbleError, link: Link | None, name: str) -> int:
+    log.error("failed", fault=error.fault, code=error.code, message=error)
+    if link is not None:
+        failed = messages.Failed(name, error.fault, error.code, error.message, error.hint)
+        link.send(wire.Envelope(failed))
+    return 1
