@@ -1,6 +1,5 @@
 """The distribution: a wheel made from an sdist works where there is no repository and no Makefile."""
 
-import os
 import subprocess
 import sys
 import venv
@@ -38,7 +37,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = next(home.glob("lib/python*/site-packages"))
     check(*pip, "install", "--no-deps", "--prefix", home, "--ignore-installed", wheel)
     dependencies = next(Path(sys.prefix).glob("lib/python*/site-packages"))
-    os.symlink(dependencies, work / "deps")
+    (work / "deps").symlink_to(dependencies)
     (target / "deps.pth").write_text(f"{work / 'deps'}\n")
     return home
 
