@@ -1,0 +1,1 @@
+"""Boot: kernel loaders, the flattened device tree, the initramfs and kernel modules."""

@@ -1,0 +1,163 @@
+"""Loader of riscv64 `Image` kernels (Linux, Documentation/arch/riscv/boot-image-header.rst).
+
+A file is one of: a raw Image; one compressed with gzip or zstd; an EFI zboot image, which wraps such
+a payload. Compressed kernels are decompressed straight into guest memory. Nothing in the file is
+trusted: what isn't a kernel, or doesn't fit the guest's memory, is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from crumble_common.errors import UsageError
+from crumble_vmm.boot.compression import CompressionError, sniff
+from crumble_vmm.boot.ram import Ram
+
+# text_offset, image_size, flags, version, magic, magic2
+_IMAGE = struct.Struct("<8xQQQI12x8s4s4x")
+_MAGIC, _MAGIC2 = b"RISCV\0\0\0", b"RSC\x05"
+# Linux, drivers/firmware/efi/libstub/zboot-header.S: offset and size of the payload, compression.
+_ZBOOT = struct.Struct("<2s2x4sII8x32s4s")
+_LINUX_PE_MAGIC = b"\xcd\x23\x82\x81"
+# A riscv64 kernel is placed at a multiple of 2 MiB.
+_ALIGN = 2 << 20
+_HINT = "Give the path of a riscv64 Image (raw, gzip, zstd or EFI zboot)."
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedKernel:
+    """entry: guest-physical address of its first instruction. end: first byte after its .bss."""
+
+    entry: int
+    end: int
+
+
+def load_kernel(path: Path, ram: Ram) -> LoadedKernel:
+    """Puts the kernel file `path` into `ram`.
+
+    Raises UsageError ("vmm.kernel") when it is no riscv64 kernel or needs more memory.
+    """
+    try:
+        with path.open("rb") as file:
+            source = _Source(path, file.fileno())
+            return _load_packed(source, ram) if source.compressed else _load_raw(source, ram)
+    except OSError as error:
+        raise UsageError(
+            f"Cannot read kernel {path}: {error.strerror}.", code="vmm.kernel", hint=_HINT
+        ) from None
+
+
+class _Source:
+    """A kernel file and where in it the payload is."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path, self.fd = path, fd
+        self.offset, self.size = 0, os.fstat(fd).st_size
+        head = self.head(_ZBOOT.size)
+        if head[:2] == b"MZ" and head[4:8] == b"zimg" and len(head) == _ZBOOT.size:
+            self._enter_zboot(head)
+        self.compressed = sniff(self.head(6))
+
+    def head(self, count: int) -> bytes:
+        return os.pread(self.fd, min(count, self.size), self.offset)
+
+    def _enter_zboot(self, head: bytes) -> None:
+        _, _, offset, size, compression, magic = _ZBOOT.unpack(head)
+        if magic != _LINUX_PE_MAGIC or offset + size > self.size:
+            raise self.bad("its EFI zboot header is damaged")
+        self.offset, self.size = offset, size
+        if sniff(self.head(6)) is None:
+            name = compression.split(b"\0")[0].decode("ascii", "replace")
+            raise self.bad(f"its EFI zboot payload is compressed with {name!r}")
+
+    def bad(self, why: str) -> UsageError:
+        return UsageError(
+            f"{self.path} is not a riscv64 Linux kernel: {why}.", code="vmm.kernel", hint=_HINT
+        )
+
+    def check_header(self, head: bytes, ram: Ram) -> tuple[int, int]:
+        """The guest-physical address and the size in memory that an Image header asks for."""
+        if len(head) < _IMAGE.size:
+            raise self.bad("it is too short")
+        text_offset, image_size, flags, _version, magic, magic2 = _IMAGE.unpack(head)
+        if magic2 != _MAGIC2 or magic not in (_MAGIC, bytes(8)):
+            raise self.bad("it has no riscv64 Image header")
+        if flags & 1:
+            raise self.bad("it is big-endian")
+        if text_offset % _ALIGN or image_size < _IMAGE.size:
+            raise self.bad(f"its load offset is {text_offset:#x}, its size {image_size:#x}")
+        if text_offset + image_size > ram.size:
+            raise UsageError(
+                f"Kernel {self.path} needs {_mib(text_offset + image_size)} MiB of memory, "
+                f"the VM has {_mib(ram.size)} MiB.",
+                code="vmm.memory",
+                hint="Give the VM more memory.",
+            )
+        return ram.base + text_offset, image_size
+
+
+def _mib(size: int) -> int:
+    return -(-size >> 20)
+
+
+def _load_raw(source: _Source, ram: Ram) -> LoadedKernel:
+    address, size = source.check_header(source.head(_IMAGE.size), ram)
+    if source.size > size:
+        # image_size covers .bss, so a longer file is damaged or has something appended.
+        raise source.bad(f"the file has {source.size} bytes, its header says {size}")
+    target = ram.window(address, source.size)
+    done = 0
+    while done < len(target):
+        count = os.preadv(source.fd, [target[done:]], source.offset + done)
+        if count == 0:
+            raise source.bad("the file became shorter while it was read")
+        done += count
+    return LoadedKernel(address, address + size)
+
+
+def _load_packed(source: _Source, ram: Ram) -> LoadedKernel:
+    assert source.compressed is not None
+    _, decompress = source.compressed
+    # Never closed by hand: a decompressor's error keeps views of it alive for a while.
+    mapped = mmap.mmap(source.fd, 0, access=mmap.ACCESS_READ)
+    packed = memoryview(mapped)[source.offset : source.offset + source.size]
+    placer = _Placer(source, ram)
+    try:
+        for chunk in filter(None, decompress(packed)):
+            placer.take(chunk)
+    except CompressionError as error:
+        raise source.bad(str(error)) from None
+    return placer.finish()
+
+
+class _Placer:
+    """Takes a decompressed kernel chunk by chunk: its header first, which says where it goes."""
+
+    def __init__(self, source: _Source, ram: Ram) -> None:
+        self._source, self._ram = source, ram
+        self._head = b""
+        self._address = self._size = self._done = 0
+
+    def take(self, chunk: bytes) -> None:
+        if not self._size:
+            chunk = self._head = self._head + chunk
+            if len(chunk) < _IMAGE.size:
+                return
+            self._locate()
+        if self._done + len(chunk) > self._size:
+            raise self._source.bad(f"it unpacks to more than the {self._size} bytes it declares")
+        self._ram.window(self._address + self._done, len(chunk))[:] = chunk
+        self._done += len(chunk)
+
+    def _locate(self) -> None:
+        head = self._head[: _IMAGE.size]
+        self._address, self._size = self._source.check_header(head, self._ram)
+
+    def finish(self) -> LoadedKernel:
+        if not self._size:
+            self._locate()
+        return LoadedKernel(self._address, self._address + self._size)

@@ -1,0 +1,1 @@
+"""The chipset: an immutable set of named devices, their MMIO ranges and interrupt lines."""

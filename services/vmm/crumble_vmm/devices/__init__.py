@@ -1,0 +1,1 @@
+"""Devices served by `vmm` itself."""

@@ -1,0 +1,169 @@
+"""Hypervisor → VirtualMachine → VirtualCPU: the three small classes every back end implements.
+
+A back end owns what must be fast (the run loop, the interrupt controller, doorbells); the machine
+owns what is the same everywhere (memory map, chipset, boot). A vCPU's `run` serves device accesses
+itself, through the `MmioHandler` it was created with, and returns only for what the machine as a
+whole must decide.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from crumble_native.memory import Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a back end can do on this host.
+
+    present: the host has it at all. usable: it runs stock Linux guests here. reason: one sentence,
+    why it is usable or why not. architectures: of guests, as in OCI platforms.
+    """
+
+    name: str
+    present: bool
+    usable: bool
+    reason: str
+    architectures: tuple[str, ...] = ()
+
+
+class ExitReason(enum.Enum):
+    """Why a vCPU came back. Each asks something different of the machine (H8)."""
+
+    CANCELED = "canceled"
+    """`cancel` was called: look at what the machine is told to do, then maybe run again."""
+    HALT = "halt"
+    """This vCPU stopped itself (HSM stop, CPU_OFF); `run` again waits until another starts it."""
+    RESET = "reset"
+    """The guest asked for a reboot."""
+    POWER_OFF = "poweroff"
+    """The guest asked to be switched off."""
+    CRASH = "crash"
+    """The guest cannot go on: a trap inside its trap vector, or a state the CPU cannot be in."""
+    TRIPLE_FAULT = "triple_fault"
+    """x86's way to crash, which some kernels use to reboot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A vCPU's exit: the reason, and what the back end knows about it in words."""
+
+    reason: ExitReason
+    detail: str = ""
+
+
+class MmioHandler(Protocol):
+    """Who serves a guest's device accesses: the chipset's bus. Called from vCPU threads."""
+
+    def read(self, address: int, size: int) -> int:
+        """The little-endian value of `size` (1, 2, 4, 8) bytes at a guest-physical address."""
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """Stores the low `size` bytes of `value`."""
+
+
+@dataclass(frozen=True, slots=True)
+class VmSettings:
+    """What a virtual machine is created with. console: takes what the guest prints by firmware call."""
+
+    memory: Memory
+    cpus: int
+    mmio: MmioHandler
+    console: Callable[[bytes], None] = field(default=lambda _data: None)
+
+
+class VirtualCPU(ABC):
+    """One vCPU. `run` is called by one thread, its own; `cancel` by any."""
+
+    index: int
+
+    @abstractmethod
+    def set_entry(self, pc: int, arguments: tuple[int, ...]) -> None:
+        """Where it starts, and the boot protocol's arguments in order. Only while not running."""
+
+    @abstractmethod
+    def run(self) -> Exit:
+        """Runs the guest, GIL released, until the machine must decide something."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Makes `run` return CANCELED soon, also when it is called only later."""
+
+
+class VirtioInterrupt(ABC):
+    """One virtio-mmio transport's interrupt: InterruptStatus, InterruptACK and its line."""
+
+    @abstractmethod
+    def signal(self, bits: int) -> None:
+        """Sets bits of InterruptStatus (1 used buffer, 2 configuration change). Any thread."""
+
+    @abstractmethod
+    def status(self) -> int:
+        """InterruptStatus."""
+
+    @abstractmethod
+    def acknowledge(self, bits: int) -> None:
+        """Clears bits, as a guest's write to InterruptACK does."""
+
+    @abstractmethod
+    def add_call_fd(self, fd: int) -> None:
+        """From now on a write to eventfd `fd` sets bit 0, without any thread of ours (an irqfd)."""
+
+    @abstractmethod
+    def remove_call_fd(self, fd: int) -> None:
+        """Undoes add_call_fd; nothing of ours touches `fd` afterwards."""
+
+
+class VirtualMachine(ABC):
+    """A guest's vCPUs and interrupt controller over its memory."""
+
+    @abstractmethod
+    def create_cpu(self, index: int) -> VirtualCPU:
+        """The vCPU `index`; each is created once."""
+
+    @abstractmethod
+    def set_line(self, source: int, level: bool) -> None:
+        """Drives the interrupt controller's input `source`. Any thread."""
+
+    @abstractmethod
+    def virtio_interrupt(self, source: int, status: int, acknowledge: int) -> VirtioInterrupt:
+        """An interrupt on `source` whose registers are at these guest-physical addresses.
+
+        Loads and stores there may be served by the back end and never reach the bus.
+        """
+
+    @abstractmethod
+    def add_doorbell(self, address: int, size: int, value: int, fd: int) -> None:
+        """A store of `value` at `address` writes 1 to eventfd `fd` and causes no exit."""
+
+    @abstractmethod
+    def remove_doorbell(self, address: int, size: int, value: int) -> None:
+        """Undoes add_doorbell."""
+
+    @abstractmethod
+    def counters(self) -> dict[str, int]:
+        """What the vCPUs counted so far, by name."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees everything. No vCPU is running."""
+
+
+class Hypervisor(ABC):
+    """A back end."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def probe(self) -> Probe:
+        """What it can do here. Cheap after the first call."""
+
+    @abstractmethod
+    def create_vm(self, settings: VmSettings) -> VirtualMachine:
+        """A new virtual machine. Raises HostError when the host refuses."""
