@@ -232,7 +232,7 @@ def apply_sandbox(profile: Any) -> dict[str, str]:
         return {}
     from crumble_common import sandbox
 
-    layers: dict[str, str] = sandbox.apply(profile)  # type: ignore[attr-defined]
+    layers: dict[str, str] = sandbox.apply(profile)
     return layers
 
 

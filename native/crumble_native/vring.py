@@ -115,7 +115,7 @@ class Virtqueue:
     to 32768, a part is misaligned, or a part is not in one piece of guest memory. One thread at a time.
     """
 
-    error: ClassVar[type[Exception]] = MalformedRingError
+    error: ClassVar[Any] = MalformedRingError  # takes a sentence and code=
 
     def __init__(
         self,

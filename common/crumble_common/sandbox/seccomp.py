@@ -70,8 +70,8 @@ def program(allowed: Iterable[str], families: Iterable[int], machine: str = "") 
     listed = set(allowed)
     for number in numbers(listed - {"socket", "clone"}, machine):
         code += _when(number, _ALLOW)
-    code += _sockets(*numbers(["socket"], machine), families)
-    code += _threads(*numbers(["clone"], machine))
+    code += _sockets(numbers(["socket"], machine)[0], families)
+    code += _threads(numbers(["clone"], machine)[0])
     for number in numbers(set(_PROBED_BY_LIBC) - listed, machine):
         code += _when(number, _ERRNO | errno.ENOSYS)
     for number in numbers(KILL - listed, machine):
