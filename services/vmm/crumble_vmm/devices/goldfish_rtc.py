@@ -59,7 +59,7 @@ class GoldfishRtc(Device):
         with self._lock:
             self._disarm()
 
-    def mmio_read(self, offset: int, size: int) -> int:
+    def mmio_read(self, offset: int, _size: int, /) -> int:
         """TIME_LOW latches TIME_HIGH, so the guest reads it first."""
         with self._lock:
             if offset == TIME_LOW:
@@ -74,7 +74,7 @@ class GoldfishRtc(Device):
                 ALARM_STATUS: int(self._armed),
             }.get(offset, 0)
 
-    def mmio_write(self, offset: int, size: int, value: int) -> None:
+    def mmio_write(self, offset: int, _size: int, value: int, /) -> None:
         """TIME_LOW and ALARM_LOW make the pair of registers take effect."""
         value &= _LOW
         with self._lock:

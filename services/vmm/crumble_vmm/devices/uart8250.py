@@ -59,12 +59,12 @@ class Uart8250(Device):
             self._update()
         return len(taken)
 
-    def mmio_read(self, offset: int, size: int) -> int:
+    def mmio_read(self, offset: int, _size: int, /) -> int:
         """A byte register, whatever the width of the access."""
         with self._lock:
             return self._read(offset)
 
-    def mmio_write(self, offset: int, size: int, value: int) -> None:
+    def mmio_write(self, offset: int, _size: int, value: int, /) -> None:
         """A byte register, whatever the width of the access."""
         value &= 0xFF
         if offset == THR and not self._lcr & LCR_DLAB and not self._mcr & MCR_LOOP:

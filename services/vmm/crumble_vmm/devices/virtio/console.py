@@ -8,6 +8,7 @@ uses the port: the agent's protocol has credits, a terminal has a person in fron
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -95,7 +96,7 @@ class Console(LocalDevice):
         sources: dict[int, Source] = {CONTROL_RX: self._control}
         for number, port in enumerate(ports):
             sources[rx_queue(number)] = port.source
-            port.attach(lambda index=rx_queue(number): self.serve(index))  # type: ignore[misc]
+            port.attach(functools.partial(self.serve, rx_queue(number)))
         self.sources = sources
 
     @property
@@ -114,7 +115,7 @@ class Console(LocalDevice):
         for port in self.ports:
             self._set_open(port, False)
 
-    def handle(self, index: int, chain: Chain) -> int:
+    def handle(self, index: int, chain: Chain, /) -> int:
         """Bytes or a control message from the guest."""
         if index == CONTROL_TX:
             self._handle_control(chain.read(_CONTROL.size))
@@ -148,7 +149,7 @@ class Console(LocalDevice):
         self._tell(number, Event.PORT_OPEN, 1)
 
     def _tell(self, number: int, event: Event, value: int = 0, payload: bytes = b"") -> None:
-        if len(self._control) >= _MAX_CONTROL:
+        if self._control.waiting >= _MAX_CONTROL:
             if self.wiring is not None:
                 self.wiring.broken("The driver takes no control messages.")
             return

@@ -71,12 +71,11 @@ class VirtioDevice(ABC):
         """The device-specific configuration, as the driver may read it now."""
         return b""
 
-    def write_config(self, offset: int, data: bytes) -> None:
-        """The driver wrote configuration bytes; most devices have nothing writable."""
-
+    @abstractmethod
     def start(self, wiring: Wiring) -> None:
         """The machine starts; the device belongs to this transport. In the loop's thread."""
 
+    @abstractmethod
     def stop(self) -> None:
         """The machine has stopped."""
 

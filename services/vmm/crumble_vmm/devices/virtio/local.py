@@ -81,7 +81,12 @@ class MessageSource:
     def __init__(self) -> None:
         self._messages: deque[bytes] = deque()
 
-    def __len__(self) -> int:
+    def __bool__(self) -> bool:
+        return bool(self._messages)
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait."""
         return len(self._messages)
 
     def put(self, message: bytes) -> None:
@@ -109,7 +114,7 @@ class LocalDevice(VirtioDevice):
         self.wiring: Wiring | None = None
 
     @abstractmethod
-    def handle(self, index: int, chain: Chain) -> int:
+    def handle(self, index: int, chain: Chain, /) -> int:
         """Serves a request on queue `index`; gives the count of bytes written into it."""
 
     def start(self, wiring: Wiring) -> None:

@@ -164,12 +164,8 @@ class MmioTransport(Device):
             return reader() if reader is not None and size == 4 else 0
 
     def mmio_write(self, offset: int, size: int, value: int) -> None:
-        """As mmio_read; others are ignored."""
+        """As mmio_read; others are ignored: no device here has writable configuration."""
         with self._lock:
-            if offset >= CONFIG:
-                data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
-                self.device.write_config(offset - CONFIG, data)
-                return
             writer = self._writers.get(offset)
             if writer is not None and size == 4:
                 writer(value & _LOW)

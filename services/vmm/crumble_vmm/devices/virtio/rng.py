@@ -22,6 +22,6 @@ class Rng(LocalDevice):
     def __init__(self, name: str, loop: Loop) -> None:
         super().__init__(name, (8,), loop)
 
-    def handle(self, index: int, chain: Chain) -> int:
+    def handle(self, _index: int, chain: Chain, /) -> int:
         """Fills the start of the buffer."""
         return chain.write(os.urandom(min(chain.writable_len, MAX_FILL)))
