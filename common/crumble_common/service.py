@@ -1,6 +1,8 @@
 """The one start order of every service.
 
-    connect control → Hello / Configure → open → sandbox → start → Ready → loop → stop
+    namespaces → connect control → Hello / Configure → open → sandbox → start → Ready → loop → stop
+
+Namespaces come first because only a process with one thread may enter them, and ZeroMQ has threads.
 
 `service_main` runs it, in a child forked by the supervisor's forkserver (config by message) or in a
 process of its own (config from that service's command line). A failure anywhere is reported once, as
@@ -12,6 +14,7 @@ Environment, under the supervisor:
   CRUMBLE_NAME       this service's name, "fsd.vm1"
   CRUMBLE_IDENTITY   this service's address on the ROUTER; known to nobody else
   CRUMBLE_FDS        inherited fds by name, JSON: {"memory": 5}
+  CRUMBLE_LIFELINE   an fd that reads EOF when this service has nobody left to serve
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from crumble_common import __version__, log, wire
+from crumble_common import __version__, log, sandbox, wire
 from crumble_common.errors import CrumbleError, HostError, InternalError, UsageError
 from crumble_common.eventloop import EventLoop
 from crumble_common.messages import service as messages
@@ -123,10 +126,17 @@ class Reply:
 
 
 class Service(ABC, Generic[C]):
-    """One service. The methods are called in the order they are written here."""
+    """One service. The methods are called in the order they are written here.
+
+    isolated: gets namespaces of its own. network: but not a net namespace. keep_ids: but not a user
+    namespace, where that is possible (it serves files of other users).
+    """
 
     name: ClassVar[str]
     config_type: ClassVar[type[Any]]
+    isolated: ClassVar[bool] = True
+    network: ClassVar[bool] = False
+    keep_ids: ClassVar[bool] = False
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -135,9 +145,9 @@ class Service(ABC, Generic[C]):
     def open(self, config: C) -> None:
         """Opens files and maps memory, while all rights are still there."""
 
-    def sandbox(self) -> Any:
-        """What the service may still touch from now on: a crumble_common.sandbox.Profile."""
-        return None
+    def sandbox(self) -> sandbox.Profile | None:
+        """What the service may still touch from now on; nothing, by default. None: no sandbox."""
+        return sandbox.Profile()
 
     @abstractmethod
     def start(self) -> None:
@@ -171,19 +181,24 @@ class _NoLink:
 class _Runner(Generic[C]):
     """One service's life in this process."""
 
-    def __init__(self, kind: type[Service[C]], context: Context, link: Link) -> None:
+    def __init__(
+        self, kind: type[Service[C]], context: Context, link: Link, layers: dict[str, str]
+    ) -> None:
         self.context = context
         self.link = link
+        self.layers = layers
         self.service = kind(context)
 
     def live(self, config: C) -> None:
         """From open to the end of the loop; raises CrumbleError."""
         context, service = self.context, self.service
         service.open(config)
-        layers = apply_sandbox(service.sandbox())
+        profile = service.sandbox()
+        if profile is not None:
+            self.layers.update(sandbox.apply(profile))
         service.start()
-        log.info("ready", **{f"sandbox_{layer}": state for layer, state in layers.items()})
-        context.send(messages.Ready(context.name, layers))
+        log.info("ready", **{f"sandbox_{layer}": state for layer, state in self.layers.items()})
+        context.send(messages.Ready(context.name, self.layers))
         self.beat()
         context.loop.run()
         if context.failure is not None:
@@ -226,16 +241,6 @@ class _Runner(Generic[C]):
             self.context.loop.stop()
 
 
-def apply_sandbox(profile: Any) -> dict[str, str]:
-    """Narrows this process's rights to `profile`; layer name → "on", or why it is not."""
-    if profile is None:
-        return {}
-    from crumble_common import sandbox
-
-    layers: dict[str, str] = sandbox.apply(profile)
-    return layers
-
-
 def service_main(
     kind: type[Service[C]],
     config: C | None = None,
@@ -252,6 +257,7 @@ def service_main(
     name = os.environ.get("CRUMBLE_NAME", "") if supervised else name
     name = name or kind.name
     log.setup(name)
+    layers = sandbox.isolate(network=kind.network, keep_ids=kind.keep_ids) if kind.isolated else {}
     try:
         link: Link = _connect(name) if supervised else _NoLink()
     except CrumbleError as error:
@@ -259,7 +265,7 @@ def service_main(
     context = Context(name, _inherited_fds() if supervised else fds or {}, loop, link)
     status = 0
     try:
-        runner = _Runner(kind, context, link)
+        runner = _Runner(kind, context, link, layers)
         _stop_on_signals(loop, runner, supervised)
         if config is None:
             config = _configure(kind, context, link, runner)
@@ -310,6 +316,8 @@ def _configure(kind: type[Service[C]], context: Context, link: Any, runner: _Run
     except wire.WireError as error:
         raise InternalError(f"{context.name} got a bad configuration: {error}.") from None
     context.loop.add_socket(link.socket, "control", lambda: link.serve_one(runner.serve))
+    if lifeline := os.environ.get("CRUMBLE_LIFELINE"):
+        context.loop.add_fd(int(lifeline), "lifeline", lambda: runner.stop(0))
     return config
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from crumble_common.messages.fs import Share
+from crumble_common.messages.vm import ProcessStart
 from crumble_common.wire import message
 
 
@@ -19,7 +20,8 @@ class VmCreate:
 
     name: "" picks one. memory: bytes. kernel: path, "" for the provider's. The requester gets
     Progress (pulls), VmEvent and, with `dmesg`, ConsoleOutput events of it. detach: the VM outlives
-    the requester's connection.
+    the requester's connection, and runs `main`, whose output goes to its log and whose end is its end.
+    An empty `main.argv` is the image's own command; entrypoint replaces the image's, None keeps it.
     """
 
     image: str
@@ -34,6 +36,8 @@ class VmCreate:
     shares: list[Share] = field(default_factory=list)
     hostname: str = ""
     detach: bool = False
+    main: ProcessStart | None = None
+    entrypoint: list[str] | None = None
     operation: str = ""
 
 

@@ -1,0 +1,72 @@
+"""What people write and what it means: sizes, volumes, environment variables, failures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from crumble_common.errors import CrumbleError, GuestError, InternalError, UsageError
+from crumble_common.messages.fs import Share
+from crumble_common.messages.vm import VmEvent
+
+Volumes = Mapping[str, str] | Iterable[str]
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def memory_size(text: int | str) -> int:
+    """Bytes: 268435456, "256m", "1.5g"."""
+    if isinstance(text, int):
+        return text
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise UsageError(
+            f"{text!r} is no size.", code="usage.size", hint="Write it like 512m or 2g."
+        )
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def shares(volumes: Volumes) -> list[Share]:
+    """Shares from {"host": "guest[:ro]"} or ["host:guest[:ro]"]; host paths become absolute."""
+    if isinstance(volumes, Mapping):
+        volumes = [f"{host}:{guest}" for host, guest in volumes.items()]
+    return [_share(text) for text in volumes]
+
+
+def _share(text: str) -> Share:
+    source, separator, rest = text.partition(":")
+    target, _, mode = rest.partition(":")
+    if not separator or not source or not target or mode not in ("", "ro", "rw"):
+        raise UsageError(
+            f"{text!r} is no volume.",
+            code="usage.volume",
+            hint="Write HOST_PATH:GUEST_PATH, or HOST_PATH:GUEST_PATH:ro.",
+        )
+    return Share(str(Path(source).absolute()), target, mode == "ro")
+
+
+def image_reference(text: str) -> str:
+    """A reference, with the path in oci: and docker-archive: ones made absolute."""
+    for scheme in ("oci:", "docker-archive:"):
+        if text.startswith(scheme) and not text[len(scheme) :].startswith("/"):
+            return f"{scheme}{Path.cwd()}/{text[len(scheme) :]}"
+    return text
+
+
+def failure_of(event: Any) -> CrumbleError | None:
+    """The error that an event of a VM means for whoever uses it, if it does."""
+    if isinstance(event, CrumbleError):
+        return event
+    if not isinstance(event, VmEvent):
+        return None
+    if event.kind in ("panic", "crash"):
+        return GuestError(event.detail, code=f"guest.{event.kind}")
+    if event.kind == "failed":
+        return InternalError(event.detail, code="vm.failed")
+    if event.kind in ("poweroff", "reset"):
+        text = "The guest powered off." if event.kind == "poweroff" else "The guest reset."
+        return GuestError(text, code=f"guest.{event.kind}")
+    return None

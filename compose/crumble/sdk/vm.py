@@ -1,0 +1,269 @@
+"""VMs for programs: boot one around an image, run commands in it, move files.
+
+with crumble.VM("deb:trixie") as vm:
+    print(vm.run(["uname", "-a"], capture_output=True, text=True).stdout)
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Self
+
+from crumble.sdk.options import Volumes, failure_of, image_reference, memory_size, shares
+from crumble.sdk.process import PIPE, CommandError, Process
+from crumble.sdk.session import Session, session
+from crumble.supervisor.command import argv as image_argv
+from crumble.supervisor.names import invent
+from crumble_common.errors import CrumbleError, UsageError
+from crumble_common.messages import client as messages
+from crumble_common.messages import vm as guest
+
+Command = str | Sequence[str]
+OnEvent = Callable[[Any], None]
+
+_FILE_CHUNK = 1 << 20
+
+
+class VM:
+    """A virtual machine. Boots when entered (or by `start`), ends when left (or by `stop`).
+
+    image: as `crumble run` takes it. memory: bytes, or "512m". volumes: {host: guest} or
+    ["host:guest[:ro]"]. kernel: a path; the default one otherwise. pull: "missing", "always", "never".
+    on_event: gets Progress, VmEvent and, with dmesg, ConsoleOutput messages, in another thread.
+    """
+
+    def __init__(
+        self,
+        image: str,
+        *,
+        name: str = "",
+        cpus: int = 1,
+        memory: int | str = 512 << 20,
+        kernel: str | os.PathLike[str] = "",
+        cmdline: str = "",
+        hypervisor: str = "auto",
+        pull: str = "missing",
+        volumes: Volumes = (),
+        hostname: str = "",
+        dmesg: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        self._request = messages.VmCreate(
+            image=image_reference(image),
+            name=name,
+            cpus=cpus,
+            memory=memory_size(memory),
+            kernel=str(Path(kernel).absolute()) if os.fspath(kernel) else "",
+            cmdline=cmdline,
+            hypervisor=hypervisor,
+            pull=pull,
+            dmesg=dmesg,
+            shares=shares(volumes),
+            hostname=hostname,
+            operation="boot",
+        )
+        self._on_event = on_event
+        self._info: messages.VmInfo | None = None
+        self._session: Session | None = None
+        self._target = ""
+        self._processes: dict[int, Process] = {}
+        self._failure: CrumbleError | None = None
+
+    def start(self) -> Self:
+        """Boots it; raises CrumbleError when it does not come up."""
+        if self._info is not None:
+            raise UsageError("This VM was started already.", code="vm.started")
+        self._session = session()
+        name = self._request.name or invent()
+        self._target = f"vm:{name}"
+        self._session.listen(self._target, self._event)
+        request = messages.VmCreate(**{**vars(self._request), "name": name})
+        try:
+            self._info = self._session.call(request)
+        except BaseException:
+            self.stop(0)  # ^C while it boots, too
+            raise
+        return self
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def info(self) -> messages.VmInfo:
+        """What it is; UsageError before it was started."""
+        if self._info is None:
+            raise UsageError("This VM is not running.", code="vm.not_running", hint="Call start().")
+        return self._info
+
+    @property
+    def name(self) -> str:
+        """Its name, as `crumble ps` shows it."""
+        return self.info.name
+
+    def popen(
+        self,
+        command: Command = (),
+        *,
+        stdin: int | None = subprocess.DEVNULL,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        text: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        tty: tuple[int, int] | None = None,
+    ) -> Process:
+        """Starts a command: a list, or a string for the guest's /bin/sh; nothing runs the image's own.
+
+        stdout, stderr: PIPE, DEVNULL, an fd of ours, or None for our own. tty: (rows, columns).
+        env: added to the image's. Raises GuestError "exec.not_found", "exec.not_executable".
+        """
+        link = self._connected()
+        args = self._arguments(command)
+        process = Process(link, self._target, args)
+        process.open(stdin, stdout, stderr, text)
+        start = guest.ProcessStart(
+            argv=args,
+            env=dict(env or {}),
+            cwd=cwd,
+            user=user,
+            tty=tty is not None,
+            rows=tty[0] if tty else 24,
+            cols=tty[1] if tty else 80,
+            stdin=stdin == PIPE,
+        )
+        self._start(link, start, process)
+        return process
+
+    def run(
+        self,
+        command: Command = (),
+        *,
+        input: Any = None,  # noqa: A002  subprocess has it
+        capture_output: bool = False,
+        text: bool = False,
+        check: bool = False,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+    ) -> subprocess.CompletedProcess[Any]:
+        """Runs a command to its end, as subprocess.run does.
+
+        Without capture_output its output goes to ours. Raises CommandTimeoutError (the command is killed),
+        and CommandError with `check` when its status is not 0.
+        """
+        output = PIPE if capture_output else None
+        process = self.popen(
+            command,
+            stdin=PIPE if input is not None else subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            text=text,
+            env=env,
+            cwd=cwd,
+            user=user,
+        )
+        try:
+            stdout, stderr = process.communicate(input, timeout)
+        except BaseException:
+            process.kill()  # ^C, too
+            raise
+        status = process.returncode
+        assert status is not None
+        if check and status:
+            raise CommandError(process.args, status, stdout, stderr)
+        return subprocess.CompletedProcess(process.args, status, stdout, stderr)
+
+    def read_file(self, path: str) -> bytes:
+        """The contents of a file in the guest; GuestError "file.ENOENT" and the like."""
+        link = self._connected()
+        parts: list[bytes] = []
+        offset = 0
+        while True:
+            got = link.call(guest.FileRead(path, offset, _FILE_CHUNK), to=self._target)
+            parts.append(got.data)
+            offset += len(got.data)
+            if got.eof or not got.data:
+                return b"".join(parts)
+
+    def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+        """Creates or replaces a file in the guest."""
+        link = self._connected()
+        view = memoryview(data.encode() if isinstance(data, str) else data)
+        for offset in range(0, max(1, len(view)), _FILE_CHUNK):
+            chunk = bytes(view[offset : offset + _FILE_CHUNK])
+            link.call(guest.FileWrite(path, chunk, offset, mode), to=self._target)
+
+    def timeline(self) -> guest.TimelineSlices:
+        """Where the time of its boot went."""
+        slices: guest.TimelineSlices = self._connected().call(guest.Timeline(), to=self._target)
+        return slices
+
+    def stop(self, grace: float = 5.0) -> None:
+        """Ends it: orderly within `grace` seconds, else by force. Fine when it has ended."""
+        link = self._session
+        if link is None or not self._target:
+            return
+        target, self._target = self._target, ""
+        try:
+            link.call(messages.VmStop(target[3:], grace))
+        except CrumbleError as error:
+            if error.code not in ("vm.unknown", "supervisor.gone", "client.closed"):
+                raise
+        finally:
+            link.listen(target, None)
+            stopped = UsageError("The VM was stopped.", code="vm.stopped")
+            link.post(lambda: self._fail(stopped))
+
+    def _connected(self) -> Session:
+        if self._failure is not None:
+            raise self._failure
+        if self._session is None or not self._target:
+            raise UsageError("This VM is not running.", code="vm.not_running")
+        return self._session
+
+    def _arguments(self, command: Command) -> list[str]:
+        if isinstance(command, str):
+            return ["/bin/sh", "-c", command]
+        info = self.info
+        return list(command) or image_argv(info.entrypoint, info.cmd)
+
+    def _start(self, link: Session, start: guest.ProcessStart, process: Process) -> None:
+        box: SimpleQueue[CrumbleError | None] = SimpleQueue()
+
+        def on_reply(reply: Any, error: CrumbleError | None) -> None:
+            if error is None:
+                process.started(reply)
+                self._processes[process.number] = process
+            box.put(error)
+
+        link.request(start, on_reply, to=self._target)
+        if (error := box.get()) is not None:
+            raise error
+
+    def _event(self, event: Any) -> None:
+        """In the loop's thread."""
+        if isinstance(event, guest.ProcessOutput | guest.ProcessCredit):
+            if process := self._processes.get(event.process):
+                process.event(event)
+        elif isinstance(event, guest.ProcessExit):
+            if process := self._processes.pop(event.process, None):
+                process.event(event)
+        elif (error := failure_of(event)) is not None:
+            self._fail(error)
+        if self._on_event is not None and not isinstance(event, CrumbleError):
+            self._on_event(event)
+
+    def _fail(self, error: CrumbleError) -> None:
+        self._failure = self._failure or error
+        for process in tuple(self._processes.values()):
+            process.fail(error)
+        self._processes.clear()

@@ -1,0 +1,189 @@
+"""A clean, single-threaded Python that has imported what services need, and forks them.
+
+Its only peer is the supervisor, over a SOCK_SEQPACKET socket; messages are msgpack maps:
+
+    supervisor → here   {op: "spawn", id, name, entry, env, fds: [names]} + fds: the log, then those
+                        {op: "signal", pid, signal}
+    here → supervisor   {op: "spawned", id, pid}, {op: "exited", pid, status} (as Popen.returncode)
+
+When the supervisor is gone (EOF, however it ended) every child is ended, the runtime directory it
+was given is removed, and it ends. When this process is gone its children see EOF on their lifeline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+
+MAX_MESSAGE = 128 << 10
+_MAX_FDS = 64
+# What a service may take to end by itself, s.
+_GRACE = 2.0
+
+
+class ForkServer:
+    """The process's state: the socket, the living children, what is still to import."""
+
+    def __init__(self, fd: int, preload: list[str]) -> None:
+        self.socket = socket.socket(fileno=fd)
+        self.children: set[int] = set()
+        self.preload = preload
+        self.lifeline, self._lifeline_end = os.pipe()
+        self._wake, wake_end = os.pipe()
+        os.set_blocking(wake_end, False)
+        os.set_blocking(self._wake, False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
+    def run(self) -> None:
+        """Serves until the supervisor is gone; imports while there is nothing to do."""
+        poller = select.poll()
+        poller.register(self.socket, select.POLLIN)
+        poller.register(self._wake, select.POLLIN)
+        while True:
+            ready = dict(poller.poll(0 if self.preload else None))
+            if self._wake in ready:
+                self.reap()
+            if self.socket.fileno() in ready and not self.serve():
+                return
+            if not ready and self.preload:
+                self.import_next()
+
+    def import_next(self) -> None:
+        """One module more; a module that cannot be imported fails when it is spawned."""
+        with contextlib.suppress(Exception):
+            importlib.import_module(self.preload.pop(0))
+        if not self.preload:
+            gc.collect()
+            gc.freeze()  # the collector of a child must not dirty these pages
+
+    def serve(self) -> bool:
+        """One message; False at the supervisor's end."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.socket, MAX_MESSAGE, _MAX_FDS)
+        except ConnectionError:
+            return False
+        if not data:
+            return False
+        request = msgpack.unpackb(data)
+        if request["op"] == "spawn":
+            self.spawn(request, fds)
+        elif request["op"] == "signal" and request["pid"] in self.children:
+            os.kill(request["pid"], request["signal"])
+        return True
+
+    def spawn(self, request: dict[str, Any], fds: list[int]) -> None:
+        """Forks a service; the child never returns."""
+        pid = os.fork()
+        if pid == 0:
+            os._exit(self.child(request, fds))
+        for fd in fds:
+            os.close(fd)
+        self.children.add(pid)
+        self.send({"op": "spawned", "id": request["id"], "pid": pid})
+
+    def child(self, request: dict[str, Any], fds: list[int]) -> int:
+        """In the forked child: becomes the service; returns its exit status."""
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            os.close(self._lifeline_end)
+            os.close(self._wake)
+            self.socket.close()
+            log, *given = fds
+            _standard_streams(log)
+            named = dict(zip(request["fds"], given, strict=True))
+            _environment(request["env"], named, self.lifeline)
+            _process_name(request["name"])
+            return run_service(request["entry"])
+        except BaseException:  # noqa: BLE001  the last frame of this process
+            import traceback
+
+            traceback.print_exc()
+            return 70
+
+    def reap(self) -> None:
+        """Reports the children that ended."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
+        while self.children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            self.children.discard(pid)
+            code = os.waitstatus_to_exitcode(status)
+            self.send({"op": "exited", "pid": pid, "status": code})
+
+    def send(self, report: Mapping[str, object]) -> None:
+        """Tells the supervisor; one that is gone is noticed by `serve`."""
+        with contextlib.suppress(OSError):
+            self.socket.send(msgpack.packb(report))
+
+    def bury(self) -> None:
+        """Ends every child: politely, then by force."""
+        for number, limit in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, 10 * _GRACE)):
+            for pid in self.children:
+                os.kill(pid, number)
+            deadline = time.monotonic() + limit
+            while self.children and (left := deadline - time.monotonic()) > 0:
+                select.select([self._wake], [], [], left)
+                self.reap()
+
+
+def run_service(entry: str) -> int:
+    """Runs what `entry` ("module:name") names, a Service class or a function, to its end."""
+    from crumble_common.service import service_main
+
+    module, _, name = entry.partition(":")
+    found = getattr(importlib.import_module(module), name)
+    return service_main(found) if isinstance(found, type) else int(found())
+
+
+def _standard_streams(log: int) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(null)
+    os.close(log)
+
+
+def _environment(given: dict[str, str], fds: dict[str, int], lifeline: int) -> None:
+    os.environ.update(given)
+    os.environ["CRUMBLE_FDS"] = json.dumps(fds)
+    os.environ["CRUMBLE_LIFELINE"] = str(lifeline)
+
+
+def _process_name(name: str) -> None:
+    """The name in `ps` and `top`; at most 15 bytes."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as comm:
+        comm.write(f"crumble-{name}"[:15])
+
+
+def main(fd: int, runtime: str, preload: list[str]) -> None:
+    """The process; `runtime` is removed when the supervisor ended without removing it."""
+    _process_name("fork")
+    server = ForkServer(fd, preload)
+    server.run()
+    server.bury()
+    shutil.rmtree(runtime, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -1,0 +1,78 @@
+"""What a VM may be asked to be. Each refusal names the limits."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from crumble_common.errors import UsageError
+from crumble_common.messages.client import VmCreate
+
+MIB = 1 << 20
+# Less than this and a stock kernel with its initramfs does not reach its init.
+MIN_MEMORY = 64 * MIB
+# vmm maps guest memory in units of this.
+MEMORY_UNIT = 2 * MIB
+MAX_CPUS = 16
+_HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?")
+
+
+def host_memory() -> int:
+    """Bytes of RAM in this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check(request: VmCreate) -> None:
+    """Raises UsageError for a VM that cannot be."""
+    _check_memory(request.memory)
+    if not 1 <= request.cpus <= MAX_CPUS:
+        raise UsageError(
+            f"A VM cannot have {request.cpus} CPUs: between 1 and {MAX_CPUS} are possible.",
+            code="vm.cpus",
+        )
+    if request.hypervisor not in ("auto", "soft", "kvm"):
+        raise UsageError(
+            f"There is no back end {request.hypervisor!r}.",
+            code="vm.hypervisor",
+            hint="Choose auto, soft or kvm; `crumble doctor` shows which are usable.",
+        )
+    if request.hostname and not _HOSTNAME.fullmatch(request.hostname):
+        raise UsageError(
+            f"{request.hostname!r} is no host name.",
+            code="vm.hostname",
+            hint="Use letters, digits, dots and hyphens, at most 64.",
+        )
+    for share in request.shares:
+        _check_share(share.source, share.target)
+
+
+def _check_memory(size: int) -> None:
+    most = host_memory()
+    if MIN_MEMORY <= size <= most:
+        return
+    raise UsageError(
+        f"A VM cannot have {size / MIB:.0f} MB of memory: between {MIN_MEMORY // MIB} MB and "
+        f"{most // MIB} MB, what this machine has, are possible.",
+        code="vm.memory",
+    )
+
+
+def _check_share(source: str, target: str) -> None:
+    if not target.startswith("/") or target == "/" or ".." in target.split("/"):
+        raise UsageError(
+            f"{target!r} cannot be a place for a share in the guest.",
+            code="share.target",
+            hint="Give an absolute path below /.",
+        )
+    if not Path(source).exists():
+        raise UsageError(
+            f"The share {source} does not exist.",
+            code="share.source",
+            hint="-v takes HOST_PATH:GUEST_PATH[:ro].",
+        )
+
+
+def rounded_memory(size: int) -> int:
+    """`size`, rounded up to what can be mapped."""
+    return -(-size // MEMORY_UNIT) * MEMORY_UNIT

@@ -1,0 +1,176 @@
+"""The supervisor's side of the forkserver: starts it, spawns services by it, hears of their ends."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from crumble.supervisor.forkserver import MAX_MESSAGE
+from crumble_common import log
+from crumble_common.errors import HostError, InternalError
+from crumble_common.eventloop import EventLoop
+
+# What the forkserver may take to bury its children, s.
+_BURIAL = 30.0
+# The forkserver gets our sys.path: it must import the same modules, wherever they came from.
+_BOOTSTRAP = (
+    "import json,sys; sys.path[:] = json.loads(sys.argv[4]);"
+    "from crumble.supervisor.forkserver import main;"
+    "main(int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]))"
+)
+
+
+class Child:
+    """A spawned process. `pid` is 0 until it is known; `status` as subprocess.Popen.returncode."""
+
+    def __init__(self, spawner: Spawner, on_exit: Callable[[int], None]) -> None:
+        self.spawner = spawner
+        self.pid = 0
+        self.status: int | None = None
+        self.on_exit = on_exit
+        self.pending_signal = 0
+
+    def signal(self, number: int) -> None:
+        """Sends it a signal; the forkserver knows whether it has ended."""
+        if self.pid == 0:
+            self.pending_signal = number
+        elif self.status is None:
+            self.spawner.signal(self.pid, number)
+
+
+class Spawner:
+    """Owns the forkserver process. Not thread-safe but for `start`, which another thread may call."""
+
+    def __init__(self, runtime: Path, preload: tuple[str, ...]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_MESSAGE)
+        command = [sys.executable, "-c", _BOOTSTRAP, str(theirs.fileno()), str(runtime)]
+        command += [
+            json.dumps(preload),
+            json.dumps([str(Path(entry).absolute()) for entry in sys.path]),
+        ]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),), start_new_session=True, cwd="/",
+            )  # fmt: skip
+        except OSError as error:
+            ours.close()
+            raise HostError(f"Cannot start a process: {error}.", code="host.process") from error
+        finally:
+            theirs.close()
+        self._socket = ours
+        self._children: dict[int, Child] = {}
+        self._unnamed: dict[int, Child] = {}
+        self._numbers = itertools.count(1)
+        self._loop: EventLoop | None = None
+        self._on_lost: Callable[[], None] = lambda: None
+
+    @property
+    def pid(self) -> int:
+        """The forkserver's."""
+        return self._process.pid
+
+    def attach(self, loop: EventLoop, on_lost: Callable[[], None]) -> None:
+        """Serves reports on `loop`; `on_lost` is called when the forkserver died."""
+        self._loop, self._on_lost = loop, on_lost
+        loop.add_fd(self._socket.fileno(), "forkserver", self._serve)
+
+    def spawn(
+        self,
+        name: str,
+        entry: str,
+        environment: Mapping[str, str],
+        fds: Mapping[str, int],
+        log_fd: int,
+        on_exit: Callable[[int], None],
+    ) -> Child:
+        """Forks `entry`; the fds stay the caller's. `on_exit` gets its status."""
+        child = Child(self, on_exit)
+        number = next(self._numbers)
+        request = {
+            "op": "spawn", "id": number, "name": name, "entry": entry,
+            "env": dict(environment), "fds": list(fds),
+        }  # fmt: skip
+        self._unnamed[number] = child
+        self._send(request, [log_fd, *fds.values()])
+        return child
+
+    def signal(self, pid: int, number: int) -> None:
+        """Sends a signal to one of our children."""
+        with contextlib.suppress(InternalError):  # a lost forkserver's children are killed
+            self._send({"op": "signal", "pid": pid, "signal": number}, [])
+
+    def close(self) -> None:
+        """Ends the forkserver, which ends all children; waits for it."""
+        self.detach()
+        try:
+            self._process.wait(_BURIAL)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def detach(self) -> None:
+        """Closes our end: the forkserver ends by itself."""
+        if self._loop is not None:
+            self._loop.remove_fd(self._socket.fileno())
+            self._loop = None
+        self._socket.close()
+
+    def _send(self, request: Mapping[str, Any], fds: list[int]) -> None:
+        try:
+            socket.send_fds(self._socket, [msgpack.packb(request)], fds)
+        except OSError as error:
+            raise InternalError(
+                f"The process that starts services is gone: {error}.", code="forkserver.lost"
+            ) from error
+
+    def _serve(self) -> None:
+        data = b""
+        with contextlib.suppress(ConnectionError):
+            data = self._socket.recv(MAX_MESSAGE)
+        if not data:
+            self._lose()
+            return
+        report = msgpack.unpackb(data)
+        if report["op"] == "spawned":
+            self._spawned(self._unnamed.pop(report["id"]), report["pid"])
+        elif report["op"] == "exited" and (child := self._children.pop(report["pid"], None)):
+            self._exited(child, report["status"])
+
+    def _spawned(self, child: Child, pid: int) -> None:
+        child.pid = pid
+        self._children[pid] = child
+        if child.pending_signal:
+            child.signal(child.pending_signal)
+
+    @staticmethod
+    def _exited(child: Child, status: int) -> None:
+        child.status = status
+        child.on_exit(status)
+
+    def _lose(self) -> None:
+        """The forkserver died: its children are orphans, and end by their lifelines; make sure."""
+        log.error("forkserver lost", pid=self.pid)
+        assert self._loop is not None
+        self._loop.remove_fd(self._socket.fileno())
+        for child in (*self._children.values(), *self._unnamed.values()):
+            if child.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
+            self._exited(child, -signal.SIGKILL)
+        self._children.clear()
+        self._unnamed.clear()
+        self._on_lost()

@@ -1,0 +1,308 @@
+"""The supervisor: starts, watches and stops services; passes clients' requests on to them.
+
+One class for both modes. `crumble up` runs it in its process, for clients of this user; the CLI and
+the SDK run it in a thread when there is no such daemon, for themselves alone. Everything below runs
+in the thread of `run`, on one event loop; only `stop` may be called from elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import zmq
+
+from crumble.supervisor import limits, names, recipe
+from crumble.supervisor.clients import Client, Clients
+from crumble.supervisor.command import argv
+from crumble.supervisor.fdstore import FdStore
+from crumble.supervisor.images import REQUESTS as IMAGE_REQUESTS
+from crumble.supervisor.images import Images
+from crumble.supervisor.instance import Instance
+from crumble.supervisor.mainprocess import MainProcess
+from crumble.supervisor.services import Services
+from crumble.supervisor.spawner import Spawner
+from crumble.supervisor.table import PRELOAD, TABLE, Table
+from crumble.supervisor.tasks import Cancelled, Future, Task
+from crumble.supervisor.vm import Vm
+from crumble_common import __version__, log, wire
+from crumble_common.errors import CrumbleError, HostError, InternalError, UsageError
+from crumble_common.eventloop import EventLoop
+from crumble_common.messages import client as messages
+from crumble_common.messages import vm as guest
+from crumble_common.messages.service import Ok, Ping
+
+# Ended VMs that `ps --all` and `logs` still know.
+_ENDED_KEPT = 50
+# What ocid may take to end, s.
+_OCID_GRACE = 2.0
+# What a client may ask of, or tell, a VM's vmm, beside ProcessStart.
+_VM_REQUESTS = (guest.ProcessSignal, guest.FileRead, guest.FileWrite, guest.Timeline)
+_VM_EVENTS = (guest.ProcessInput, guest.ProcessCredit, guest.ProcessResize)
+
+
+class Supervisor:
+    """The table of VMs, and everything a VM is made with."""
+
+    def __init__(
+        self,
+        *,
+        daemon: bool = False,
+        context: zmq.Context[Any] | None = None,
+        table: Table = TABLE,
+    ) -> None:
+        self.table = table
+        self.instance = Instance(daemon=daemon)
+        # First of all: it takes longest, and needs nothing of us.
+        self._spawner: Spawner | None = self._new_spawner()
+        self.loop = EventLoop()
+        self.loop.on_error = _survive
+        self._context = context or zmq.Context()
+        self._own_context = context is None
+        self.fds = FdStore()
+        self.services = Services(self.loop, self._context, self.instance.path, self._spawning)
+        self.images = Images(self.services, table["ocid"])
+        self.vms: dict[str, Vm] = {}
+        self._started = time.time()
+        self._stopping: Task[None] | None = None
+        self._clients = Clients(self.loop, self._context, self._message, self._gone)
+        self._spawner.attach(self.loop, self._forkserver_lost)
+
+    @property
+    def inproc(self) -> str:
+        """The address for clients in this process that share our ZeroMQ context."""
+        return f"inproc://crumble-{self.instance.path.name}"
+
+    def bind(self) -> None:
+        """Takes clients from now on."""
+        self._clients.bind(self.inproc)
+        if self.instance.daemon:
+            self._clients.bind(self.instance.address("client"))
+            self._clients.bind_leases(self.instance.path / "lease")
+            self.instance.announce()
+
+    def run(self) -> None:
+        """Serves until stopped; leaves nothing behind."""
+        try:
+            self.loop.run()
+        finally:
+            self._close()
+
+    def stop(self, grace: float = 0.0) -> None:
+        """Ends every VM, every service and `run`. From any thread."""
+        self.loop.call_soon_threadsafe(lambda: self._begin_stop(grace))
+
+    def disown(self) -> None:
+        """In a forked child of this process: lets go of what would keep the supervisor's alive."""
+        self.instance.release()
+        if self._spawner is not None:
+            self._spawner.detach()
+
+    # Forkserver.
+
+    def _new_spawner(self) -> Spawner:
+        entries = tuple(row.entry.partition(":")[0] for row in self.table.values())
+        return Spawner(self.instance.path, PRELOAD + entries)
+
+    def _spawning(self) -> Spawner:
+        if self._spawner is None:
+            self._spawner = self._new_spawner()
+            self._spawner.attach(self.loop, self._forkserver_lost)
+        return self._spawner
+
+    def _forkserver_lost(self) -> None:
+        lost, self._spawner = self._spawner, None
+        if lost is not None:
+            lost.close()
+
+    # Clients.
+
+    def _message(self, client: Client, envelope: wire.Envelope) -> None:
+        try:
+            if envelope.to.startswith("vm:") and isinstance(envelope.body, _VM_EVENTS):
+                self._vm(envelope.to[3:]).vmm.send(envelope.body)
+                return
+            if not envelope.request or envelope.body is None:
+                return
+            work = self._route(client, envelope)
+        except CrumbleError as error:
+            if envelope.request:
+                client.refuse(envelope.request, error)
+            return
+        Task(work).then(lambda done: _answer(client, envelope, done))
+
+    def _route(self, client: Client, envelope: wire.Envelope) -> Coroutine[Any, Any, Any]:
+        """The work that a request is; raises UsageError for one that is not for its target."""
+        body, to = envelope.body, envelope.to
+        if to.startswith("vm:"):
+            return self._for_vm(client, self._vm(to[3:]), body)
+        if to == "images" and isinstance(body, IMAGE_REQUESTS):
+            return self.images.ask(body, lambda event: client.deliver(event, "images"))
+        if to == "" and type(body) in self._own:
+            return self._own[type(body)](self, client, body)
+        raise UsageError(
+            f"{type(body).wire_type} cannot be asked of {to or 'the supervisor'!r}.",
+            code="wire.target",
+        )
+
+    def _for_vm(self, client: Client, vm: Vm, body: Any) -> Coroutine[Any, Any, Any]:
+        if isinstance(body, guest.ProcessStart):
+            return vm.start_process(body, client)
+        if isinstance(body, _VM_REQUESTS):
+            return _ask(vm, body)
+        raise UsageError(f"{type(body).wire_type} cannot be asked of a VM.", code="wire.target")
+
+    def _vm(self, name: str) -> Vm:
+        if name in self.vms:
+            return self.vms[name]
+        by_id = [vm for vm in self.vms.values() if len(name) >= 4 and vm.id.startswith(name)]
+        if len(by_id) == 1:
+            return by_id[0]
+        raise UsageError(
+            f"There is no VM {name}.", code="vm.unknown", hint="`crumble ps --all` lists them."
+        )
+
+    def _gone(self, client: Client) -> None:
+        """A client has gone, and with it what it did not detach."""
+        for vm in tuple(self.vms.values()):
+            vm.forget(client)
+            if vm.owner == client and not vm.request.detach:
+                vm.stop(0)
+
+    # Requests of our own.
+
+    async def _create(self, client: Client, request: messages.VmCreate) -> messages.VmInfo:
+        limits.check(request)
+        alive = {name for name, vm in self.vms.items() if not vm.ended.done}
+        vm = Vm(self, names.choose_name(request.name, alive), request, client)
+        self.vms[vm.name] = vm
+        vm.ended.then(lambda _: self._vm_ended(vm))
+        try:
+            vm.booting = Task(recipe.boot(vm, lambda event: client.deliver(event, vm.source)))
+            await vm.booting
+            if request.detach and request.main is not None:
+                await self._start_main(vm, request.main)
+        except (CrumbleError, Cancelled, OSError) as problem:
+            error = vm.failure or _boot_error(problem, vm)
+            vm.fail(error)
+            await vm.ended
+            raise error from None
+        return vm.info()
+
+    @staticmethod
+    async def _start_main(vm: Vm, start: guest.ProcessStart) -> None:
+        assert vm.image is not None
+        config = vm.image.config
+        words = argv(config.entrypoint, config.cmd, start.argv, vm.request.entrypoint)
+        await MainProcess(vm).start(start, words)
+
+    def _vm_ended(self, vm: Vm) -> None:
+        if not vm.request.detach and self.vms.get(vm.name) is vm:
+            self._remove(vm)
+        ended = [vm for vm in self.vms.values() if vm.ended.done]
+        for old in ended[:-_ENDED_KEPT]:
+            self._remove(old)
+
+    def _remove(self, vm: Vm) -> None:
+        vm.log.remove()
+        if self.vms.get(vm.name) is vm:
+            del self.vms[vm.name]
+
+    async def _list(self, _client: Client, request: messages.VmList) -> messages.VmInfos:
+        shown = [vm for vm in self.vms.values() if request.all or not vm.ended.done]
+        return messages.VmInfos([vm.info() for vm in shown])
+
+    async def _stop_vm(self, _client: Client, request: messages.VmStop) -> Ok:
+        vm = self._vm(request.name)
+        await vm.stop(max(0.0, request.grace))
+        self._remove(vm)
+        return Ok()
+
+    async def _logs(self, client: Client, request: messages.VmLogs) -> messages.LogData:
+        vm = self._vm(request.name)
+        follow = request.follow and not vm.log.ended
+        if follow:
+            vm.log.follow(lambda event: client.deliver(event, vm.source))
+        return messages.LogData(vm.name, vm.log.read(request.tail), eof=not follow)
+
+    async def _status(self, _client: Client, _request: messages.Status) -> messages.StatusInfo:
+        return messages.StatusInfo(
+            pid=os.getpid(),
+            version=__version__,
+            started=self._started,
+            services=[process.info() for process in self.services],
+            vms=sum(vm.alive for vm in self.vms.values()),
+        )
+
+    async def _ping(self, _client: Client, _request: Ping) -> Ok:
+        return Ok()
+
+    async def _down(self, _client: Client, request: messages.Down) -> Ok:
+        self.loop.call_soon(lambda: self._begin_stop(max(0.0, request.grace)))
+        return Ok()
+
+    _own: dict[type, Callable[[Supervisor, Client, Any], Coroutine[Any, Any, Any]]] = {
+        messages.VmCreate: _create,
+        messages.VmList: _list,
+        messages.VmStop: _stop_vm,
+        messages.VmLogs: _logs,
+        messages.Status: _status,
+        messages.Down: _down,
+        Ping: _ping,
+    }
+
+    # The end.
+
+    def _begin_stop(self, grace: float) -> None:
+        if self._stopping is None:
+            self._stopping = Task(self._stop_all(grace))
+            self._stopping.then(lambda _: self.loop.stop())
+
+    async def _stop_all(self, grace: float) -> None:
+        """VMs first, all at once; then what serves them."""
+        ends = [vm.stop(grace) for vm in self.vms.values() if not vm.ended.done]
+        for end in ends:
+            await end
+        self.images.stop(min(grace, _OCID_GRACE))
+        for process in self.services:
+            process.stop(min(grace, _OCID_GRACE))
+            await process.ended
+
+    def _close(self) -> None:
+        if self._spawner is not None:
+            self._spawner.close()
+        self.services.close()
+        self._clients.close()
+        self.fds.close_all()
+        self.loop.close()
+        self.instance.close()
+        if self._own_context:
+            self._context.term()
+
+
+async def _ask(vm: Vm, body: Any) -> Any:
+    return await vm.vmm.request(body)
+
+
+def _answer(client: Client, envelope: wire.Envelope, done: Future[Any]) -> None:
+    try:
+        client.answer(envelope.request, done.result())
+    except CrumbleError as error:
+        client.refuse(envelope.request, error)
+    except BaseException as error:  # noqa: BLE001  a bug must not end the other VMs
+        log.exception("request failed", error, request=type(envelope.body).wire_type)
+        client.refuse(envelope.request, InternalError(f"Crumble failed: {error!r}.", code="bug"))
+
+
+def _boot_error(problem: BaseException, vm: Vm) -> CrumbleError:
+    if isinstance(problem, CrumbleError):
+        return problem
+    if isinstance(problem, OSError):
+        return HostError(f"Cannot make the VM {vm.name}: {problem}.", code="host.os")
+    return UsageError(f"The VM {vm.name} was stopped before it was ready.", code="vm.stopped")
+
+
+def _survive(kind: str, error: Exception) -> None:
+    log.exception("bug in the supervisor", error, kind=kind)

@@ -1,0 +1,43 @@
+"""The services, as a table: what to start, not how.
+
+`entry` names the Service class, "module:Class"; the forkserver imports it. `per`: one for each VM, or
+one for the user, started when first asked for. `restart`: started again when it dies, on the next
+request; a VM's own services are not, their VM has failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Row:
+    """One service. fds: the names it is given at spawn."""
+
+    name: str
+    entry: str
+    per: Literal["vm", "user"]
+    fds: tuple[str, ...] = ()
+    restart: bool = False
+
+
+Table = dict[str, Row]
+
+TABLE: Table = {
+    row.name: row
+    for row in (
+        Row("vmm", "crumble_vmm.service:VmmService", "vm", ("memory", "page_state", "root_fs")),
+        Row("fsd", "crumble_fsd.service:FsdService", "vm", ("page_state", "root_fs")),
+        Row("ocid", "crumble_ocid.service:OcidService", "user", (), restart=True),
+    )
+}
+
+# What the forkserver imports before it is asked, in this order: a fork of it starts at once.
+PRELOAD = (
+    "crumble_common.service",
+    "crumble_common.link",
+    "crumble_common.messages.vm",
+    "crumble_common.messages.fs",
+    "crumble_common.messages.image",
+)

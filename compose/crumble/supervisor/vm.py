@@ -1,0 +1,291 @@
+"""One VM: its state, its services, its processes and who listens to them; how it ends.
+
+    starting ──agent ready──► running ──stop, power-off──► stopping ──all ended──► stopped
+        └──────────any failure───┴───────────────────────► stopping ──all ended──► failed
+
+A VM's services live and die together: when one of them dies the others are stopped, and the requester
+and everybody who has a process in the VM is told why.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from crumble.supervisor import limits
+from crumble.supervisor.command import with_defaults
+from crumble.supervisor.services import ServiceProcess
+from crumble.supervisor.tasks import Future, Task, limited
+from crumble.supervisor.vmlog import VmLog
+from crumble_common import log
+from crumble_common.errors import CrumbleError, GuestError, InternalError
+from crumble_common.messages import vm as messages
+from crumble_common.messages.client import VmCreate, VmInfo
+from crumble_common.messages.image import Image
+from crumble_common.messages.vm import VmEvent
+
+if TYPE_CHECKING:
+    from crumble.supervisor.supervisor import Supervisor
+
+# One service's death may make another fail: what failed within this time is judged together, s.
+_SETTLE = 0.2
+# What `fsd` may take to write its files back when a VM is stopped in an orderly way, s.
+_FSD_GRACE = 5.0
+
+
+class Listener(Protocol):
+    """Who gets events of a VM or of a process in it. source: "vm:NAME"."""
+
+    def deliver(self, event: Any, source: str) -> None: ...
+
+
+class Vm:
+    """A VM in the supervisor's table. Everything is called in the supervisor's loop.
+
+    owner: gets VmEvent, ConsoleOutput. booting: the recipe's task. agent: resolved when the guest's
+    agent is ready, or with why it will not be. ended: resolved when every process of it is gone.
+    """
+
+    def __init__(self, host: Supervisor, name: str, request: VmCreate, owner: Listener) -> None:
+        self.host = host
+        self.id = secrets.token_hex(6)
+        self.name = name
+        self.request = request
+        self.memory = limits.rounded_memory(request.memory)
+        self.hostname = request.hostname or name.replace("_", "-").strip("-.")
+        self.created = time.time()
+        self.state = "starting"
+        self.detail = ""
+        self.hypervisor = request.hypervisor
+        self.image: Image | None = None
+        self.log = VmLog(host.instance.logs / f"vm-{name}.log", name)
+        self.agent: Future[None] = Future()
+        self.ended: Future[None] = Future()
+        self.services: list[ServiceProcess] = []
+        self.failure: CrumbleError | None = None
+        self.booting: Task[None] | None = None
+        self.owner = owner
+        self._off: Future[None] = Future()
+        self._listeners: dict[int, Listener] = {}
+        self._failures: list[tuple[ServiceProcess, CrumbleError]] = []
+        self._stopping: Task[None] | None = None
+
+    @property
+    def source(self) -> str:
+        """Where its events come from and requests for it go to."""
+        return f"vm:{self.name}"
+
+    @property
+    def alive(self) -> bool:
+        """It has not been told to end, and nothing has ended it."""
+        return self.state in ("starting", "running")
+
+    @property
+    def vmm(self) -> ServiceProcess:
+        """The process that runs the guest; the VM's failure when there is none any more."""
+        if not self.alive:
+            raise self.failure or GuestError(
+                f"The VM {self.name} is not running.", code="vm.not_running"
+            )
+        for service in self.services:
+            if service.row.name == "vmm":
+                return service
+        raise GuestError(f"The VM {self.name} is still starting.", code="vm.not_running")
+
+    def info(self) -> VmInfo:
+        """This VM, for `ps`."""
+        config = self.image.config if self.image else None
+        return VmInfo(
+            id=self.id,
+            name=self.name,
+            image=self.request.image,
+            state=self.state,
+            created=self.created,
+            cpus=self.request.cpus,
+            memory=self.memory,
+            hypervisor=self.hypervisor,
+            detail=self.detail,
+            entrypoint=config.entrypoint if config else [],
+            cmd=config.cmd if config else [],
+            env=config.env if config else [],
+            working_dir=config.working_dir if config else "",
+            user=config.user if config else "",
+            services=[service.info() for service in self.services],
+        )
+
+    def adopt(self, service: ServiceProcess) -> None:
+        """Adds a service of this VM; its end is the VM's end."""
+        self.services.append(service)
+        service.ended.then(lambda reason: self._service_ended(service, reason.result()))
+
+    def event(self, event: Any) -> None:
+        """An event of one of this VM's services."""
+        if isinstance(event, messages.ProcessOutput | messages.ProcessCredit):
+            self._to_listener(event)
+        elif isinstance(event, messages.ProcessExit):
+            self._to_listener(event)
+            self._listeners.pop(event.process, None)
+        elif isinstance(event, messages.ConsoleOutput):
+            self.log.append(event.data)
+            self.owner.deliver(event, self.source)
+        elif isinstance(event, VmEvent):
+            self._vm_event(event)
+        else:
+            log.warning("unexpected event", vm=self.name, type=event.wire_type)
+
+    async def start_process(self, start: messages.ProcessStart, listener: Listener) -> Any:
+        """Starts a process in the guest; its events go to `listener` from the reply on."""
+        assert self.image is not None
+        answer = self.vmm.request(with_defaults(start, self.image.config, self.hostname))
+        # At once, when the reply comes: output may be the very next message.
+        answer.then(lambda reply: self._listen(reply, listener))
+        return await answer
+
+    def forget(self, listener: Listener) -> None:
+        """A client has gone: its processes in the guest are killed."""
+        for number in [key for key, value in self._listeners.items() if value == listener]:
+            del self._listeners[number]
+            if self.alive:
+                self.vmm.request(messages.ProcessSignal(number, 9))
+
+    def fail(self, error: CrumbleError) -> None:
+        """Ends the VM because of `error`."""
+        if self.alive:
+            self.failure = error
+            self.detail = error.message
+            self.agent.fail(error)
+            log.error("vm failed", vm=self.name, error=error)
+            panicked = error.code == "guest.panic"
+            self._tell(VmEvent(self.name, "panic" if panicked else "failed", str(error)))
+            self.stop(0)
+
+    def stop(self, grace: float) -> Future[None]:
+        """Ends the VM: orderly within `grace` seconds, else by force. Returns `ended`."""
+        if self._stopping is None:
+            self.agent.fail(GuestError(f"The VM {self.name} was stopped.", code="vm.stopped"))
+            if self.booting is not None:
+                self.booting.cancel()
+            running, self.state = self.state == "running", "stopping"
+            self._stopping = Task(self._stop(running, grace))
+        elif grace == 0:
+            for service in self.services:
+                service.kill()
+        return self.ended
+
+    async def _stop(self, running: bool, grace: float) -> None:
+        vmms = [service for service in self.services if service.row.name == "vmm"]
+        others = [service for service in self.services if service.row.name != "vmm"]
+        if running and grace > 0:
+            await self._shut_down(vmms[0], grace)
+        for service in vmms:
+            service.stop(min(grace, 1.0))
+        for service in vmms:
+            await service.ended
+        for service in others:
+            service.stop(_FSD_GRACE if grace > 0 else 0)
+        for service in others:
+            await service.ended
+        self.host.fds.close(self.id)
+        self._listeners.clear()
+        self.log.end()
+        self.state = "failed" if self.failure else "stopped"
+        log.info("vm ended", vm=self.name, state=self.state)
+        self.ended.set(None)
+
+    async def _shut_down(self, vmm: ServiceProcess, grace: float) -> None:
+        """Asks the guest to power off, and waits until it has, or `grace` is over."""
+        off = self._off
+        vmm.ended.then(lambda _: off.set(None))
+        vmm.request(messages.Shutdown(grace)).then(lambda reply: _give_up(reply, off))
+        try:
+            await limited(self.host.loop, off, grace, _late)
+        except CrumbleError as error:
+            log.info("guest did not power off", vm=self.name, why=error)
+
+    def _vm_event(self, event: VmEvent) -> None:
+        if event.kind == "agent_ready":
+            self.agent.set(None)
+            if self.state == "starting":
+                self.state = "running"
+        elif event.kind in ("poweroff", "reset"):
+            self._powered_off(event)
+        elif event.kind in ("panic", "crash", "failed"):
+            self.fail(_guest_failure(event))
+            return  # `fail` has told everybody
+        self._tell(event)
+
+    def _powered_off(self, event: VmEvent) -> None:
+        self._off.set(None)
+        how = "powered off" if event.kind == "poweroff" else "reset"
+        if self.state == "starting":
+            self.fail(
+                GuestError(
+                    f"The guest {how} before it was ready.",
+                    code="guest.early_end",
+                    hint="Run with --dmesg to see what its kernel printed.",
+                )
+            )
+        elif self.state == "running":
+            self.detail = f"The guest {how}."
+            self.host.loop.call_soon(self._stop_soon)  # after everybody was told
+
+    def _stop_soon(self) -> None:
+        self.stop(0)
+
+    def _service_ended(self, service: ServiceProcess, error: CrumbleError) -> None:
+        if self.alive:
+            self._failures.append((service, error))
+            if len(self._failures) == 1:
+                self.host.loop.call_later(_SETTLE, self._settle)
+
+    def _settle(self) -> None:
+        """Names the cause: a killed process before one that complains about another's end."""
+        service, error = min(self._failures, key=lambda item: _rank(*item))
+        if isinstance(error, InternalError):
+            message = f"The VM {self.name} failed: {error.message}"
+            error = InternalError(message, code=error.code, hint=error.hint, service=service.name)
+        self.fail(error)
+
+    def _listen(self, reply: Future[Any], listener: Listener) -> None:
+        try:
+            started = reply.result()
+        except CrumbleError:
+            return
+        self._listeners[started.process] = listener
+
+    def _to_listener(self, event: Any) -> None:
+        if listener := self._listeners.get(event.process):
+            listener.deliver(event, self.source)
+
+    def _tell(self, event: VmEvent) -> None:
+        """Tells the requester, and whoever has a process in this VM."""
+        for listener in {self.owner, *self._listeners.values()}:
+            listener.deliver(event, self.source)
+
+
+def _guest_failure(event: VmEvent) -> CrumbleError:
+    if event.kind == "failed":
+        return InternalError(event.detail or "The VM failed.", code="vm.failed")
+    return GuestError(
+        event.detail or f"The guest had a {event.kind}.",
+        code=f"guest.{event.kind}",
+        hint="Run with --dmesg to see what its kernel printed.",
+    )
+
+
+def _rank(service: ServiceProcess, error: CrumbleError) -> tuple[bool, bool]:
+    """Least is the likeliest cause."""
+    killed = bool(error.detail.get("signal")) or error.code == "service.stuck"
+    return (not killed, service.row.name == "vmm" and error.fault == "crumble")
+
+
+def _give_up(reply: Future[Any], off: Future[None]) -> None:
+    try:
+        reply.result()
+    except CrumbleError:
+        off.set(None)  # the agent cannot do it
+
+
+def _late() -> CrumbleError:
+    return GuestError("The guest did not power off in time.", code="guest.late")

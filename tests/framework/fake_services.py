@@ -1,0 +1,224 @@
+"""Stand-ins for vmm, fsd and ocid: real processes with the real control protocol, without a guest.
+
+The fake vmm runs a VM's processes as processes of this host, in a directory of its own, with the
+same credits, signals, ptys and errors, so that what is above it (supervisor, SDK, CLI) is tested end to
+end. Misbehaviour is asked for by the kernel command line: `fake=panic`, `fake=silent`,
+`fake=poweroff`, `fake=die` (at boot), `fake=die-later` (when a process starts).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from crumble.supervisor.table import Row, Table
+from crumble_common.errors import GuestError, InternalError, RemoteError, UsageError
+from crumble_common.messages import fs, image, vm
+from crumble_common.messages.service import Ok
+from crumble_common.service import Context, Reply, Service
+from framework.fake_process import FakeProcess
+
+JANITOR = 'while read pid; do pids="$pids -$pid"; done; kill -9 -- $pids; rm -rf "$1"'
+
+
+class Unconfined(Service[Any]):
+    """The fakes start host processes."""
+
+    isolated: ClassVar[bool] = False
+
+    def sandbox(self) -> None:
+        return None
+
+
+class FakeFsd(Unconfined):
+    name = "fsd"
+    config_type = fs.FsConfig
+
+    def open(self, config: fs.FsConfig) -> None:
+        for share in config.shares:
+            if not Path(share.source).exists():
+                raise UsageError(f"The share {share.source} does not exist.", code="share.source")
+        self.socket = socket.socket(fileno=self.context.fd(config.socket_fd))
+        os.fstat(self.context.fd("page_state"))
+
+    def start(self) -> None:
+        self.context.loop.add_fd(self.socket.fileno(), "vhost-user", self.driver_gone)
+
+    def driver_gone(self) -> None:
+        if not self.socket.recv(64):
+            self.context.finish()
+
+
+class FakeVmm(Unconfined):
+    name = "vmm"
+    config_type = vm.VmConfig
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.processes: dict[int, FakeProcess] = {}
+        self.root = Path(tempfile.mkdtemp(prefix="fake-guest-"))
+        # Like a guest's processes, ours must not outlive a vmm that was killed.
+        self.janitor = subprocess.Popen(
+            ["/bin/sh", "-c", JANITOR, "janitor", self.root],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def open(self, config: vm.VmConfig) -> None:
+        self.config = config
+        if not Path(config.kernel).exists():
+            raise UsageError(f"{config.kernel} is not a kernel.", code="kernel.bad")
+        assert os.fstat(self.context.fd("memory")).st_size == config.memory
+        os.fstat(self.context.fd("page_state"))
+        self.socket = socket.socket(fileno=self.context.fd(config.filesystems[0].socket_fd))
+
+    def start(self) -> None:
+        loop = self.context.loop
+        loop.add_fd(self.socket.fileno(), "vhost-user", self.device_gone)
+        loop.call_soon(self.boot)
+
+    def boot(self) -> None:
+        words = self.config.cmdline.split()
+        if self.config.dmesg:
+            self.context.send(vm.ConsoleOutput(self.config.vm, b"[    0.000000] Linux\n"))
+        if "fake=die" in words:
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif "fake=panic" in words:
+            self.event("panic", "The guest's kernel panicked: not syncing.")
+        elif "fake=poweroff" in words:
+            self.event("poweroff")
+        elif "fake=silent" not in words:
+            self.event("agent_ready")
+
+    def event(self, kind: Any, detail: str = "") -> None:
+        self.context.send(vm.VmEvent(self.config.vm, kind, detail))
+
+    def device_gone(self) -> None:
+        if not self.socket.recv(64):
+            self.context.fail(InternalError("The device root went away.", code="vhost_user.gone"))
+
+    def handle(self, message: Any, reply: Reply) -> None:
+        if isinstance(message, vm.ProcessStart):
+            self.start_process(message, reply)
+        elif isinstance(message, vm.FileRead | vm.FileWrite):
+            with translated_errors():
+                reply.ok(self.file(message))
+        elif isinstance(message, vm.Shutdown):
+            reply.ok()
+            if "fake=stubborn" not in self.config.cmdline:
+                self.event("poweroff")
+        elif isinstance(message, vm.Timeline):
+            now = time.monotonic_ns()
+            reply.ok(vm.TimelineSlices([vm.Slice("kernel", now - 3_000_000, now - 1_000_000)]))
+        elif message.process in self.processes:
+            self.processes[message.process].handle(message)
+            reply.ok()
+        elif isinstance(message, vm.ProcessSignal):
+            raise GuestError("There is no such process.", code="process.unknown")
+
+    def start_process(self, message: vm.ProcessStart, reply: Reply) -> None:
+        if "fake=die-later" in self.config.cmdline:
+            os.kill(os.getpid(), signal.SIGKILL)
+        number = len(self.processes) + 1
+        process = FakeProcess(self.context, number, message, self.root)
+        self.processes[number] = process
+        assert self.janitor.stdin is not None
+        os.write(self.janitor.stdin.fileno(), b"%d\n" % process.popen.pid)
+        reply.ok(vm.ProcessStarted(number, process.popen.pid))
+        process.watch()
+
+    def file(self, message: vm.FileRead | vm.FileWrite) -> Any:
+        path = self.root / message.path.lstrip("/")
+        if isinstance(message, vm.FileRead):
+            with path.open("rb") as file:
+                file.seek(message.offset)
+                data = file.read(min(message.size, 1 << 20))
+            return vm.FileData(data, message.offset + len(data) >= path.stat().st_size)
+        with path.open("r+b" if message.offset else "wb") as file:
+            file.seek(message.offset)
+            file.write(message.data)
+        return Ok()
+
+    def stop(self, grace: float) -> None:
+        assert self.janitor.stdin is not None
+        self.janitor.stdin.close()
+        self.janitor.wait()
+
+
+@contextlib.contextmanager
+def translated_errors() -> Any:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise GuestError(f"{error.filename}: no such file.", code="file.ENOENT") from None
+
+
+class FakeOcid(Unconfined):
+    """Knows the images "fake", "entry" (with an ENTRYPOINT) and "empty" (without a command)."""
+
+    name = "ocid"
+    config_type = image.ImagesConfig
+
+    def open(self, config: image.ImagesConfig) -> None:
+        self.store = Path(config.store)
+        self.pulled: list[str] = []
+
+    def start(self) -> None:
+        pass
+
+    def handle(self, message: Any, reply: Reply) -> None:
+        if isinstance(message, image.ImageGet):
+            self.get(message, reply)
+        elif isinstance(message, image.KernelGet):
+            path = self.store / "kernel"
+            path.write_bytes(b"kernel")
+            reply.ok(image.Kernel(message.architecture, "6.12", "sha256:1", str(path), []))
+        elif isinstance(message, image.ImageList):
+            reply.ok(image.Images([made(name) for name in ("fake", "entry")]))
+        elif isinstance(message, image.ImageInspect):
+            reply.ok(image.ImageDetails(made(message.reference), "{}", "{}", [message.reference]))
+        elif isinstance(message, image.ImageRemove):
+            reply.ok(image.Removed([message.reference], ["sha256:1"], 5 << 20))
+        elif isinstance(message, image.ImageExport):
+            Path(message.path).write_bytes(message.format.encode())
+            reply.ok()
+        else:
+            super().handle(message, reply)
+
+    def get(self, message: image.ImageGet, reply: Reply) -> None:
+        name = message.reference
+        if name == "unknown":
+            raise RemoteError("There is no image unknown.", code="image.unknown", hint="Look.")
+        if name == "fatal":
+            os.kill(os.getpid(), signal.SIGKILL)
+        for done in range(0, 11, 5):
+            progress = image.Progress(message.operation, f"layer {name}", done << 20, 10 << 20)
+            self.context.send(progress)
+        if name != "slow":
+            reply.ok(made(name))
+
+
+def made(name: str) -> image.Image:
+    config = {
+        "entry": image.ImageConfig(["GREETING=hello"], ["/bin/echo", "entry"], ["cmd"]),
+        "empty": image.ImageConfig(),
+    }.get(name, image.ImageConfig(["GREETING=hello"], [], ["/bin/sh", "-c", "echo default"]))
+    return image.Image(
+        id="sha256:" + "1" * 64, digest="sha256:" + "2" * 64, reference=name,
+        platform="linux/riscv64", size=5 << 20, created="2026-01-01T00:00:00Z", config=config,
+        layers=[],
+    )  # fmt: skip
+
+
+TABLE: Table = {
+    "vmm": Row("vmm", "framework.fake_services:FakeVmm", "vm", ("memory", "page_state", "root_fs")),
+    "fsd": Row("fsd", "framework.fake_services:FakeFsd", "vm", ("page_state", "root_fs")),
+    "ocid": Row("ocid", "framework.fake_services:FakeOcid", "user", restart=True),
+}

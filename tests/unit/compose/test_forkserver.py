@@ -1,0 +1,116 @@
+"""The forkserver: real forks of a real process; nothing outlives its peers."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crumble.supervisor.spawner import Child, Spawner
+from crumble_common.eventloop import EventLoop
+
+
+class Nursery:
+    """A spawner on a loop, and what it said."""
+
+    def __init__(self, where: Path) -> None:
+        self.runtime = where / "runtime"
+        self.runtime.mkdir()
+        self.loop = EventLoop()
+        self.exits: dict[int, int] = {}
+        self.lost = False
+        self.log = os.open(where / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        self.spawner = Spawner(self.runtime, ("framework.forked", "no.such.module"))
+        self.spawner.attach(self.loop, self.on_lost)
+
+    def on_lost(self) -> None:
+        self.lost = True
+
+    def spawn(self, entry: str, fds: dict[str, int] | None = None) -> Child:
+        children: list[Child] = []
+
+        def on_exit(status: int) -> None:
+            self.exits[children[0].pid] = status
+
+        child = self.spawner.spawn("x", entry, {"FORKED": "yes"}, fds or {}, self.log, on_exit)
+        children.append(child)
+        return child
+
+    def until(self, condition: object) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():  # type: ignore[operator]
+            assert time.monotonic() < deadline, "it did not happen"
+            self.loop.step(0.1)
+
+    def running(self, entry: str = "framework.forked:waits") -> Child:
+        child = self.spawn(entry)
+        self.until(lambda: child.pid)
+        return child
+
+
+@pytest.fixture
+def nursery(tmp_path: Path) -> Iterator[Nursery]:
+    made = Nursery(tmp_path)
+    yield made
+    made.spawner.close()
+    os.close(made.log)
+    made.loop.close()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    except FileNotFoundError:
+        return True
+
+
+def logged(nursery: Nursery) -> str:
+    return os.pread(nursery.log, 10_000, 0).decode()
+
+
+def test_a_child_gets_its_fds_environment_and_log_and_its_status_comes_back(
+    nursery: Nursery,
+) -> None:
+    reader, writer = os.pipe()
+    child = nursery.spawn("framework.forked:writes", {"out": writer})
+    os.close(writer)
+    nursery.until(lambda: child.pid in nursery.exits)
+    assert os.read(reader, 100) == b"yes"
+    assert os.read(reader, 100) == b""  # the forkserver keeps no copy
+    os.close(reader)
+    assert nursery.exits[child.pid] == 3
+    assert "to stderr" in logged(nursery)
+    assert os.getpgid(0) != os.getpgid(nursery.spawner.pid)
+
+
+def test_an_entry_that_cannot_be_imported_is_an_exit_status_and_a_log_line(
+    nursery: Nursery,
+) -> None:
+    child = nursery.spawn("no.such.module:X")
+    nursery.until(lambda: child.pid in nursery.exits)
+    assert nursery.exits[child.pid] == 70
+    assert "No module named 'no'" in logged(nursery)
+
+
+def test_signals_reach_children_also_before_their_pid_is_known(nursery: Nursery) -> None:
+    child = nursery.spawn("framework.forked:waits")
+    child.signal(signal.SIGKILL)
+    nursery.until(lambda: child.pid in nursery.exits)
+    assert nursery.exits[child.pid] == -signal.SIGKILL
+    child.signal(signal.SIGKILL)  # it has ended: nothing is sent to who has its pid now
+
+
+def test_children_end_with_the_supervisor_and_the_directory_goes(nursery: Nursery) -> None:
+    child = nursery.running()
+    nursery.spawner.detach()
+    nursery.until(lambda: gone(child.pid) and not nursery.runtime.exists())
+
+
+def test_a_killed_forkserver_takes_its_children_with_it(nursery: Nursery) -> None:
+    child = nursery.running()
+    os.kill(nursery.spawner.pid, signal.SIGKILL)
+    nursery.until(lambda: nursery.lost)
+    assert nursery.exits[child.pid] == -signal.SIGKILL
+    nursery.until(lambda: gone(child.pid))
