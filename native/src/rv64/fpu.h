@@ -265,21 +265,19 @@ static inline uint64_t crb_fcvt_l_s(uint64_t a, uint32_t rm, uint32_t *fflags) {
     return crb_soft_to_int(&crb_binary32, a, (uint64_t)INT64_MIN, INT64_MAX, rm, fflags);
 }
 
-static inline uint64_t crb_fcvt_wu_d(uint64_t a, uint32_t rm, uint32_t *fflags) {
-    return crb_sext_w(crb_soft_to_int(&crb_binary64, a, 0, UINT32_MAX, rm, fflags));
-}
-
-static inline uint64_t crb_fcvt_wu_s(uint64_t a, uint32_t rm, uint32_t *fflags) {
-    return crb_sext_w(crb_soft_to_int(&crb_binary32, crb_unbox_s(a), 0, UINT32_MAX, rm, fflags));
-}
-
-static inline uint64_t crb_fcvt_lu_d(uint64_t a, uint32_t rm, uint32_t *fflags) {
-    return crb_soft_to_int(&crb_binary64, a, 0, UINT64_MAX, rm, fflags);
-}
-
-static inline uint64_t crb_fcvt_lu_s(uint64_t a, uint32_t rm, uint32_t *fflags) {
-    return crb_soft_to_int(&crb_binary32, crb_unbox_s(a), 0, UINT64_MAX, rm, fflags);
-}
+// Unsigned: what a signed 64-bit conversion covers is SSE's, negative and large values are not.
+#define CRB_DEFINE_TO_UNSIGNED(name, suffix, format, limit, max, unbox, extend)                    \
+    static inline uint64_t crb_fcvt_##name##_##suffix(uint64_t a, uint32_t rm, uint32_t *fflags) { \
+        a = unbox(a);                                                                              \
+        if (CRB_HAVE_HOST_FP && rm == CRB_RM_RTZ && a < (limit))                                   \
+            return extend(crb_host_to_i64_##suffix(a));                                            \
+        return extend(crb_soft_to_int(&(format), a, 0, max, rm, fflags));                          \
+    }
+CRB_DEFINE_TO_UNSIGNED(wu, d, crb_binary64, 0x41f0000000000000, UINT32_MAX, , crb_sext_w)
+CRB_DEFINE_TO_UNSIGNED(lu, d, crb_binary64, 0x43e0000000000000, UINT64_MAX, , )
+CRB_DEFINE_TO_UNSIGNED(wu, s, crb_binary32, 0x4f800000, UINT32_MAX, crb_unbox_s, crb_sext_w)
+CRB_DEFINE_TO_UNSIGNED(lu, s, crb_binary32, 0x5f000000, UINT64_MAX, crb_unbox_s, )
+#undef CRB_DEFINE_TO_UNSIGNED
 
 // ---- integer to float
 
