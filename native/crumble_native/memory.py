@@ -35,8 +35,12 @@ class Memory:
         offset: int = 0,
         size: int = 0,
         base: mmap.mmap | None = None,
+        state_page: int | None = None,
     ) -> None:
-        """Adds RAM at `gpa`: `size` bytes of `overlay` from `offset`, over `base` when there is one.
+        """Adds RAM at `gpa`: `size` bytes of `overlay` from `offset`, over those of `base` if there is one.
+
+        state_page: index of the region's first page in the page-state object; the page after the last
+        region's when not given.
 
         Raises ValueError when the region is misaligned, overlaps another, does not fit its mapping or
         the page-state object, or when there are too many.
@@ -44,28 +48,31 @@ class Memory:
         size = size or len(overlay) - offset
         if offset < 0 or size <= 0 or offset + size > len(overlay):
             raise ValueError(f"region of {size} bytes at {offset} is outside its mapping")
-        if base is not None and len(base) < size:
+        if base is not None and len(base) < offset + size:
             raise ValueError("the base is smaller than the region")
-        state = ffi.NULL
+        state, state_end = ffi.NULL, self._state_used
         if self._state != ffi.NULL:
-            if self._state_used + (size >> PAGE_SHIFT) > len(self._state):
+            start = self._state_used if state_page is None else STATE_HEADER_SIZE + state_page
+            state_end = start + (size >> PAGE_SHIFT)
+            if start < STATE_HEADER_SIZE or state_end > len(self._state):
                 raise ValueError("the page-state object is too small")
-            state = ffi.cast("uint8_t *", self._state) + self._state_used
+            state = ffi.cast("uint8_t *", self._state) + start
         over = ffi.from_buffer(overlay)
         under = ffi.from_buffer(base) if base is not None else ffi.NULL
+        below = ffi.cast("uint8_t *", under) + offset if base is not None else ffi.NULL
         ok = lib.crb_memory_add(
             self.handle,
             gpa,
             size,
             ffi.cast("uint8_t *", over) + offset,
-            ffi.cast("uint8_t *", under),
+            below,
             state,
         )
         if ok != 0:
             raise ValueError(
                 f"region of {size} bytes at {gpa:#x} is misaligned, overlaps or is one too many"
             )
-        self._state_used += size >> PAGE_SHIFT
+        self._state_used = state_end
         self._kept += [overlay, base, over, under]
 
     def has(self, gpa: int, length: int) -> bool:

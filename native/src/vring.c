@@ -280,8 +280,10 @@ int crb_vring_push(crb_vring *ring, uint16_t head, uint32_t written) {
     const uint32_t slot = ring->used_idx & (ring->size - 1u);
     const uint32_t element[2] = {head, written};
     memcpy(used_for_write(ring, 4 + USED_ELEM * slot, USED_ELEM), element, USED_ELEM);
-    if (ring->inflight != NULL)
+    if (ring->inflight != NULL) {
+        ring->inflight->desc[head].next = ring->inflight->last_batch_head;
         __atomic_store_n(&ring->inflight->last_batch_head, head, __ATOMIC_RELEASE);
+    }
     ring->used_idx++;
     __atomic_store_n((uint16_t *)used_for_write(ring, 2, 2), ring->used_idx, __ATOMIC_RELEASE);
     if (ring->inflight != NULL) {
@@ -345,15 +347,24 @@ static int by_counter(const void *left, const void *right) {
     return a < b ? -1 : a > b;
 }
 
-// A predecessor that died between publishing used->idx and clearing the record has given
-// last_batch_head back: clear it. What is still marked is resubmitted in the order it was popped.
-static int recover(crb_vring *ring, crb_inflight *region) {
-    if (region->used_idx != ring->used_idx) {
-        const uint16_t head = region->last_batch_head;
-        if (head >= ring->size) return -1;
+// A predecessor that died between publishing used->idx and clearing its records has given the last
+// batch back: the records from last_batch_head on. False when they lead outside the table.
+static bool finish_batch(const crb_vring *ring, crb_inflight *region) {
+    uint16_t left = (uint16_t)(ring->used_idx - region->used_idx);
+    uint16_t head = region->last_batch_head;
+    if (left > ring->size) return false;
+    for (; left > 0; left--) {
+        if (head >= ring->size) return false;
         region->desc[head].inflight = 0;
-        region->used_idx = ring->used_idx;
+        head = region->desc[head].next;
     }
+    region->used_idx = ring->used_idx;
+    return true;
+}
+
+// What is still marked is resubmitted in the order it was popped.
+static int recover(crb_vring *ring, crb_inflight *region) {
+    if (!finish_batch(ring, region)) return -1;
     undone *list = calloc(ring->size, sizeof *list);
     if (list == NULL) return -1;
     uint16_t n = 0;

@@ -135,10 +135,9 @@ class Assembler:
         return self._labels[name]
 
     def to(self, name: str, *registers: int, label: str) -> None:
-        """A branch or jal to a label, defined before or after; `la` gives auipc + addi."""
+        """A branch or jump to a label, defined before or after; `la` gives auipc + addi."""
         self._fixups.append((len(self._parts), name, registers, label))
-        for _ in range(2 if name == "la" else 1):
-            self.raw(bytes(4))
+        self.raw(bytes(8 if name == "la" else 2 if name.startswith("c.") else 4))
 
     def li(self, rd: int, value: int) -> None:
         """Any 64-bit constant."""
@@ -162,12 +161,15 @@ class Assembler:
         address = self.base
         starts = [address := address + len(part) for part in [b"", *parts]]
         for index, name, registers, label in self._fixups:
-            offset = self._labels[label] - starts[index]
-            if name == "la":
-                low = (offset & 0xFFF) - (0x1000 if offset & 0x800 else 0)
-                upper = encode("auipc", registers[0], (offset - low) >> 12 & 0xFFFFF)
-                parts[index] = struct.pack("<I", upper)
-                parts[index + 1] = struct.pack("<I", encode("addi", *registers, *registers, low))
-            else:
-                parts[index] = struct.pack("<I", encode(name, *registers, offset))
+            parts[index] = _resolved(name, registers, self._labels[label] - starts[index])
         return b"".join(parts)
+
+
+def _resolved(name: str, registers: tuple[int, ...], offset: int) -> bytes:
+    if name.startswith("c."):
+        return struct.pack("<H", encode_c(name, *registers, offset))
+    if name != "la":
+        return struct.pack("<I", encode(name, *registers, offset))
+    low = (offset & 0xFFF) - (0x1000 if offset & 0x800 else 0)
+    upper = encode("auipc", registers[0], (offset - low) >> 12 & 0xFFFFF)
+    return struct.pack("<II", upper, encode("addi", *registers, *registers, low))

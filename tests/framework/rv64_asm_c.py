@@ -7,6 +7,7 @@ does not fit or is reserved.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 
@@ -41,8 +42,8 @@ class Form(NamedTuple):
         return {bit for field in self.immediate for bit in field.bits}
 
 
-# name, match, registers (d: 11..7; D: 11..7, not x0; s: 6..2; S: 6..2, not x0; p: 9..7 of x8..x15;
-# q: 4..2 of x8..x15; -: none), immediate (u unsigned, i signed, + not zero)
+# name, match, registers (d: 11..7; D: 11..7, not x0; L: 11..7, not x2; s: 6..2; S: 6..2, not x0;
+# p: 9..7 of x8..x15; q: 4..2 of x8..x15; -: none), immediate (u unsigned, i signed, + not zero)
 _TABLE = """
 c.addi4spn 0000 q u+ 12=5:4,9:6,2,3
 c.fld 2000 qp u 12=5:3 6=7:6
@@ -103,7 +104,7 @@ _POSITION = {"d": 7, "D": 7, "L": 7, "s": 2, "S": 2, "p": 7, "q": 2}
 
 
 def _register(kind: str, number: int) -> int:
-    low, high = (8, 15) if kind in "pq" else (1 if kind in "DSL" else 0, 31)
+    low, high = (8, 15) if kind in "pq" else (1 if kind in "DS" else 0, 31)
     if not low <= number <= high or (kind == "L" and number == 2):
         raise ValueError(f"register {number} can't be encoded here")
     return (number - 8 if kind in "pq" else number) << _POSITION[kind]
@@ -132,3 +133,55 @@ def encode_c(name: str, *operands: int) -> int:
     for kind, number in zip(form.registers, operands, strict=False):
         word |= _register(kind, number)
     return word | (_immediate(form, operands[count]) if form.immediate else 0)
+
+
+def _choices(kind: str) -> range | list[int]:
+    if kind in "pq":
+        return range(8, 16)
+    return [n for n in range(kind in "DS", 32) if not (kind == "L" and n == 2)]
+
+
+def every_word() -> dict[int, tuple[str, tuple[int, ...]]]:
+    """Each legal halfword, hints included, with its name and operands. The rest are illegal."""
+    words: dict[int, tuple[str, tuple[int, ...]]] = {}
+    for name, form in FORMS_C.items():
+        bits = form.immediate_bits()
+        low, high, step = 0, 1, 1
+        if bits:
+            top, step = max(bits), 1 << min(bits)
+            low, high = (-(1 << top), 1 << top) if form.signed else (0, 2 << top)
+        immediates = [n for n in range(low, high, step) if n or not form.nonzero]
+        for registers in product(*[_choices(kind) for kind in form.registers]):
+            for immediate in immediates:
+                operands = (*registers, immediate) if bits else registers
+                word = encode_c(name, *operands)
+                assert word not in words
+                words[word] = (name, operands)
+    return words
+
+
+def expand(name: str, operands: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """The 32-bit instruction that a compressed one stands for (manual, "C" extension's tables)."""
+    kind = name[2:]
+    if kind in ("fldsp", "lwsp", "ldsp", "fsdsp", "swsp", "sdsp"):
+        return kind[:-2], (operands[0], 2, operands[1])
+    if kind in ("fld", "lw", "ld", "fsd", "sw", "sd"):
+        return kind, operands
+    if kind in ("addi", "addiw", "slli", "srli", "srai", "andi"):
+        return kind, (operands[0], *operands)
+    if kind in ("sub", "xor", "or", "and", "subw", "addw", "add"):
+        return kind, (operands[0], *operands)
+    if kind == "lui":
+        return kind, (operands[0], operands[1] >> 12 & 0xFFFFF)
+    return {
+        "addi4spn": lambda: ("addi", (operands[0], 2, operands[1])),
+        "addi16sp": lambda: ("addi", (2, 2, operands[0])),
+        "li": lambda: ("addi", (operands[0], 0, operands[1])),
+        "mv": lambda: ("add", (operands[0], 0, operands[1])),
+        "j": lambda: ("jal", (0, operands[0])),
+        "jr": lambda: ("jalr", (0, operands[0], 0)),
+        "jalr": lambda: ("jalr", (1, operands[0], 0)),
+        "beqz": lambda: ("beq", (operands[0], 0, operands[1])),
+        "bnez": lambda: ("bne", (operands[0], 0, operands[1])),
+        "ebreak": lambda: ("ebreak", ()),
+    }[kind]()

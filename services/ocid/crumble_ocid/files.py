@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -68,7 +69,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def try_lock(file: IO[bytes]) -> bool:
+def try_lock(file: IO[bytes] | int) -> bool:
     """Takes the exclusive lock of an open file; false when somebody else has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,12 +87,18 @@ def is_same_file(file: IO[bytes], path: Path) -> bool:
 
 
 def discard_if_unused(path: Path) -> bool:
-    """Removes a file nobody holds locked; true when it is gone."""
+    """Removes a file or directory nobody holds locked; true when it is gone."""
     try:
-        with path.open("rb") as file:
-            if not try_lock(file):
-                return False
-            path.unlink(missing_ok=True)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
-        pass
+        return True
+    try:
+        if not try_lock(fd):
+            return False
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(fd)
     return True

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterable
 from typing import IO
 
+from crumble_common.errors import RemoteError
 from crumble_common.layer_index import CONTENTS_ALIGNMENT, Inode
 from crumble_ocid.compression import corrupt
 from crumble_ocid.tar_reader import Member
@@ -22,6 +23,7 @@ MAX_ENTRIES = 4 << 20
 _MAX_PATH = 4096  # Linux PATH_MAX
 _MAX_NAME = 255
 _MAX_XATTRS = 64
+_MAX_LINKS = 40  # Linux MAXSYMLINKS
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."  # aufs's own bookkeeping, which others pass over too
@@ -33,23 +35,21 @@ _TYPES = {"0": stat.S_IFREG, "2": stat.S_IFLNK, "3": stat.S_IFCHR, "4": stat.S_I
 class LayerBuilder:
     """A tree being built. `contents` receives the bytes of files.
 
-    aliases: top-level directories that are links to others (merged /usr): what is put into the first
-    goes into the second.
+    dpkg: unpack as dpkg does: paths may lead through symlinks (within the tree), a directory never
+    replaces a symlink to one nor changes one that is there, and whiteouts are names like any other.
     """
 
-    def __init__(self, contents: IO[bytes], aliases: dict[bytes, bytes] | None = None) -> None:
+    def __init__(self, contents: IO[bytes], *, dpkg: bool = False) -> None:
         self.root = Inode(stat.S_IFDIR | 0o755, children={}, implicit=True)
         self.contents_size = 0
         self._contents = contents
-        self._aliases = aliases or {}
+        self._dpkg = dpkg
         self._whiteouts: list[tuple[Inode, bytes]] = []
         self._entries = 0
 
     def add(self, member: Member, data: Iterable[bytes | memoryview]) -> None:
         """Takes in one member; `data` gives a regular file's bytes."""
         path = self.split(member.name)
-        if len(path) == 1 and member.kind == "5" and path[0] in self._aliases:
-            path = self._aliases[path[0]].split(b"/")
         self._entries += 1
         if self._entries > MAX_ENTRIES:
             raise corrupt(f"has more than {MAX_ENTRIES} entries")
@@ -57,7 +57,7 @@ class LayerBuilder:
             raise corrupt(f"has more than {_MAX_XATTRS} extended attributes on one file")
         if not path:
             self._set_root(member)
-        elif path[-1].startswith(_WHITEOUT):
+        elif path[-1].startswith(_WHITEOUT) and not self._dpkg:
             self._add_whiteout(path)
         else:
             self._add_inode(path, member, data)
@@ -81,19 +81,16 @@ class LayerBuilder:
             raise corrupt(f"holds {_show(name)}, which leads out of the image")
         if len(name) > _MAX_PATH or any(len(part) > _MAX_NAME for part in parts):
             raise corrupt(f"holds {_show(name)}, a name that is too long")
-        if len(parts) > 1 and parts[0] in self._aliases:
-            parts[:1] = self._aliases[parts[0]].split(b"/")
         return parts
 
     def find(self, name: bytes) -> Inode | None:
-        """The inode at a path, following no links."""
-        inode = self.root
-        for part in self.split(name):
-            found = (inode.children or {}).get(part)
-            if found is None:
-                return None
-            inode = found
-        return inode
+        """The inode at a path; the last component is not followed, others only as dpkg does."""
+        path = self.split(name)
+        try:
+            parent = self._walk(path[:-1], make=False) if path else None
+        except KeyError:
+            return None
+        return _children(parent).get(path[-1]) if parent is not None else self.root
 
     def store(self, size: int, data: Iterable[bytes | memoryview]) -> int:
         """Puts a file's `size` bytes into the contents; returns their offset."""
@@ -124,8 +121,7 @@ class LayerBuilder:
             children[path[-1]] = self._linked(member)
             return
         there = children.get(path[-1])
-        if member.kind == "5" and there is not None and there.children is not None:
-            _set_attributes(there, member)
+        if member.kind == "5" and there is not None and self._stays(there, path, member):
             return
         inode = Inode(_TYPES[member.kind])
         if member.kind == "5":
@@ -162,20 +158,55 @@ class LayerBuilder:
             raise corrupt(f"has the bad whiteout {_show(name)}")
         self._whiteouts.append((parent, hidden))
 
+    def _stays(self, there: Inode, path: list[bytes], member: Member) -> bool:
+        """What a directory member finds is a directory already; gives it the member's attributes."""
+        if self._dpkg and stat.S_ISLNK(there.mode):
+            try:
+                self._walk(path, make=False)
+            except (KeyError, RemoteError):
+                return False
+            return True
+        if there.children is None:
+            return False
+        if there.implicit or not self._dpkg:
+            _set_attributes(there, member)
+        return True
+
     def _parent(self, path: list[bytes]) -> Inode:
         """The directory of a path; those that are missing are made, as other tools do."""
-        inode = self.root
-        for part in path[:-1]:
-            children = _children(inode)
+        return self._walk(path[:-1], make=True)
+
+    def _walk(self, path: list[bytes], *, make: bool) -> Inode:
+        """The directory at a path. Raises KeyError when it is missing and not to be made."""
+        trail = [self.root]
+        left = path[::-1]
+        links = 0
+        while left:
+            part = left.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":  # only a followed symlink's target has it
+                trail = trail[:-1] or trail
+                continue
+            children = _children(trail[-1])
             found = children.get(part)
             if found is None:
+                if not make:
+                    raise KeyError(part)
                 found = children[part] = Inode(stat.S_IFDIR | 0o755, children={}, implicit=True)
                 self._entries += 1
+            if self._dpkg and stat.S_ISLNK(found.mode) and links < _MAX_LINKS:
+                links += 1
+                trail = trail[:1] if found.target.startswith(b"/") else trail
+                left += found.target.split(b"/")[::-1]
+                continue
             if found.children is None:
                 what = "a symlink" if stat.S_ISLNK(found.mode) else "a file"
-                raise corrupt(f"has {_show(b'/'.join(path))}, which leads through {what}")
-            inode = found
-        return inode
+                raise corrupt(
+                    f"has a path below {_show(b'/'.join(path))}, which leads through {what}"
+                )
+            trail.append(found)
+        return trail[-1]
 
 
 def load_layer(

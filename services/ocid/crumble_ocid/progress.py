@@ -18,7 +18,7 @@ class Step:
     """One step of an operation: `done` of `total` units (0: unknown). Safe for several threads."""
 
     def __init__(self, reporter: Reporter, name: str, total: int, unit: Unit) -> None:
-        self._reporter = reporter
+        self.reporter = reporter
         self._name, self._total, self._unit = name, total, unit
         self._done = 0
         self._last = 0.0
@@ -36,6 +36,13 @@ class Step:
             self._done = done
             self._tell()
 
+    def peek(self, done: int) -> None:
+        """Tells what somebody else has done of it, without counting it."""
+        with self._lock:
+            own, self._done = self._done, self._done + done
+            self._tell()
+            self._done = own
+
     def finish(self) -> None:
         """Everything is done; tells so at once."""
         with self._lock:
@@ -45,11 +52,11 @@ class Step:
             self._tell()
 
     def _tell(self) -> None:
-        self._reporter.check()
+        self.reporter.check()
         now = time.monotonic()
         if now - self._last >= _INTERVAL:
             self._last = now
-            self._reporter.emit(self._name, self._done, self._total, self._unit)
+            self.reporter.emit(self._name, self._done, self._total, self._unit)
 
 
 class Reporter:

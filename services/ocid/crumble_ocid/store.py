@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,6 +120,20 @@ class Store:
         finally:
             path.unlink(missing_ok=True)
             file.close()
+
+    @contextlib.contextmanager
+    def temporary_directory(self, name: str) -> Iterator[Path]:
+        """A new locked directory in work/; removed at the end unless it was renamed."""
+        path = self.root / "work" / f"{name}-{secrets.token_hex(8)}"
+        with self.locked(fcntl.LOCK_SH):
+            path.mkdir(mode=0o700)
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
 
     @contextlib.contextmanager
     def work(

@@ -22,9 +22,9 @@ from crumble_ocid.store import Store
 from .archives import PACKERS, Item, folder, hardlink, sha256, symlink, tar
 
 
-def build(data: bytes, aliases: dict[bytes, bytes] | None = None) -> tuple[Inode, bytes, str]:
+def build(data: bytes, *, dpkg: bool = False) -> tuple[Inode, bytes, str]:
     contents = io.BytesIO()
-    root, diff_id = read_layer([data], LayerBuilder(contents, aliases))
+    root, diff_id = read_layer([data], LayerBuilder(contents, dpkg=dpkg))
     return root, contents.getvalue(), diff_id
 
 
@@ -156,13 +156,33 @@ def test_absolute_and_cyclic_symlinks_are_only_recorded() -> None:
     assert at(root, "a").target == b"b" and at(root, "p").target == b"/etc/passwd"
 
 
-def test_aliases_merge_directories() -> None:
+def test_packages_are_unpacked_through_symlinks_and_keep_what_is_there() -> None:
     root, _, _ = build(
-        tar(folder("bin"), Item("bin/sh", b"x"), symlink("sbin", "usr/sbin"), Item("sbin/i")),
-        {b"bin": b"usr/bin", b"sbin": b"usr/sbin"},
+        tar(
+            symlink("bin", "usr/bin"),
+            folder("usr/bin", 0o711),
+            symlink("var/run", "/run"),
+            symlink("up", "../../usr/lib/x/.."),
+            folder("bin"),
+            Item("bin/sh", b"x"),
+            folder("usr/bin", 0o700),
+            folder("run"),
+            Item("var/run/pid", b"1"),
+            folder("usr/lib/x"),
+            Item("up/here", b"22"),
+            hardlink("bash", "bin/sh"),
+            symlink("nowhere", "gone"),
+            folder("nowhere"),
+            Item(".wh.x"),
+        ),
+        dpkg=True,
     )
-    assert at(root, "usr/bin/sh").size == 1 and at(root, "usr/sbin/i").size == 0
-    assert at(root, "sbin").target == b"usr/sbin" and b"bin" not in (root.children or {})
+    assert at(root, "usr/bin/sh") is at(root, "bash") and at(root, "bin").target == b"usr/bin"
+    assert at(root, "usr/bin").mode & 0o777 == 0o711
+    assert at(root, "run/pid").size == 1 and at(root, "usr/lib/here").size == 2
+    assert at(root, "nowhere").children == {} and at(root, ".wh.x").size == 0
+    with pytest.raises(RemoteError, match="through a symlink"):
+        build(tar(symlink("a", "b"), symlink("b", "a"), Item("a/x")), dpkg=True)
 
 
 @pytest.mark.parametrize(

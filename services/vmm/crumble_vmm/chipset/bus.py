@@ -19,10 +19,10 @@ from crumble_vmm.hypervisor.address_space import Region
 class Registers(Protocol):
     """A block of device registers. Called from vCPU threads, any of them at once."""
 
-    def mmio_read(self, offset: int, size: int) -> int:
+    def mmio_read(self, offset: int, size: int, /) -> int:
         """The value of `size` (1, 2, 4, 8) bytes at `offset` in the block."""
 
-    def mmio_write(self, offset: int, size: int, value: int) -> None:
+    def mmio_write(self, offset: int, size: int, value: int, /) -> None:
         """Stores `size` bytes at `offset`."""
 
 

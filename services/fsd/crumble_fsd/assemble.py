@@ -1,0 +1,41 @@
+"""Puts a session together from its parts: layers, upper, shares, options."""
+
+from __future__ import annotations
+
+from crumble_fsd import fuse_wire as wire
+from crumble_fsd.filesystem import Filesystem, Node
+from crumble_fsd.operations import table
+from crumble_fsd.session import Complete, Options, Session
+from crumble_fsd.tree import Tree
+from crumble_fsd.union import LayerFiles
+from crumble_fsd.upper import MemoryUpper, Upper
+
+
+def options_for(
+    upper: Upper, *, shared: bool, writeback: bool = False, remote_locks: bool = False
+) -> Options:
+    """What to offer: a tree that is one guest's alone needs far fewer round trips than a shared one."""
+    quiet: set[int] = set()
+    if not shared:
+        quiet |= {wire.FUSE_OPEN, wire.FUSE_OPENDIR}
+        if not remote_locks:
+            quiet.add(wire.FUSE_FLUSH)
+        if isinstance(upper, MemoryUpper):
+            quiet |= {wire.FUSE_FSYNC, wire.FUSE_FSYNCDIR}
+    return Options(frozenset(quiet), shared, writeback and not shared, remote_locks)
+
+
+def new_tree(layers: list[LayerFiles], upper: Upper) -> tuple[Tree, dict[int, Node]]:
+    """The union, and the node table it shares with the session."""
+    nodes: dict[int, Node] = {}
+    return Tree(layers, upper, nodes), nodes
+
+
+def new_session(
+    nodes: dict[int, Node],
+    filesystems: list[Filesystem],
+    options: Options,
+    complete: Complete = lambda _token, _length: None,
+) -> Session:
+    """A session over the nodes."""
+    return Session(nodes, filesystems, options, table(), complete)

@@ -1,0 +1,259 @@
+"""The virtio-mmio transport, version 2 (virtio 1.2 §4.2): one device's registers and negotiation.
+
+InterruptStatus and InterruptACK are usually served by the back end without coming here; QueueNotify
+always is: each value of it rings an eventfd. What is left is rare: negotiation, queue set-up, the
+configuration space. Registers are read and written by vCPU threads, under `lock`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crumble_common import log
+from crumble_common.errors import CrumbleError
+from crumble_vmm.chipset.builder import Device
+from crumble_vmm.devices.virtio.device import (
+    F_VERSION_1,
+    INTERRUPT_CONFIG,
+    INTERRUPT_USED,
+    QueueSetup,
+    VirtioDevice,
+    Wiring,
+)
+
+if TYPE_CHECKING:
+    from crumble_native.memory import Memory
+    from crumble_vmm.hypervisor.base import VirtioInterrupt, VirtualMachine
+
+SIZE = 0x1000
+# §4.2.2, table 4.1
+MAGIC_VALUE, VERSION, DEVICE_ID, VENDOR_ID = 0x000, 0x004, 0x008, 0x00C
+DEVICE_FEATURES, DEVICE_FEATURES_SEL = 0x010, 0x014
+DRIVER_FEATURES, DRIVER_FEATURES_SEL = 0x020, 0x024
+QUEUE_SEL, QUEUE_SIZE_MAX, QUEUE_SIZE, QUEUE_READY, QUEUE_NOTIFY = 0x030, 0x034, 0x038, 0x044, 0x050
+INTERRUPT_STATUS, INTERRUPT_ACK, STATUS = 0x060, 0x064, 0x070
+QUEUE_DESC, QUEUE_DRIVER, QUEUE_DEVICE = 0x080, 0x090, 0x0A0
+SHM_SEL, SHM_LEN, SHM_BASE = 0x0AC, 0x0B0, 0x0B8
+CONFIG_GENERATION, CONFIG = 0x0FC, 0x100
+
+MAGIC = 0x74726976
+VENDOR = 0x4D_55_52_43  # "CRUM"
+
+# §2.1
+ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
+_LOW = 0xFFFF_FFFF
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What the driver wrote of one queue."""
+
+    size: int = 0
+    ready: bool = False
+    descriptors: int = 0
+    driver: int = 0
+    device: int = 0
+
+
+_ADDRESSES = {QUEUE_DESC: "descriptors", QUEUE_DRIVER: "driver", QUEUE_DEVICE: "device"}
+
+
+class MmioTransport(Device):
+    """A slot with a device in it, at guest-physical address `base`."""
+
+    def __init__(
+        self, device: VirtioDevice, base: int, memory: Memory, interrupt: VirtioInterrupt
+    ) -> None:
+        self.name = device.name
+        self.device = device
+        self.base = base
+        self.problem = ""
+        """Why the device is broken; "" when it isn't."""
+        self._memory = memory
+        self._interrupt = interrupt
+        self._lock = threading.RLock()
+        self._kicks: tuple[int, ...] = ()
+        self._readers: dict[int, Callable[[], int]] = {
+            MAGIC_VALUE: lambda: MAGIC,
+            VERSION: lambda: 2,
+            DEVICE_ID: lambda: device.device_id,
+            VENDOR_ID: lambda: VENDOR,
+            DEVICE_FEATURES: self._offered_features,
+            QUEUE_SIZE_MAX: self._queue_size_max,
+            QUEUE_READY: lambda: int(self._queue().ready),
+            INTERRUPT_STATUS: interrupt.status,
+            STATUS: lambda: self._status,
+            CONFIG_GENERATION: lambda: self._generation,
+            # No shared memory region: all ones (§4.2.2, SHMLen).
+            SHM_LEN: lambda: _LOW,
+            SHM_LEN + 4: lambda: _LOW,
+            SHM_BASE: lambda: _LOW,
+            SHM_BASE + 4: lambda: _LOW,
+        }
+        self._writers: dict[int, Callable[[int], None]] = {
+            DEVICE_FEATURES_SEL: lambda value: setattr(self, "_device_features_sel", value),
+            DRIVER_FEATURES: self._accept_features,
+            DRIVER_FEATURES_SEL: lambda value: setattr(self, "_driver_features_sel", value),
+            QUEUE_SEL: lambda value: setattr(self, "_queue_sel", value),
+            QUEUE_SIZE: self._set_queue_size,
+            QUEUE_READY: self._set_queue_ready,
+            QUEUE_NOTIFY: self._notify,
+            INTERRUPT_ACK: interrupt.acknowledge,
+            STATUS: self._set_status,
+        }
+        for register in _ADDRESSES:
+            self._writers[register] = self._address_writer(register, 0)
+            self._writers[register + 4] = self._address_writer(register, 32)
+        self._generation = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._status = 0
+        self._device_features_sel = self._driver_features_sel = self._queue_sel = 0
+        self._features = 0
+        self._queues = [_Queue() for _ in self.device.queue_sizes]
+        self.problem = ""
+
+    def connect_doorbells(self, machine: VirtualMachine) -> None:
+        """Makes an eventfd a queue, rung by QueueNotify without an exit."""
+        flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
+        self._kicks = tuple(os.eventfd(0, flags) for _ in self.device.queue_sizes)
+        for index, fd in enumerate(self._kicks):
+            machine.add_doorbell(self.base + QUEUE_NOTIFY, 4, index, fd)
+
+    def start(self) -> None:
+        """Hands the device its wiring."""
+        self.device.start(
+            Wiring(self._lock, self._memory, self._kicks, self._interrupt, self._broken)
+        )
+
+    def stop(self) -> None:
+        """Takes it back."""
+        with self._lock:
+            self.device.stop()
+        for fd in self._kicks:
+            os.close(fd)
+        self._kicks = ()
+
+    def reset(self) -> None:
+        """§2.4: as the driver's write of 0 to Status."""
+        with self._lock:
+            if self._status:
+                self.device.reset()
+            self._interrupt.acknowledge(INTERRUPT_USED | INTERRUPT_CONFIG)
+            self._clear()
+
+    def config_changed(self) -> None:
+        """The device's configuration is another one now. Any thread."""
+        with self._lock:
+            self._generation = (self._generation + 1) & _LOW
+            if self._status & DRIVER_OK:
+                self._interrupt.signal(INTERRUPT_CONFIG)
+
+    def mmio_read(self, offset: int, size: int) -> int:
+        """Registers are 32 bits wide, and so must be the access (§4.2.2.2); others read as zero."""
+        with self._lock:
+            if offset >= CONFIG:
+                at = offset - CONFIG
+                return int.from_bytes(self.device.config[at : at + size], "little")
+            reader = self._readers.get(offset)
+            return reader() if reader is not None and size == 4 else 0
+
+    def mmio_write(self, offset: int, size: int, value: int) -> None:
+        """As mmio_read; others are ignored: no device here has writable configuration."""
+        with self._lock:
+            writer = self._writers.get(offset)
+            if writer is not None and size == 4:
+                writer(value & _LOW)
+
+    def _offered_features(self) -> int:
+        sel = self._device_features_sel
+        return self.device.features >> 32 * sel & _LOW if sel < 2 else 0
+
+    def _accept_features(self, value: int) -> None:
+        sel = self._driver_features_sel
+        if sel < 2 and not self._status & FEATURES_OK:
+            self._features = self._features & ~(_LOW << 32 * sel) | value << 32 * sel
+
+    def _queue(self) -> _Queue:
+        """The selected queue; one that is written in vain when there is none."""
+        at = self._queue_sel
+        return self._queues[at] if at < len(self._queues) else _Queue()
+
+    def _queue_size_max(self) -> int:
+        at = self._queue_sel
+        return self.device.queue_sizes[at] if at < len(self._queues) else 0
+
+    def _frozen(self) -> bool:
+        """§4.2.2.2: no changes while the queue is ready or the driver is live."""
+        return bool(self._status & DRIVER_OK) or self._queue().ready
+
+    def _set_queue_size(self, value: int) -> None:
+        if not self._frozen() and value <= self._queue_size_max():
+            self._queue().size = value
+
+    def _set_queue_ready(self, value: int) -> None:
+        if not self._status & DRIVER_OK:
+            self._queue().ready = value == 1
+
+    def _address_writer(self, register: int, shift: int) -> Callable[[int], None]:
+        name = _ADDRESSES[register]
+
+        def write(value: int) -> None:
+            if not self._frozen():
+                queue = self._queue()
+                old = getattr(queue, name)
+                setattr(queue, name, old & ~(_LOW << shift) | value << shift)
+
+        return write
+
+    def _notify(self, value: int) -> None:
+        """Only when the back end has no doorbells, or for a queue that isn't there."""
+        if value < len(self._kicks):
+            os.eventfd_write(self._kicks[value], 1)
+
+    def _set_status(self, value: int) -> None:
+        if value == 0:
+            self.reset()
+            return
+        new = value & ~self._status
+        if new & FEATURES_OK and not self._features_fit():
+            value &= ~FEATURES_OK
+        # A driver never clears bits but by reset (§2.1.1); NEEDS_RESET is ours.
+        self._status |= value & ~NEEDS_RESET & 0xFF
+        if new & DRIVER_OK:
+            self._activate()
+
+    def _features_fit(self) -> bool:
+        return bool(self._features & F_VERSION_1) and not self._features & ~self.device.features
+
+    def _activate(self) -> None:
+        if not self._status & FEATURES_OK:
+            self._broken("The driver went on without FEATURES_OK.")
+            return
+        ready = [
+            QueueSetup(index, queue.size, queue.descriptors, queue.driver, queue.device)
+            for index, queue in enumerate(self._queues)
+            if queue.ready
+        ]
+        try:
+            self.device.activate(self._features, ready)
+        except (CrumbleError, ValueError, OSError) as error:
+            self._broken(str(error))
+
+    def _broken(self, why: str) -> None:
+        """§2.1: the device says that only a reset helps."""
+        with self._lock:
+            if self._status & NEEDS_RESET:
+                return
+            log.warning("device broken", device=self.name, why=why)
+            self.device.reset()
+            self.problem = why
+            live = self._status & DRIVER_OK
+            self._status |= NEEDS_RESET
+            if live:
+                self._interrupt.signal(INTERRUPT_CONFIG)
