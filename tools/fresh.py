@@ -57,7 +57,7 @@ def make_chroot(place: Path, suite: str) -> None:
     if run("chroot", place, "id", USER, check=False):
         run("chroot", place, "useradd", "--create-home", "--shell", "/bin/bash", USER)
     shutil.copy("/etc/resolv.conf", place / "etc/resolv.conf")
-    if os.path.exists(CERTIFICATES):
+    if Path(CERTIFICATES).exists():
         (place / "etc/ssl/certs").mkdir(parents=True, exist_ok=True)
         shutil.copy(CERTIFICATES, place / CERTIFICATES.lstrip("/"))
     for name, kind in (
@@ -99,7 +99,7 @@ def try_as(place: Path, user: str, targets: list[str]) -> dict[str, int]:
 def main() -> int:
     """Reads the command line; exit status 0 when every command of every user succeeded."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--chroot", type=Path, default=Path("/var/tmp/crumble-fresh"))  # noqa: S108
+    parser.add_argument("--chroot", type=Path, default=Path("/var/tmp/crumble-fresh"))
     parser.add_argument("--suite", default="bookworm")
     parser.add_argument("--user", action="append", choices=["root", USER])
     parser.add_argument("targets", nargs="*", default=["run", "test"])
