@@ -1,4 +1,5 @@
-// File system calls that Python's os module lacks. Each returns what the system call does, or -errno.
+// File system calls that Python's os module lacks. Each returns what the system call does, or
+// -errno.
 #ifndef CRUMBLE_FILES_H
 #define CRUMBLE_FILES_H
 

@@ -13,18 +13,16 @@ when there is no stable storage. Locks are then the guest kernel's own business 
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from struct import error as StructError  # noqa: N812
 
+from crumble_common import log
 from crumble_fsd import fuse_wire as wire
 from crumble_fsd.filesystem import Filesystem, Node, fail
 from crumble_fsd.handles import HandleTable
 from crumble_fsd.locks import LockTable
 from crumble_fsd.views import first_bytes, join, place, skip_bytes, total
-
-_log = logging.getLogger("crumble.fsd")
 
 MAX_WRITE = 1 << 20
 MAX_PAGES = MAX_WRITE // 4096
@@ -114,8 +112,8 @@ class Session:
             return self._error(request, error.errno or errno.EIO)
         except StructError:
             return self._error(request, errno.EINVAL)
-        except Exception:  # noqa: BLE001  a bug here must not take the guest's disk away
-            _log.exception("a request failed: %s", getattr(request, "opcode", "?"))
+        except Exception as error:  # noqa: BLE001  a bug here must not take the guest's disk away
+            log.exception("request failed", error, opcode=getattr(request, "opcode", -1))
             return self._error(request, errno.EIO)
         if result is None:
             return PENDING
@@ -253,10 +251,14 @@ class Session:
         if node is not None:
             node.fs.forget(node, count)
 
-    def reset(self) -> None:
-        """The guest is gone or begins anew: it holds nothing."""
+    def interrupt_all(self) -> None:
+        """Answers everyone who waits for a lock with EINTR."""
         for request, _ in list(self.waiting.values()):
             self.finish(request, OSError(errno.EINTR, "interrupted"))
+
+    def reset(self) -> None:
+        """The guest is gone or begins anew: it holds nothing."""
+        self.interrupt_all()
         self.minor = 0
         self.handles.close()
         self.locks.clear()

@@ -1,0 +1,154 @@
+"""`fsd` as a service: opens what it serves, confines itself, then serves one front end."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+from pathlib import Path
+
+from crumble_common import log
+from crumble_common.errors import HostError, UsageError
+from crumble_common.layer_index import LayerIndex
+from crumble_common.messages.fs import FsConfig, Layer
+from crumble_common.sandbox import Profile
+from crumble_common.service import Context, Service
+from crumble_common.vhost_user import Backend, VhostUserError
+from crumble_fsd.assemble import new_session, new_tree, options_for
+from crumble_fsd.queue_pump import FsDevice
+from crumble_fsd.union import LayerFiles
+from crumble_fsd.upper import MemoryUpper, Upper
+
+
+class FsdService(Service[FsConfig]):
+    """Serves one guest's tree until its front end leaves."""
+
+    name = "fsd"
+    config_type = FsConfig
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.device = FsDevice(context.loop)
+        self._backend: Backend | None = None
+        self._socket: socket.socket | None = None
+        self._page_state: mmap.mmap | None = None
+
+    def open(self, config: FsConfig) -> None:
+        """Opens layers, upper and shares; everything wrong with them is said here."""
+        self._config = config
+        self.device = FsDevice(self.context.loop, config.tag)
+        self._socket = _socket(self.context.fd(config.socket_fd))
+        if "page_state" in self.context.fds:
+            self._page_state = _map(self.context.fd("page_state"))
+        layers = [open_layer(layer) for layer in config.layers]
+        self._upper: Upper = MemoryUpper(config.upper_limit)
+        self.tree, nodes = new_tree(layers, self._upper)
+        for file in config.injected:
+            self.tree.inject(file.path, file.data, file.mode)
+        options = options_for(self._upper, shared=False)
+        self.session = new_session(nodes, [self.tree], options, self.device.complete)
+        self.device.session = self.session
+
+    def sandbox(self) -> Profile:
+        """Everything it serves is open: no path is needed but those of shares and upper."""
+        return Profile(syscalls=frozenset(("sendfile",)))
+
+    def start(self) -> None:
+        """Waits for the front end, or serves the one that is connected already."""
+        sock = self._socket
+        assert sock is not None
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.setblocking(False)
+            self.context.loop.add_fd(sock.fileno(), "listen", self._accept)
+        else:
+            self._serve(sock)
+
+    def _accept(self) -> None:
+        assert self._socket is not None
+        try:
+            connection, _ = self._socket.accept()
+        except BlockingIOError:
+            return
+        self.context.loop.remove_fd(self._socket.fileno())
+        self._socket.close()
+        self._serve(connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        self._socket = None
+        self._backend = Backend(connection, self.device, page_state=self._page_state)
+        self.context.loop.add_fd(self._backend.fileno(), "vhost-user", self._readable)
+
+    def _readable(self) -> None:
+        assert self._backend is not None
+        try:
+            alive = self._backend.handle_readable()
+        except VhostUserError as error:
+            log.error("vhost-user ended", reason=error.message)
+            alive = False
+        if not alive:
+            self._drop()
+            self.context.finish()
+
+    def _drop(self) -> None:
+        if self._backend is not None:
+            self.context.loop.remove_fd(self._backend.fileno())
+            self._backend.close()
+            self._backend = None
+
+    def stats(self) -> dict[str, int]:
+        """Counters for the heartbeat."""
+        return {"fs.requests": self.device.requests, "fs.nodes": len(self.session.nodes)}
+
+    def stop(self, grace: float) -> None:  # noqa: ARG002  nothing here takes long
+        """Stops the rings; the upper writes down what it holds."""
+        self._drop()
+        self._upper.close()
+
+
+def open_layer(layer: Layer) -> LayerFiles:
+    """A layer's index and contents; HostError when either is missing or does not fit the other."""
+    index = LayerIndex.open(layer.index)
+    try:
+        contents = os.open(layer.contents, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        index.close()
+        raise HostError(
+            f"Cannot open the layer contents {layer.contents}: {error.strerror}.",
+            code="store.missing",
+            hint="Remove the image and pull it again.",
+        ) from error
+    if os.fstat(contents).st_size < index.contents_size:
+        os.close(contents)
+        index.close()
+        raise HostError(
+            f"The layer contents {layer.contents} are shorter than their index says.",
+            code="store.corrupt",
+            hint="Remove the image and pull it again.",
+        )
+    return LayerFiles(index, contents)
+
+
+def _socket(fd: int) -> socket.socket:
+    try:
+        return socket.socket(fileno=fd)
+    except OSError as error:
+        raise UsageError(f"fd {fd} is not a socket: {error.strerror}.") from error
+
+
+def _map(fd: int) -> mmap.mmap:
+    return mmap.mmap(fd, os.fstat(fd).st_size)
+
+
+def listen_at(path: str) -> socket.socket:
+    """A listening Unix socket at `path`, replacing a stale one; UsageError."""
+    where = Path(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if where.is_socket():
+            where.unlink()
+        sock.bind(path)
+        sock.listen(1)
+    except OSError as error:
+        sock.close()
+        raise UsageError(f"Cannot listen at {path}: {error.strerror}.") from error
+    return sock
