@@ -113,7 +113,19 @@ class FuseClient:
         """INIT as Linux 6.12 sends it; the reply's fields."""
         body = struct.pack("<IIIII44x", 7, 41, 1 << 20, flags & 0xFFFFFFFF, flags >> 32)
         fields = w.INIT_OUT.unpack(self.call(w.FUSE_INIT, 0, body, room=64))
-        names = ["major", "minor", "max_readahead", "flags", "max_background", "congestion_threshold", "max_write", "time_gran", "max_pages", "map_alignment", "flags2"]
+        names = [
+            "major",
+            "minor",
+            "max_readahead",
+            "flags",
+            "max_background",
+            "congestion_threshold",
+            "max_write",
+            "time_gran",
+            "max_pages",
+            "map_alignment",
+            "flags2",
+        ]
         return dict(zip(names, fields, strict=True))
 
     def lookup(self, parent: int, name: bytes) -> Entry:

@@ -51,7 +51,13 @@ class QemuGuest:
     """virtiofs: tag → socket of a vhost-user back end; each is mounted at /mnt, or /mnt/TAG if many."""
 
     def __init__(
-        self, work: Path, script: str, virtiofs: dict[str, Path], *, options: str = "", memory: int = 256
+        self,
+        work: Path,
+        script: str,
+        virtiofs: dict[str, Path],
+        *,
+        options: str = "",
+        memory: int = 256,
     ) -> None:
         kernel, busybox = assets()
         archive = Initramfs()
@@ -76,10 +82,16 @@ class QemuGuest:
     def run(self, timeout: float = 240) -> str:
         """What the script printed. Fails when it did not run to its end."""
         done = subprocess.run(
-            self.command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
+            self.command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
         )
         output = done.stdout.decode(errors="replace").replace("\r\n", "\n")
-        assert _BEGIN in output, f"the guest did not get to its script:\n{output}\n{done.stderr.decode()}"
+        assert _BEGIN in output, (
+            f"the guest did not get to its script:\n{output}\n{done.stderr.decode()}"
+        )
         body, end, status = output.split(_BEGIN + "\n", 1)[1].partition(_END)
         assert end, f"the script did not end:\n{body}"
         assert status.split()[0] == "0", f"the script failed ({status.split()[0]}):\n{body}"
