@@ -1,0 +1,94 @@
+"""What an agent session tells its owner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from crumble_common.errors import CrumbleError
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReady:
+    """The agent serves. phases: init's, (name, start in ns of the guest's monotonic clock)."""
+
+    phases: list[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """`start` succeeded."""
+
+    token: Any
+    process: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The request with this token failed."""
+
+    token: Any
+    error: CrumbleError
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Bytes of stdout (1) or stderr (2)."""
+
+    process: int
+    stream: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InputTaken:
+    """The process took `size` bytes of its stdin."""
+
+    process: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process ended; its output has all come."""
+
+    process: int
+    status: int
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRead:
+    """Bytes of a file; eof: nothing follows."""
+
+    token: Any
+    data: bytes
+    eof: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FileWritten:
+    """The bytes are in the file."""
+
+    token: Any
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLog:
+    """A line the agent wrote for a person."""
+
+    text: str
+
+
+Event = (
+    AgentReady
+    | Started
+    | Refused
+    | Output
+    | InputTaken
+    | Exited
+    | FileRead
+    | FileWritten
+    | AgentLog
+)
