@@ -61,10 +61,10 @@ class Doorbells:
 class MmioDriver:
     """Drives one transport."""
 
-    def __init__(self, device: VirtioDevice, loop: EventLoop) -> None:
+    def __init__(self, device: VirtioDevice, loop: EventLoop, memory_fd: int = -1) -> None:
         self.loop = loop
         self.memory = Memory()
-        self.memory.add(RAM, mmap.mmap(-1, RAM_SIZE))
+        self.memory.add(RAM, mmap.mmap(memory_fd, RAM_SIZE))
         self.interrupt = Interrupt()
         self.transport = mmio.MmioTransport(device, BASE, self.memory, self.interrupt)
         self.transport.connect_doorbells(Doorbells())  # type: ignore[arg-type]

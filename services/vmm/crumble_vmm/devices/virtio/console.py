@@ -11,7 +11,7 @@ import enum
 import functools
 import struct
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from crumble_common.errors import InternalError
 from crumble_vmm.devices.virtio.local import ByteSource, LocalDevice, Loop, MessageSource, Source
@@ -85,7 +85,7 @@ class Port:
 class Console(LocalDevice):
     """The device: two queues a port, two for control."""
 
-    device_id: ClassVar[int] = 3
+    device_id = 3
 
     def __init__(self, name: str, ports: Sequence[Port], loop: Loop) -> None:
         sizes = [_RX_SIZE, _TX_SIZE] * (len(ports) + 1)

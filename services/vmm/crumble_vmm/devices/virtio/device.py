@@ -11,7 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from crumble_native.memory import Memory
@@ -54,7 +54,7 @@ class Wiring:
 class VirtioDevice(ABC):
     """A device, seen from its transport."""
 
-    device_id: ClassVar[int]
+    device_id: int
 
     def __init__(self, name: str, queue_sizes: Sequence[int]) -> None:
         self.name = name

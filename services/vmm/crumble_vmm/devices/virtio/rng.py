@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from crumble_vmm.devices.virtio.local import LocalDevice, Loop
 
@@ -17,7 +17,7 @@ MAX_FILL = 64 << 10
 class Rng(LocalDevice):
     """One queue of buffers to fill (§5.4.6)."""
 
-    device_id: ClassVar[int] = 4
+    device_id = 4
 
     def __init__(self, name: str, loop: Loop) -> None:
         super().__init__(name, (8,), loop)

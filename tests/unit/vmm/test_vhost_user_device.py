@@ -1,0 +1,205 @@
+"""A device served by another process: through its registers, against a real back end in a thread."""
+
+import contextlib
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crumble_common.errors import CrumbleError
+from crumble_common.eventloop import EventLoop
+from crumble_common.vhost_user import MemoryRegion
+from crumble_vmm.devices.virtio import mmio
+from crumble_vmm.devices.virtio.device import RING_FEATURES
+from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice, virtio_fs
+from framework.echo_backend import EchoServer
+from framework.virtio_mmio_driver import RAM, RAM_SIZE, MmioDriver
+
+
+class Bench:
+    """A vhost-user device in a transport, and what became of it."""
+
+    def __init__(self, sock: socket.socket, config: bytes | None = b"") -> None:
+        self.lost: list[CrumbleError] = []
+        self.fd = os.memfd_create("guest")
+        os.ftruncate(self.fd, RAM_SIZE)
+        loop = EventLoop()
+        regions = [MemoryRegion(RAM, RAM_SIZE, self.fd)]
+        self.device = VhostUserDevice(
+            "echo",
+            99,
+            sock,
+            regions,
+            (64, 64),
+            loop,
+            self.lost.append,
+            config=config,
+            config_size=4,
+        )
+        self.driver = MmioDriver(self.device, loop, memory_fd=self.fd)
+
+    def wait_call(self) -> None:
+        """As the hypervisor's irqfd does."""
+        fds = list(self.driver.interrupt.call_fds)
+        ready, _, _ = select.select(fds, [], [], 10)
+        for fd in ready:
+            os.eventfd_read(fd)
+        assert ready
+
+    def close(self) -> None:
+        self.driver.close()
+        os.close(self.fd)
+
+
+def open_fds() -> list[str]:
+    """What is open, but for guest memory: its mapping keeps a descriptor for as long as it lives."""
+    found = []
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(path.readlink()))
+    return sorted(name for name in found if "memfd:guest" not in name)
+
+
+@pytest.fixture(autouse=True)
+def no_fd_leaks() -> Iterator[None]:
+    before = open_fds()
+    yield
+    assert len(open_fds()) == len(before)
+
+
+@pytest.fixture
+def server() -> Iterator[EchoServer]:
+    with EchoServer(config=b"\x01\x02\x03\x04") as running:
+        yield running
+
+
+@pytest.fixture
+def bench(server: EchoServer) -> Iterator[Bench]:
+    made = Bench(server.connect())
+    yield made
+    made.close()
+
+
+def boot(bench: Bench) -> None:
+    assert bench.driver.negotiate()
+
+
+def test_requests_go_to_the_other_process_and_back(bench: Bench, server: EchoServer) -> None:
+    boot(bench)
+    queue = bench.driver.add_queue(1)
+    bench.driver.go()
+    assert server.device.acked == RING_FEATURES
+    assert sorted(server.device.running) == [1]
+    queue.submit([b"hello"], [16])
+    bench.driver.kick(1)
+    bench.wait_call()
+    assert [data for _, _, data in queue.collect()] == [b"HELLO"]
+
+
+def test_a_reset_takes_the_rings_back_and_a_driver_starts_over(
+    bench: Bench, server: EchoServer
+) -> None:
+    for _ in range(3):
+        boot(bench)
+        assert server.device.running == {}
+        assert bench.driver.interrupt.call_fds == set()
+        queue = bench.driver.add_queue(0)
+        bench.driver.go()
+        queue.submit([b"again"], [16])
+        bench.driver.kick(0)
+        bench.wait_call()
+        assert len(queue.collect()) == 1
+    assert server.device.resets >= 2
+
+
+def test_the_back_ends_configuration(server: EchoServer) -> None:
+    made = Bench(server.connect(), config=None)
+    made.driver.offered()
+    assert made.driver.read(mmio.CONFIG) == 0x04030201
+    made.close()
+
+
+def test_a_back_end_that_dies_breaks_only_its_device(bench: Bench, server: EchoServer) -> None:
+    boot(bench)
+    bench.driver.add_queue(0)
+    bench.driver.go()
+    server.call(server._drop)
+    select.select([bench.device._peek], [], [], 10)
+    bench.driver.settle()
+    assert [error.message for error in bench.lost] == ["The back end of device echo ended."]
+    assert bench.driver.status & mmio.NEEDS_RESET
+    assert not bench.driver.negotiate() or not bench.driver.go()
+    assert len(bench.lost) == 1
+
+
+def test_no_back_end_at_all() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    made = Bench(ours)
+    assert made.driver.offered() == 0
+    assert not made.driver.negotiate()
+    made.driver.settle()
+    assert len(made.lost) == 1
+    made.close()
+
+
+def test_a_back_end_that_speaks_out_of_turn(bench: Bench, server: EchoServer) -> None:
+    boot(bench)
+    bench.driver.go()
+    assert server.backend is not None
+    server.backend._channel.sock.send(b"noise")
+    select.select([bench.device._peek], [], [], 10)
+    bench.driver.settle()
+    assert "out of turn" in bench.lost[0].message
+
+
+def test_a_ring_broken_in_the_other_process_breaks_the_device(
+    bench: Bench, server: EchoServer
+) -> None:
+    boot(bench)
+    queue = bench.driver.add_queue(0)
+    bench.driver.go()
+    queue.set_avail_idx(999)
+    bench.driver.kick(0)
+    select.select([bench.device._err_fd], [], [], 10)
+    bench.driver.settle()
+    assert bench.driver.status & mmio.NEEDS_RESET
+    assert bench.lost == []
+    boot(bench)
+    fresh = bench.driver.add_queue(0)
+    bench.driver.go()
+    fresh.submit([b"alive"], [8])
+    bench.driver.kick(0)
+    bench.wait_call()
+    assert len(fresh.collect()) == 1
+
+
+def test_a_ring_outside_memory_is_refused_by_the_back_end(bench: Bench) -> None:
+    boot(bench)
+    bench.driver.program_queue(0, 64, 0, 0, 0)
+    bench.driver.go()
+    assert bench.driver.status & mmio.NEEDS_RESET
+
+
+def test_too_few_queues() -> None:
+    with EchoServer(queues=1) as server:
+        made = Bench(server.connect())
+        assert made.driver.offered() == 0
+        made.driver.settle()
+        assert "1 queues, 2 are needed" in made.lost[0].message
+        made.close()
+
+
+def test_the_file_systems_configuration() -> None:
+    ours, theirs = socket.socketpair()
+    loop = EventLoop()
+    device = virtio_fs("fs", "root", ours, [], loop, lambda _error: None)
+    assert (device.device_id, device.queue_sizes) == (26, (128, 256))
+    assert device.config == struct.pack("<36sI", b"root", 1)
+    device.stop()
+    theirs.close()
+    loop.close()
