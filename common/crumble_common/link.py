@@ -8,6 +8,7 @@ import zmq
 
 from crumble_common import log, wire
 from crumble_common.errors import InternalError
+from crumble_common.eventloop import EventLoop
 from crumble_common.messages.service import Heartbeat
 
 # How long the last messages may take on their way out, ms.
@@ -31,14 +32,9 @@ class ControlLink:
         """Queues one frame; never blocks."""
         self.socket.send(wire.encode(envelope))
 
-    def receive(self, seconds: float) -> wire.Envelope:
-        """The next frame; InternalError when none comes in time or it is malformed."""
-        if not self.socket.poll(int(seconds * 1000)):
-            raise InternalError("The supervisor does not answer.", code="service.no_supervisor")
-        try:
-            return wire.decode(self.socket.recv())
-        except wire.WireError as error:
-            raise InternalError(f"The supervisor sent a malformed message: {error}.") from None
+    def attach(self, loop: EventLoop, serve: Callable[[wire.Envelope], None]) -> None:
+        """Serves what comes in on `loop`."""
+        loop.add_socket(self.socket, "control", lambda: self.serve_one(serve))
 
     def serve_one(self, serve: Callable[[wire.Envelope], None]) -> None:
         """Takes one frame that is waiting; a malformed one is answered with an error."""

@@ -1,11 +1,12 @@
 """The one start order of every service.
 
-    namespaces → connect control → Hello / Configure → open → sandbox → start → Ready → loop → stop
+    namespaces → read config → open → sandbox → connect control → start → Ready → loop → stop
 
-Namespaces come first because only a process with one thread may enter them, and ZeroMQ has threads.
+Everything up to the sandbox happens in one thread: only such a process may enter a user namespace,
+and Landlock confines a thread and those it starts later. ZeroMQ has threads, so it comes after.
 
-`service_main` runs it, in a child forked by the supervisor's forkserver (config by message) or in a
-process of its own (config from that service's command line). A failure anywhere is reported once, as
+`service_main` runs it, in a child forked by the supervisor's forkserver (config in an inherited fd) or
+in a process of its own (config from that service's command line). A failure anywhere is reported once, as
 `Failed` to the supervisor or a sentence on stderr, and by exit status 1.
 
 Environment, under the supervisor:
@@ -13,7 +14,7 @@ Environment, under the supervisor:
   CRUMBLE_HEARTBEAT  ipc:// address of its SUB, where heartbeats go
   CRUMBLE_NAME       this service's name, "fsd.vm1"
   CRUMBLE_IDENTITY   this service's address on the ROUTER; known to nobody else
-  CRUMBLE_FDS        inherited fds by name, JSON: {"memory": 5}
+  CRUMBLE_FDS        inherited fds by name, JSON: {"memory": 5}; "config" holds one wire frame
   CRUMBLE_LIFELINE   an fd that reads EOF when this service has nobody left to serve
 """
 
@@ -26,27 +27,31 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
-from crumble_common import __version__, log, sandbox, wire
+from crumble_common import log, sandbox, wire
 from crumble_common.errors import CrumbleError, HostError, InternalError, UsageError
 from crumble_common.eventloop import EventLoop
 from crumble_common.messages import service as messages
 
 C = TypeVar("C")
 
-# A supervisor that does not answer Hello within this time is gone or stuck.
-_CONFIGURE_LIMIT = 20.0
 _HEARTBEAT = 1.0
 _STOP_GRACE = 5.0
 
 
-class Link(Protocol):
-    """The way to the supervisor."""
+class Sender(Protocol):
+    """Where replies and events go."""
 
     def send(self, envelope: wire.Envelope) -> None: ...
 
+
+class Link(Sender, Protocol):
+    """The way to the supervisor."""
+
     def heartbeat(self, beat: messages.Heartbeat) -> None: ...
+
+    def attach(self, loop: EventLoop, serve: Callable[[wire.Envelope], None]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -57,7 +62,7 @@ class Context:
     fds: inherited, by name. `send`, `fail` and `finish` may be called from any thread.
     """
 
-    def __init__(self, name: str, fds: Mapping[str, int], loop: EventLoop, link: Link) -> None:
+    def __init__(self, name: str, fds: Mapping[str, int], loop: EventLoop, link: Sender) -> None:
         self.name = name
         self.fds = dict(fds)
         self.loop = loop
@@ -102,7 +107,7 @@ class Reply:
     deadline: on the loop's clock; 0 when there is none.
     """
 
-    def __init__(self, context: Context, link: Link, request: int, deadline: float) -> None:
+    def __init__(self, context: Context, link: Sender, request: int, deadline: float) -> None:
         self.wanted = request > 0
         self.deadline = deadline
         self._context = context
@@ -174,15 +179,49 @@ class _NoLink:
     def heartbeat(self, beat: messages.Heartbeat) -> None:
         pass
 
+    def attach(self, loop: EventLoop, serve: Callable[[wire.Envelope], None]) -> None:
+        pass
+
     def close(self) -> None:
         pass
+
+
+class _Later:
+    """A link that is made when threads may be; until then what is sent waits."""
+
+    def __init__(self, connect: Callable[[], Link]) -> None:
+        self._connect = connect
+        self._link: Link | None = None
+        self._waiting: list[wire.Envelope] = []
+
+    def connect(self) -> Link:
+        """Makes the link, once, and sends what waited; UsageError when there is no address."""
+        if self._link is None:
+            self._link = self._connect()
+            for envelope in self._waiting:
+                self._link.send(envelope)
+        return self._link
+
+    def send(self, envelope: wire.Envelope) -> None:
+        if self._link is None:
+            self._waiting.append(envelope)
+        else:
+            self._link.send(envelope)
+
+    def heartbeat(self, beat: messages.Heartbeat) -> None:
+        if self._link is not None:
+            self._link.heartbeat(beat)
+
+    def close(self) -> None:
+        if self._link is not None:
+            self._link.close()
 
 
 class _Runner(Generic[C]):
     """One service's life in this process."""
 
     def __init__(
-        self, kind: type[Service[C]], context: Context, link: Link, layers: dict[str, str]
+        self, kind: type[Service[C]], context: Context, link: _Later, layers: dict[str, str]
     ) -> None:
         self.context = context
         self.link = link
@@ -196,6 +235,7 @@ class _Runner(Generic[C]):
         profile = service.sandbox()
         if profile is not None:
             self.layers.update(sandbox.apply(profile))
+        self.connect()
         service.start()
         log.info("ready", **{f"sandbox_{layer}": state for layer, state in self.layers.items()})
         context.send(messages.Ready(context.name, self.layers))
@@ -203,6 +243,13 @@ class _Runner(Generic[C]):
         context.loop.run()
         if context.failure is not None:
             raise context.failure
+
+    def connect(self) -> None:
+        """From here on control messages are served, and the end of all who need us is noticed."""
+        link, loop = self.link.connect(), self.context.loop
+        link.attach(loop, self.serve)
+        if lifeline := os.environ.get("CRUMBLE_LIFELINE"):
+            loop.add_fd(int(lifeline), "lifeline", lambda: self.stop(0))
 
     def beat(self) -> None:
         """Sends a heartbeat, and another one in a second."""
@@ -258,18 +305,13 @@ def service_main(
     name = name or kind.name
     log.setup(name)
     layers = sandbox.isolate(network=kind.network, keep_ids=kind.keep_ids) if kind.isolated else {}
-    try:
-        link: Link = _connect(name) if supervised else _NoLink()
-    except CrumbleError as error:
-        return _report(error, None, name)
-    context = Context(name, _inherited_fds() if supervised else fds or {}, loop, link)
+    link = _Later(_connect if supervised else _NoLink)
     status = 0
     try:
+        context = Context(name, _inherited_fds() if supervised else fds or {}, loop, link)
         runner = _Runner(kind, context, link, layers)
         _stop_on_signals(loop, runner, supervised)
-        if config is None:
-            config = _configure(kind, context, link, runner)
-        runner.live(config)
+        runner.live(_read_config(kind, context) if config is None else config)
     except CrumbleError as error:
         status = _report(error, link, name)
     except OSError as error:
@@ -287,16 +329,11 @@ def service_main(
     return status
 
 
-def _connect(name: str) -> Link:
+def _connect() -> Link:
     from crumble_common.link import ControlLink
 
-    address = os.environ.get("CRUMBLE_CONTROL", "")
-    if not address:
-        raise UsageError(
-            f"{name} was started without a configuration.", hint="See its --help for its options."
-        )
-    identity = os.environ.get("CRUMBLE_IDENTITY", name)
-    return ControlLink(address, os.environ.get("CRUMBLE_HEARTBEAT", ""), identity)
+    where = (os.environ.get(f"CRUMBLE_{key}", "") for key in ("CONTROL", "HEARTBEAT", "IDENTITY"))
+    return ControlLink(*where)
 
 
 def _inherited_fds() -> dict[str, int]:
@@ -304,21 +341,21 @@ def _inherited_fds() -> dict[str, int]:
     return {str(key): int(value) for key, value in given.items()}
 
 
-def _configure(kind: type[Service[C]], context: Context, link: Any, runner: _Runner[C]) -> C:
-    """Says Hello, waits for Configure; then control messages are served by the loop."""
-    hello = messages.Hello(kind.name, context.name, os.getpid(), __version__)
-    link.send(wire.Envelope(hello, request=1))
-    body = link.receive(_CONFIGURE_LIMIT).body
-    if not isinstance(body, messages.Configure):
-        raise InternalError(f"The supervisor did not configure {context.name}.")
-    try:
-        config: C = wire.validate(kind.config_type, body.config)
-    except wire.WireError as error:
-        raise InternalError(f"{context.name} got a bad configuration: {error}.") from None
-    context.loop.add_socket(link.socket, "control", lambda: link.serve_one(runner.serve))
-    if lifeline := os.environ.get("CRUMBLE_LIFELINE"):
-        context.loop.add_fd(int(lifeline), "lifeline", lambda: runner.stop(0))
-    return config
+def _read_config(kind: type[Service[C]], context: Context) -> C:
+    """What the supervisor wants: the message in the inherited fd "config"."""
+    if "config" not in context.fds:
+        raise UsageError(
+            f"{context.name} was started without a configuration.",
+            hint="See its --help for its options.",
+        )
+    with open(context.fds.pop("config"), "rb") as file:
+        try:
+            config = wire.decode(file.read(wire.MAX_FRAME + 1)).body
+        except wire.WireError as error:
+            raise InternalError(f"{context.name} got a bad configuration: {error}.") from None
+    if not isinstance(config, kind.config_type):
+        raise InternalError(f"{context.name} got the configuration of another service.")
+    return cast(C, config)
 
 
 def _stop_on_signals(loop: EventLoop, runner: _Runner[C], supervised: bool) -> None:
@@ -332,9 +369,9 @@ def _stop_on_signals(loop: EventLoop, runner: _Runner[C], supervised: bool) -> N
         signal.signal(signal.SIGINT, signal.SIG_IGN if supervised else stop)
 
 
-def _report(error: CrumbleError, link: Link | None, name: str) -> int:
+def _report(error: CrumbleError, link: _Later, name: str) -> int:
     log.error("failed", fault=error.fault, code=error.code, message=error)
-    if link is not None:
-        failed = messages.Failed(name, error.fault, error.code, error.message, error.hint)
-        link.send(wire.Envelope(failed))
+    failed = messages.Failed(name, error.fault, error.code, error.message, error.hint)
+    link.send(wire.Envelope(failed))
+    link.connect()
     return 1

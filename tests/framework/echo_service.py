@@ -5,6 +5,7 @@ Run with `python -m framework.echo_service`, under a supervisor (or a test that 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -17,6 +18,7 @@ from crumble_common.service import Context, Reply, Service, service_main
 from crumble_common.wire import message
 
 
+@message("test.echo.config")
 @dataclass(frozen=True)
 class EchoConfig:
     """fail: the stage ("open", "start") in which it fails. fd: name of an fd to write "hi" to."""
@@ -68,6 +70,8 @@ class EchoService(Service[EchoConfig]):
             reply.ok(message)
         elif message.text == "from a thread":
             threading.Thread(target=reply.ok, args=(message,)).start()
+        elif message.text == "thread reads /etc/passwd":
+            threading.Thread(target=self._try_to_read, args=(reply,)).start()
         elif message.text == "fail":
             reply.ok(message)
             self.context.fail(GuestError("The guest panicked.", code="guest.panic"))
@@ -75,6 +79,13 @@ class EchoService(Service[EchoConfig]):
             self.context.finish()
         else:
             reply.ok(message)
+
+    def _try_to_read(self, reply: Reply) -> None:
+        try:
+            with open("/etc/passwd") as file:
+                reply.ok(Echo(file.read()))
+        except OSError as error:
+            reply.ok(Echo(errno.errorcode[error.errno or 0]))
 
 
 def main() -> int:

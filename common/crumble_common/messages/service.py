@@ -1,9 +1,8 @@
-"""The life of every service: Hello → Configure → Ready → (requests, Heartbeat) → Stop."""
+"""The life of every service: (config in an inherited fd) → Ready → requests, Heartbeat → Stop."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from crumble_common.wire import message
 
@@ -12,25 +11,6 @@ from crumble_common.wire import message
 @dataclass(frozen=True)
 class Ok:
     """The reply that says no more than that it was done."""
-
-
-@message("service.hello")
-@dataclass(frozen=True)
-class Hello:
-    """Service → supervisor, first. Reply: Configure."""
-
-    service: str
-    name: str
-    pid: int
-    version: str
-
-
-@message("service.configure")
-@dataclass(frozen=True)
-class Configure:
-    """What a service is to do: the fields of its config dataclass; fds it was given, by name."""
-
-    config: dict[str, Any] = field(default_factory=dict)
 
 
 @message("service.ready")

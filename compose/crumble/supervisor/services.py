@@ -40,7 +40,7 @@ class ServiceProcess:
     ready: its Ready, or the error. ended: why it ended. state: "starting", "running", "ended".
     """
 
-    def __init__(self, owner: Services, row: Row, name: str, config: Any, on_event: Event) -> None:
+    def __init__(self, owner: Services, row: Row, name: str, on_event: Event) -> None:
         self.row = row
         self.name = name
         self.identity = f"{name}-{secrets.token_hex(4)}".encode()
@@ -51,7 +51,6 @@ class ServiceProcess:
         self.last_beat = owner.loop.now()
         self.child: Child | None = None
         self._owner = owner
-        self._config = config
         self._on_event = on_event
         self._failure: CrumbleError | None = None
         self._expected = False
@@ -110,9 +109,6 @@ class ServiceProcess:
         body = envelope.body
         if envelope.reply_to:
             self._replied(envelope)
-        elif isinstance(body, messages.Hello):
-            configure = messages.Configure(wire.pack_body(self._config))
-            self._owner.send(self.identity, wire.Envelope(configure, reply_to=envelope.request))
         elif isinstance(body, messages.Ready):
             self.state, self.sandbox = "running", body.sandbox
             self.ready.set(body)
@@ -198,7 +194,7 @@ class Services:
         fds: Mapping[str, int] | None = None,
     ) -> ServiceProcess:
         """Spawns a service; wait for its `ready`. The fds stay the caller's."""
-        process = ServiceProcess(self, row, name, config, on_event)
+        process = ServiceProcess(self, row, name, on_event)
         self._by_identity[process.identity] = process
         environment = {
             "CRUMBLE_CONTROL": f"ipc://{self._where}/services",
@@ -207,15 +203,18 @@ class Services:
             "CRUMBLE_IDENTITY": process.identity.decode(),
         }
         log_fd = os.open(self.log_path(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        config_fd = _config_fd(config)
+        given = {**(fds or {}), "config": config_fd}
         try:
             process.child = self._spawner().spawn(
-                name, row.entry, environment, fds or {}, log_fd, process.exited
+                name, row.entry, environment, given, log_fd, process.exited
             )
         except CrumbleError:
             self.forget(process)
             raise
         finally:
             os.close(log_fd)
+            os.close(config_fd)
         self._limit_start(process)
         return process
 
@@ -288,6 +287,14 @@ class Services:
                 )
             _cut_log(self.log_path(process.name))
         self._timer = self.loop.call_later(_WATCH, self._watch)
+
+
+def _config_fd(config: wire.Message) -> int:
+    """A file in memory with the service's configuration, as one wire frame."""
+    fd = os.memfd_create("config", os.MFD_CLOEXEC)
+    os.write(fd, wire.encode(wire.Envelope(config)))
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def _pass_error(outcome: Future[Any], target: Future[Any]) -> None:

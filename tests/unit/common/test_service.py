@@ -15,7 +15,7 @@ import zmq
 from crumble_common import wire
 from crumble_common.messages import service as messages
 from crumble_common.messages.vm import ConsoleOutput
-from framework.echo_service import Echo
+from framework.echo_service import Echo, EchoConfig
 
 TESTS = Path(__file__).parents[2]
 
@@ -63,15 +63,19 @@ class Peer:
         self.send(Echo(text), request=9)
         return self.receive()
 
-    def configure(self, **config: Any) -> None:
-        hello = self.receive()
-        assert isinstance(hello.body, messages.Hello)
-        assert hello.body.name == "echo.a"
-        self.send(messages.Configure(config), reply_to=hello.request)
+    def configured(self, fds: dict[str, int] | None = None, **config: Any) -> None:
+        """Spawns it with a configuration, as a supervisor does."""
+        frame = wire.encode(wire.Envelope(EchoConfig()))
+        raw = wire.msgpack.unpackb(frame)
+        raw["b"] = config
+        reader, writer = os.pipe()
+        os.write(writer, wire.msgpack.packb(raw))
+        os.close(writer)
+        self.spawn(fds={**(fds or {}), "config": reader})
+        os.close(reader)
 
     def start(self, **config: Any) -> None:
-        self.spawn()
-        self.configure(**config)
+        self.configured(**config)
         assert isinstance(self.receive().body, messages.Ready)
 
     def ended(self) -> tuple[int, str]:
@@ -109,8 +113,7 @@ def test_it_starts_serves_and_stops(peer: Peer) -> None:
 
 def test_it_gets_its_fds_by_name(peer: Peer) -> None:
     reader, writer = os.pipe()
-    peer.spawn(fds={"out": writer})
-    peer.configure(fd="out")
+    peer.configured(fds={"out": writer}, fd="out")
     assert isinstance(peer.receive().body, messages.Ready)
     assert os.read(reader, 2) == b"hi"
     os.close(reader)
@@ -156,8 +159,7 @@ def test_a_malformed_request_is_answered_and_changes_nothing(peer: Peer) -> None
 
 @pytest.mark.parametrize("stage", ["open", "start"])
 def test_a_failure_at_start_is_reported_once_and_by_exit_status(peer: Peer, stage: str) -> None:
-    peer.spawn()
-    peer.configure(fail=stage)
+    peer.configured(fail=stage)
     failed = peer.receive().body
     assert failed == messages.Failed(
         "echo.a", "caller", "test.told", f"Told to fail in {stage}.", "Do not."
@@ -168,8 +170,7 @@ def test_a_failure_at_start_is_reported_once_and_by_exit_status(peer: Peer, stag
 
 
 def test_a_bug_at_start_is_an_internal_error_and_its_stack_goes_to_the_log(peer: Peer) -> None:
-    peer.spawn()
-    peer.configure(fail="bug in open")
+    peer.configured(fail="bug in open")
     failed = peer.receive().body
     assert isinstance(failed, messages.Failed)
     assert (failed.fault, failed.code) == ("crumble", "service.bug")
@@ -179,11 +180,33 @@ def test_a_bug_at_start_is_an_internal_error_and_its_stack_goes_to_the_log(peer:
 
 
 def test_a_bad_configuration_is_reported(peer: Peer) -> None:
-    peer.spawn()
-    peer.configure(nonsense=1)
+    peer.configured(nonsense=1)
     failed = peer.receive().body
     assert isinstance(failed, messages.Failed)
     assert "unknown fields" in failed.message
+
+
+def test_without_a_configuration_it_says_so(peer: Peer) -> None:
+    peer.spawn()
+    failed = peer.receive().body
+    assert isinstance(failed, messages.Failed)
+    assert "without a configuration" in failed.message
+
+
+def test_every_thread_of_a_service_is_confined(peer: Peer) -> None:
+    """ZeroMQ's threads too: they must not have been started before Landlock."""
+    peer.start()
+    assert peer.process is not None
+    threads = list(Path(f"/proc/{peer.process.pid}/task").iterdir())
+    assert len(threads) > 1
+    for thread in threads:
+        status = dict(
+            line.split(":\t", 1)
+            for line in (thread / "status").read_text().splitlines()
+            if ":\t" in line
+        )
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert peer.ask("thread reads /etc/passwd").body == Echo("EACCES")
 
 
 def test_it_may_fail_later_and_it_may_finish(peer: Peer) -> None:

@@ -36,7 +36,7 @@ def test_errors_keep_their_kind_code_and_hint() -> None:
         {"t": "no.such"},
         {"t": 3},
         {"t": "service.ping", "b": {"extra": 1}},
-        {"t": "service.hello", "b": {"service": "fsd"}},
+        {"t": "service.ready", "b": {}},
         {"t": "vm.process.exit", "b": {"process": True, "status": 0}},
         {"t": "vm.process.exit", "b": {"process": 1, "status": "0"}},
         {"t": "vm.process.start", "b": {"argv": [b"x"]}},
@@ -72,7 +72,7 @@ def test_no_bytes_do_anything_but_decode_or_raise_wire_error(data: bytes) -> Non
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
         max_leaves=8,
     ),
-    st.sampled_from([service.Hello, vm.VmConfig, fs.FsConfig, image.Image, vm.ProcessStart]),
+    st.sampled_from([service.Ready, vm.VmConfig, fs.FsConfig, image.Image, vm.ProcessStart]),
 )
 def test_no_body_does_anything_but_validate_or_raise(body: object, kind: type) -> None:
     """Invariant: any body for any type gives a message or WireError."""
