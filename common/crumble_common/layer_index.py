@@ -228,7 +228,7 @@ def write_index(path: str | Path, root: Inode, contents_size: int) -> int:
     as the file system does.
     """
     path = Path(path)
-    data = _pack(root, contents_size)
+    data = pack_index(root, contents_size)
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}-{id(data):x}")
     try:
         with temporary.open("xb") as file:
@@ -242,8 +242,8 @@ def write_index(path: str | Path, root: Inode, contents_size: int) -> int:
     return int(_HEADER.unpack_from(data)[2])
 
 
-def _pack(root: Inode, contents_size: int) -> bytes:
-    """The bytes of the index file."""
+def pack_index(root: Inode, contents_size: int) -> bytes:
+    """The bytes of the index file; raises ValueError as `write_index` does."""
     names, extras, rows = bytearray(), bytearray(), bytearray()
     extra_at: dict[bytes, int] = {b"": 0}
     first: dict[int, int] = {}

@@ -46,11 +46,13 @@ class LayerBuilder:
         self._dpkg = dpkg
         self._whiteouts: list[tuple[Inode, bytes]] = []
         self._entries = 0
+        self.newest_mtime_ns = 0
 
     def add(self, member: Member, data: Iterable[bytes | memoryview]) -> None:
         """Takes in one member; `data` gives a regular file's bytes."""
         path = self.split(member.name)
         self._entries += 1
+        self.newest_mtime_ns = max(self.newest_mtime_ns, member.mtime_ns)
         if self._entries > MAX_ENTRIES:
             raise corrupt(f"has more than {MAX_ENTRIES} entries")
         if len(member.xattrs) > _MAX_XATTRS:
@@ -83,6 +85,10 @@ class LayerBuilder:
             raise corrupt(f"holds {_show(name)}, a name that is too long")
         return parts
 
+    def make_directory(self, name: bytes) -> None:
+        """Makes a directory that has no attributes of its own yet."""
+        self._walk(self.split(name), make=True)
+
     def find(self, name: bytes) -> Inode | None:
         """The inode at a path; the last component is not followed, others only as dpkg does."""
         path = self.split(name)
@@ -111,7 +117,8 @@ class LayerBuilder:
     def _set_root(self, member: Member) -> None:
         if member.kind != "5":
             raise corrupt("makes the root something other than a directory")
-        _set_attributes(self.root, member)
+        if self.root.implicit or not self._dpkg:
+            _set_attributes(self.root, member)
 
     def _add_inode(
         self, path: list[bytes], member: Member, data: Iterable[bytes | memoryview]

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 
 from crumble_common.errors import RemoteError
-from crumble_common.layer_index import Inode, write_index
+from crumble_common.layer_index import Inode, pack_index
 from crumble_ocid.compression import ByteReader, decompress, read_chunks
 from crumble_ocid.files import host_errors
 from crumble_ocid.layer_builder import MAX_ENTRIES, MAX_LAYER_BYTES, LayerBuilder, load_layer
@@ -52,10 +52,9 @@ def index_layer(store: Store, digest: str, diff_id: str, reporter: Reporter = QU
                     code="image.digest",
                     hint="The image is damaged; pull it again, or ask who made it.",
                 )
-            size = builder.contents_size
-            store.commit_layer(
-                diff_id, contents, temporary, lambda index: write_index(index, root, size)
-            )
+            with store.temporary("index") as (index, index_path):
+                index.write(pack_index(root, builder.contents_size))
+                store.commit_layer(diff_id, contents, temporary, index, index_path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

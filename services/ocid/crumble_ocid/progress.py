@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from crumble_common.errors import UsageError
@@ -71,6 +72,7 @@ class Reporter:
         self._send = send
         self._operation = operation
         self._stop = stop or threading.Event()
+        self._failed = threading.Event()
 
     def step(self, name: str, total: int = 0, unit: Unit = "bytes") -> Step:
         """Starts a step."""
@@ -83,13 +85,33 @@ class Reporter:
 
     def check(self) -> None:
         """Raises UsageError "cancelled" when the operation is to stop."""
-        if self._stop.is_set():
+        if self._stop.is_set() or self._failed.is_set():
             raise UsageError("The operation was cancelled.", code="cancelled")
 
     def wait(self, seconds: float) -> None:
         """Sleeps, but not through a cancellation."""
         self._stop.wait(seconds)
         self.check()
+
+    def in_parallel(self, calls: Iterable[Callable[[], object]], workers: int) -> None:
+        """Runs the calls, a few at a time; when one fails the others stop, and its error is raised."""
+        with concurrent.futures.ThreadPoolExecutor(workers, "ocid") as pool:
+            futures = [pool.submit(self._guarded, call) for call in calls]
+        failed = [error for future in futures if (error := future.exception())]
+        for error in sorted(failed, key=_is_cancellation):
+            raise error
+
+    def _guarded(self, call: Callable[[], object]) -> None:
+        self.check()
+        try:
+            call()
+        except BaseException:
+            self._failed.set()
+            raise
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    return isinstance(error, UsageError) and error.code == "cancelled"
 
 
 QUIET = Reporter()

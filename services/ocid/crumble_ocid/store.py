@@ -28,13 +28,12 @@ from typing import IO
 from crumble_common.errors import HostError
 from crumble_common.messages.fs import Layer
 from crumble_common.paths import private_dir
-from crumble_ocid.digest import digest_bytes
+from crumble_ocid.digest import digest_bytes, matches
 from crumble_ocid.files import (
     commit,
     discard_if_unused,
     host_errors,
     is_same_file,
-    sync_directory,
     try_lock,
     write_atomically,
 )
@@ -89,7 +88,7 @@ class Store:
                 code="store.missing",
                 hint="Remove the image and pull it again.",
             ) from None
-        if digest.startswith("sha256:") and digest_bytes(data) != digest:
+        if not matches(data, digest):
             raise HostError(
                 f"{path} is damaged.",
                 code="store.corrupt",
@@ -97,9 +96,9 @@ class Store:
             )
         return data
 
-    def put_blob(self, data: bytes) -> str:
-        """Stores bytes; returns their digest."""
-        digest = digest_bytes(data)
+    def put_blob(self, data: bytes, digest: str = "") -> str:
+        """Stores bytes under their digest (by default the sha256 one) and returns it."""
+        digest = digest or digest_bytes(data)
         path = self.blob_path(digest)
         with host_errors("write", path), self.temporary() as (file, temporary):
             file.write(data)
@@ -212,15 +211,18 @@ class Store:
         return Path(self.layer(diff_id).index).exists()
 
     def commit_layer(
-        self, diff_id: str, contents: IO[bytes], temporary: Path, write: Callable[[Path], int]
+        self,
+        diff_id: str,
+        contents: IO[bytes],
+        contents_path: Path,
+        index: IO[bytes],
+        index_path: Path,
     ) -> None:
-        """Gives a layer its name: the contents first, then the index, which `write` makes at a path."""
+        """Gives a layer's two temporary files their names: the contents first, then the index."""
         layer = self.layer(diff_id)
-        contents.flush()
         with self.locked(fcntl.LOCK_SH):
-            commit(contents, temporary, Path(layer.contents))
-            write(Path(layer.index))
-            sync_directory(self.root / "layers")
+            commit(contents, contents_path, Path(layer.contents))
+            commit(index, index_path, Path(layer.index))
 
     # References
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 from crumble_ocid.debian.packages import Package
 from crumble_ocid.debian.release import Release
 from crumble_ocid.progress import Reporter
 from crumble_ocid.store import Lease, Store
-from crumble_ocid.transfer import Headers, Transport, fetch_blob
-
-if TYPE_CHECKING:
-    import httpx
+from crumble_ocid.transfer import Transport, fetch_blob
 
 _PARALLEL = 6
 
@@ -37,23 +31,10 @@ def download_packages(
     packages = list(packages)
     lease.add(*map(digest_of, packages))
     step = reporter.step("download packages", sum(item.size for item in packages))
-    with concurrent.futures.ThreadPoolExecutor(_PARALLEL, "download") as pool:
-        futures = []
-        for package in sorted(packages, key=lambda item: -item.size):
-            url = f"{release.source.uri}/{package.filename}"
-            open_from = functools.partial(_open, transport, url)
-            futures.append(
-                pool.submit(fetch_blob, store, digest_of(package), package.size, open_from, step)
-            )
-        done = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
-        for future in done.not_done:
-            future.cancel()
-        for future in done.done:
-            future.result()
+    calls = []
+    for package in sorted(packages, key=lambda item: -item.size):
+        open_from = functools.partial(transport.open, f"{release.source.uri}/{package.filename}")
+        digest, size = digest_of(package), package.size
+        calls.append(functools.partial(fetch_blob, store, digest, size, open_from, step))
+    reporter.in_parallel(calls, _PARALLEL)
     step.finish()
-
-
-def _open(
-    transport: Transport, url: str, headers: Headers
-) -> AbstractContextManager[httpx.Response]:
-    return transport.open(url, headers)
