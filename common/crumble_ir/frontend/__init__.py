@@ -1,0 +1,1 @@
+"""From dialect sources to IR."""

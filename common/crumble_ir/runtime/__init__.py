@@ -1,0 +1,1 @@
+"""Functions in the dialect that compiled programs use."""
