@@ -174,9 +174,7 @@ def test_riscv_instructions(tmp_path: Path) -> None:
     for a in range(32):
         b, c = (a * 7 + 3) % 32, (a * 11 + 5) % 32
         one, two, three = RV[a], RV[b], RV[c]
-        pairs += [
-            (rv.op(op, a, b, c), f"{names.get(op, op)} {one},{two},{three}") for op in rv.OP
-        ]
+        pairs += [(rv.op(op, a, b, c), f"{names.get(op, op)} {one},{two},{three}") for op in rv.OP]
         pairs += [
             (rv.addi(a, b, -2048), f"addi {one},{two},-2048"),
             (rv.addiw(a, b, 2047), f"addiw {one},{two},2047"),
