@@ -1,0 +1,92 @@
+"""What /dev/kvm is on this host: hardware virtualization, something slower, or nothing.
+
+Permission is looked at each time. How fast a guest's kernel code runs is measured once a boot of the
+host and kept in the runtime directory, since it takes a fifth of a second where it is slow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+
+from crumble_common import paths
+from crumble_common.errors import CrumbleError
+from crumble_native import kvm_probe
+from crumble_vmm.hypervisor.base import Probe
+
+# Hardware runs the test loop at a thousand million instructions a second, modules that emulate
+# privileged code at a few million. A Linux kernel needs about 600 million to come up.
+_MIN_SPEED = 50_000_000
+_DEVICE = Path("/dev/kvm")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def probe_kvm() -> Probe:
+    """What `crumble doctor` says about KVM."""
+    try:
+        os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return Probe("kvm", False, False, "This host has no /dev/kvm.")
+    except OSError as error:
+        return Probe("kvm", True, False, f"/dev/kvm cannot be opened: {error.strerror}.")
+    return _judge(_measured())
+
+
+def _judge(report: kvm_probe.Report) -> Probe:
+    """The verdict on a measurement."""
+    if report.outcome == kvm_probe.UNUSABLE:
+        reason = f"/dev/kvm cannot run a guest: {os.strerror(report.error)}."
+    elif report.outcome == kvm_probe.TIMED and report.instructions_per_second < _MIN_SPEED:
+        millions = report.instructions_per_second / 1e6
+        reason = (
+            "/dev/kvm is here but cannot run stock Linux: it has no hardware virtualization and "
+            f"emulates a guest's kernel, at {millions:.1f} million instructions a second."
+        )
+    else:
+        reason = "/dev/kvm works, but this version of Crumble has no KVM back end."
+    return Probe("kvm", True, False, reason, (_architecture(),))
+
+
+def _architecture() -> str:
+    machine = platform.machine()
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+
+
+def _measured() -> kvm_probe.Report:
+    """The kept report of this boot and this device, or a new one."""
+    try:
+        path = paths.runtime_dir() / "kvm-probe.json"
+        key = _key()
+    except (OSError, CrumbleError):
+        return kvm_probe.probe()
+    kept = _read(path, key)
+    if kept is None:
+        kept = kvm_probe.probe()
+        _write(path, key, kept)
+    return kept
+
+
+def _key() -> str:
+    info = _DEVICE.stat()
+    return f"{_BOOT_ID.read_text().strip()} {info.st_rdev} {info.st_ino} {info.st_ctime_ns}"
+
+
+def _read(path: Path, key: str) -> kvm_probe.Report | None:
+    try:
+        kept_key, *numbers = json.loads(path.read_text())
+        return kvm_probe.Report(*map(int, numbers)) if kept_key == key else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write(path: Path, key: str, report: kvm_probe.Report) -> None:
+    """Best effort: what can't be kept is measured again."""
+    values = (report.outcome, report.error, report.instructions_per_second)
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        new.write_text(json.dumps([key, *values]))
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
