@@ -34,10 +34,12 @@ static crb_region *find_region(const crb_memory *memory, uint64_t gpa) {
 // Moves one page to the overlay. COPYING is a lock bit: exactly one thread or process copies, the
 // others wait for it; the copy is 4 KiB, so the wait is short. A holder that dies leaves the bit
 // set: the VM's processes share fate only through vmm, which clears it when a service is restarted.
-static void fill_overlay(crb_region *region, uint64_t page) {
+// The count of moved pages goes up while the lock is held: who caches base addresses (the soft CPU)
+// sees it before it can see anything written to the overlay.
+static void fill_overlay(crb_memory *memory, crb_region *region, uint64_t page) {
     uint8_t *state = &region->state[page];
     uint8_t seen = state_load(state);
-    while ((seen & CRB_PAGE_OVERLAY) == 0) {
+    while ((seen & (CRB_PAGE_OVERLAY | CRB_PAGE_COPYING)) != CRB_PAGE_OVERLAY) {
         if ((seen & CRB_PAGE_COPYING) != 0) {
             sched_yield();
             seen = state_load(state);
@@ -49,6 +51,8 @@ static void fill_overlay(crb_region *region, uint64_t page) {
         memcpy(region->overlay + (page << CRB_PAGE_SHIFT), region->base + (page << CRB_PAGE_SHIFT),
                CRB_PAGE_SIZE);
         __atomic_or_fetch(state, CRB_PAGE_OVERLAY, __ATOMIC_RELEASE);
+        if (memory->header != NULL)
+            __atomic_add_fetch(&memory->header->moved_count, 1, __ATOMIC_RELEASE);
         __atomic_and_fetch(state, (uint8_t)~CRB_PAGE_COPYING, __ATOMIC_RELEASE);
         return;
     }
@@ -73,7 +77,7 @@ uint8_t *crb_translate(crb_memory *memory, uint64_t gpa, uint64_t *length, bool 
         const uint64_t left = CRB_PAGE_SIZE - (offset & (CRB_PAGE_SIZE - 1));
         if (*length > left) *length = left;
         if (write) {
-            fill_overlay(region, page);
+            fill_overlay(memory, region, page);
         } else if ((state_load(&region->state[page]) & CRB_PAGE_OVERLAY) == 0) {
             return (uint8_t *)region->base + offset;
         }

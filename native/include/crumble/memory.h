@@ -33,7 +33,9 @@ typedef struct crb_page_state_header {
     uint64_t magic;
     uint64_t pages;
     uint64_t stale_count; // atomic
-    uint64_t reserved[5];
+    uint64_t
+        moved_count; // atomic: pages moved from the base to the overlay, before their first write
+    uint64_t reserved[4];
 } crb_page_state_header;
 
 typedef struct crb_region {

@@ -1,0 +1,120 @@
+// The soft CPU: a riscv64 machine's harts, PLIC and interrupt and doorbell wiring, in user space.
+//
+// A machine is created over guest memory, wired (doorbells, interrupt sources), then each hart is
+// run by a thread of its own: crb_hart_run() returns only for what Python must see. M-mode does not
+// exist for the guest: harts start in S-mode and SBI calls are served here (base, TIME, IPI,
+// RFENCE, HSM, DBCN) or returned as exits (SRST).
+#ifndef CRUMBLE_RV64_H
+#define CRUMBLE_RV64_H
+
+#include "crumble/memory.h"
+
+#define CRB_MAX_HARTS    16
+#define CRB_PLIC_SOURCES 96
+
+typedef struct crb_machine crb_machine;
+
+typedef struct crb_machine_config {
+    uint32_t harts;
+    uint32_t mode;        // CRB_MODE_*
+    uint64_t timebase_hz; // rate of `time`
+    uint64_t plic_gpa;    // base of the PLIC's register window (0x4000000 bytes)
+} crb_machine_config;
+
+// SYSTEM is what a kernel sees. USER runs one hart in U-mode over bare physical addresses, where an
+// ecall or any trap is an exit: for differential tests against qemu-user.
+#define CRB_MODE_SYSTEM 0
+#define CRB_MODE_USER   1
+
+enum crb_exit_reason {
+    CRB_EXIT_NONE = 0,
+    CRB_EXIT_CANCELED,   // crb_hart_cancel was called
+    CRB_EXIT_MMIO_READ,  // fill `data`, then run again
+    CRB_EXIT_MMIO_WRITE, // `data` holds the bytes written, little endian
+    CRB_EXIT_CONSOLE,    // DBCN write: `gpa`, `size` bytes of guest memory; put bytes written in
+                         // `data`
+    CRB_EXIT_RESET,      // SRST: `data` type (0 shutdown, 1 cold, 2 warm), `extra` reason
+    CRB_EXIT_STOPPED,    // HSM stop: run again blocks until another hart starts this one
+    CRB_EXIT_TRAP,       // USER mode only: `data` is scause, `extra` stval, pc in the state
+    CRB_EXIT_CRASH, // the guest cannot go on: `data` scause, `extra` stval (trap in trap vector)
+};
+
+typedef struct crb_exit {
+    uint32_t reason;
+    uint32_t size; // of an MMIO access: 1, 2, 4, 8
+    uint64_t gpa;
+    uint64_t data;
+    uint64_t extra;
+} crb_exit;
+
+// Everything a hart is: what a snapshot stores. Unused bits are zero; set_state validates.
+typedef struct crb_hart_state {
+    uint64_t x[32];
+    uint64_t f[32];
+    uint64_t pc;
+    uint32_t fcsr;
+    uint32_t privilege; // 0 U, 1 S
+    uint64_t sstatus, sie, sip, stvec, sscratch, sepc, scause, stval, satp, scounteren, senvcfg;
+    uint64_t stimecmp;
+    uint64_t instret;
+    uint64_t reservation; // guest-physical address of LR, ~0 none
+    uint32_t hsm;         // 0 started, 1 stopped, 4 suspended
+    uint32_t waiting;     // 1: in WFI
+} crb_hart_state;
+
+// NULL with errno set when the configuration is invalid or memory is short.
+crb_machine *crb_machine_new(crb_memory *memory, const crb_machine_config *config);
+void crb_machine_free(crb_machine *machine);
+
+// A store of `size` bytes to `gpa` whose value equals `match` (any value when match < 0) writes 1
+// to `eventfd` and never leaves the run loop. 0 or -errno.
+int crb_machine_add_doorbell(crb_machine *machine, uint64_t gpa, uint32_t size, int64_t match,
+                             int eventfd);
+int crb_machine_remove_doorbell(crb_machine *machine, uint64_t gpa, int64_t match);
+
+// A virtio-mmio transport's interrupt: loads of status_gpa (InterruptStatus) and stores to ack_gpa
+// (InterruptACK) are served here; the PLIC source is level-high while the status is non-zero.
+// call_fd >= 0: a write to that eventfd sets bit 0 (used buffer), as an irqfd does. Several
+// call_fds may be added to one source. 0 or -errno.
+int crb_machine_add_virtio_irq(crb_machine *machine, uint32_t source, uint64_t status_gpa,
+                               uint64_t ack_gpa);
+int crb_machine_add_call_fd(crb_machine *machine, uint32_t source, int call_fd);
+int crb_machine_remove_call_fd(crb_machine *machine, uint32_t source, int call_fd);
+void crb_machine_virtio_raise(crb_machine *machine, uint32_t source, uint32_t bits);
+// Clears bits, as a store to ack_gpa does.
+void crb_machine_virtio_acknowledge(crb_machine *machine, uint32_t source, uint32_t bits);
+uint32_t crb_machine_virtio_status(crb_machine *machine, uint32_t source);
+
+// A plain level line (UART, RTC). Safe from any thread.
+void crb_machine_set_line(crb_machine *machine, uint32_t source, bool level);
+
+// Runs until there is something for the caller. `exit` carries the last exit's answer in
+// (MMIO_READ: data; CONSOLE: data) and the new exit out. 0 or -errno. One thread a hart.
+int crb_hart_run(crb_machine *machine, uint32_t hart, crb_exit *exit);
+// Makes crb_hart_run return CANCELED soon: also when called before it. Any thread;
+// async-signal-safe.
+void crb_hart_cancel(crb_machine *machine, uint32_t hart);
+
+// Only while the hart is not running.
+int crb_hart_get_state(crb_machine *machine, uint32_t hart, crb_hart_state *state);
+int crb_hart_set_state(crb_machine *machine, uint32_t hart, const crb_hart_state *state);
+
+// The PLIC, for snapshots: priorities, pending and claimed bits, enables, thresholds. Opaque,
+// little endian, CRB_PLIC_STATE_SIZE bytes; set_plic checks it (-EINVAL). Lines and virtio statuses
+// are the devices' to restore (set_line, virtio_raise).
+#define CRB_PLIC_STATE_SIZE 4096
+int crb_machine_get_plic(crb_machine *machine, uint8_t *state);
+int crb_machine_set_plic(crb_machine *machine, const uint8_t *state);
+
+// `time` in ticks of the timebase: 0 when the machine was made. A restored machine goes on from the
+// snapshot's time.
+uint64_t crb_machine_get_time(crb_machine *machine);
+void crb_machine_set_time(crb_machine *machine, uint64_t ticks);
+
+typedef struct crb_hart_counters {
+    uint64_t instructions, blocks_decoded, block_flushes, tlb_fills, tlb_flushes;
+    uint64_t traps, interrupts, exits, wfi_ns;
+} crb_hart_counters;
+void crb_hart_get_counters(crb_machine *machine, uint32_t hart, crb_hart_counters *counters);
+
+#endif

@@ -1,0 +1,415 @@
+// Pre-decoded blocks: made, found by physical address, chained within their page, and dropped when
+// their bytes change. All of it belongs to one hart; only granules and page_gen are shared.
+#include "rv64/hart.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+// ---- Storage
+
+static void *map_pages(uint64_t size) {
+    void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                    -1, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+int crb_blocks_init(crb_hart *hart) {
+    hart->ops = map_pages(CRB_MAX_OPS * sizeof *hart->ops);
+    hart->meta = map_pages(CRB_MAX_OPS * sizeof *hart->meta);
+    hart->blocks = map_pages(CRB_MAX_BLOCKS * sizeof *hart->blocks);
+    hart->code_pages = map_pages(CRB_MAX_CODE_PAGES * sizeof *hart->code_pages);
+    hart->page_index = map_pages(hart->machine->n_pages * sizeof *hart->page_index);
+    hart->hash = map_pages(CRB_HASH_SIZE * sizeof *hart->hash);
+    hart->young = map_pages(CRB_MAX_CODE_PAGES * sizeof *hart->young);
+    if (hart->ops == NULL || hart->meta == NULL || hart->blocks == NULL ||
+        hart->code_pages == NULL || hart->page_index == NULL || hart->hash == NULL ||
+        hart->young == NULL)
+        return -1;
+    hart->n_ops = hart->n_blocks = hart->n_code_pages = 1;
+    return 0;
+}
+
+static void unmap(void *at, uint64_t size) {
+    if (at != NULL) munmap(at, size);
+}
+
+void crb_blocks_free(crb_hart *hart) {
+    unmap(hart->ops, CRB_MAX_OPS * sizeof *hart->ops);
+    unmap(hart->meta, CRB_MAX_OPS * sizeof *hart->meta);
+    unmap(hart->blocks, CRB_MAX_BLOCKS * sizeof *hart->blocks);
+    unmap(hart->code_pages, CRB_MAX_CODE_PAGES * sizeof *hart->code_pages);
+    unmap(hart->page_index, hart->machine->n_pages * sizeof *hart->page_index);
+    unmap(hart->hash, CRB_HASH_SIZE * sizeof *hart->hash);
+    unmap(hart->young, CRB_MAX_CODE_PAGES * sizeof *hart->young);
+}
+
+static uint8_t *page_state(const crb_machine *machine, uint64_t page) {
+    const uint32_t i = crb_page_region(machine, page);
+    uint8_t *state = machine->memory->regions[i].state;
+    return state == NULL ? NULL : state + (page - machine->first_page[i]);
+}
+
+static void forget_code(crb_machine *machine, uint64_t page) {
+    uint8_t *state = page_state(machine, page);
+    __atomic_store_n(&machine->granules[page], 0, __ATOMIC_SEQ_CST);
+    if (state != NULL)
+        __atomic_and_fetch(state, (uint8_t)~(CRB_PAGE_CODE | CRB_PAGE_STALE), __ATOMIC_SEQ_CST);
+}
+
+void crb_blocks_flush(crb_hart *hart) {
+    for (uint32_t i = 1; i < hart->n_code_pages; i++) {
+        const uint64_t page = hart->code_pages[i].page;
+        hart->page_index[page] = 0;
+        if (hart->machine->n_harts == 1) forget_code(hart->machine, page);
+    }
+    memset(hart->hash, 0, CRB_HASH_SIZE * sizeof *hart->hash);
+    hart->n_ops = hart->n_blocks = hart->n_code_pages = 1;
+    hart->n_hashed = hart->n_young = 0;
+    hart->counters.block_flushes++;
+    crb_exec_flush(hart, 0);
+    crb_exec_flush(hart, 1);
+    // Writable mappings of pages that are no longer code may be fast again.
+    crb_tlb_flush_writes(hart);
+}
+
+// ---- Jump and exec caches: entries are valid while their generation is the mode's
+
+void crb_exec_flush(crb_hart *hart, uint32_t privilege) {
+    if (hart->gen == UINT32_MAX) {
+        memset(hart->jumps, 0, sizeof hart->jumps);
+        memset(hart->exec, 0, sizeof hart->exec);
+        hart->gen = 1;
+        hart->mode_gen[privilege ^ 1] = 1;
+    }
+    hart->mode_gen[privilege] = ++hart->gen;
+    hart->jump_gen = hart->mode_gen[hart->privilege];
+    memset(hart->exec_filter[privilege], 0, sizeof hart->exec_filter[privilege]);
+}
+
+static uint32_t filter_bit(uint64_t va) {
+    return va >> CRB_PAGE_SHIFT & (CRB_EXEC_FILTER - 1);
+}
+
+void crb_exec_flush_va(crb_hart *hart, uint64_t va) {
+    const uint32_t bit = filter_bit(va);
+    for (uint32_t privilege = 0; privilege < 2; privilege++)
+        if ((hart->exec_filter[privilege][bit / 64] >> (bit % 64) & 1) != 0)
+            crb_exec_flush(hart, privilege);
+}
+
+static bool exec_page(crb_hart *hart, uint64_t pc, uint64_t *page) {
+    const uint64_t va = pc & CRB_PAGE_MASK;
+    crb_exec_entry *entry = &hart->exec[va >> CRB_PAGE_SHIFT & (CRB_EXEC_ENTRIES - 1)];
+    if (entry->va == va && entry->gen == hart->jump_gen) {
+        *page = entry->page;
+        return true;
+    }
+    uint64_t gpa;
+    if (crb_walk(hart, pc, CRB_EXEC, &gpa) != CRB_NEXT) return false;
+    if (!crb_page_number(hart->machine, gpa, page)) {
+        crb_raise(hart, CRB_CAUSE_FETCH_ACCESS, pc);
+        return false;
+    }
+    *entry = (crb_exec_entry){.va = va, .gen = hart->jump_gen, .page = (uint32_t)*page};
+    const uint32_t bit = filter_bit(va);
+    hart->exec_filter[hart->privilege][bit / 64] |= 1ull << (bit % 64);
+    return true;
+}
+
+// ---- The hash: (page, offset) + 1 above 24 bits of operation; operation 0 is a killed block's
+// place
+
+static uint64_t hash_key(uint64_t page, uint32_t offset) {
+    return (page << (CRB_PAGE_SHIFT - 1) | offset >> 1) + 1;
+}
+
+// The slot that holds the key, or the free one where it belongs.
+static uint32_t hash_slot(const crb_hart *hart, uint64_t key) {
+    uint32_t slot = (uint32_t)((key * 0x9e3779b97f4a7c15ull) >> 47) & (CRB_HASH_SIZE - 1);
+    while (hart->hash[slot] != 0 && hart->hash[slot] >> 24 != key)
+        slot = (slot + 1) & (CRB_HASH_SIZE - 1);
+    return slot;
+}
+
+static uint32_t find(const crb_hart *hart, uint64_t page, uint32_t offset) {
+    return (uint32_t)hart->hash[hash_slot(hart, hash_key(page, offset))] & 0xffffff;
+}
+
+// ---- Code pages
+
+// Other harts may have written the page until they serve the purge; fence.i settles that.
+static void ask_purge(crb_hart *hart, uint32_t code_page) {
+    crb_machine *machine = hart->machine;
+    if (hart->n_young < CRB_MAX_CODE_PAGES) hart->young[hart->n_young++] = code_page;
+    for (uint32_t i = 0; i < machine->n_harts; i++) {
+        crb_hart *other = machine->harts[i];
+        if (other == hart) continue;
+        __atomic_add_fetch(&other->purge_wanted, 1, __ATOMIC_SEQ_CST);
+        crb_attract(other, CRB_ATTENTION_PURGE);
+    }
+}
+
+// Before its first byte is read: from now on every writer of the page is seen.
+static void mark_code(crb_hart *hart, crb_code_page *code, uint64_t granules) {
+    crb_machine *machine = hart->machine;
+    code->granules |= granules;
+    const uint64_t before =
+        __atomic_fetch_or(&machine->granules[code->page], granules, __ATOMIC_SEQ_CST);
+    if (before != 0) return;
+    uint8_t *state = page_state(machine, code->page);
+    if (state != NULL) __atomic_or_fetch(state, CRB_PAGE_CODE, __ATOMIC_SEQ_CST);
+    crb_tlb_purge_page(hart, crb_page_gpa(machine, code->page), true);
+    if (machine->n_harts > 1) ask_purge(hart, (uint32_t)(code - hart->code_pages));
+}
+
+static crb_code_page *code_page(crb_hart *hart, uint64_t page) {
+    uint32_t index = hart->page_index[page];
+    if (index == 0) {
+        index = hart->n_code_pages++;
+        hart->page_index[page] = index;
+        hart->code_pages[index] = (crb_code_page){
+            .page = page,
+            .gen = __atomic_load_n(&hart->machine->page_gen[page], __ATOMIC_SEQ_CST),
+        };
+    }
+    return &hart->code_pages[index];
+}
+
+// ---- Killing: the first operation sends whoever comes back to the look-up; the rest stays until
+// the next flush, so a block may kill itself.
+
+static void kill_block(crb_hart *hart, crb_block *block) {
+    crb_op *op = &hart->ops[block->first];
+    op->handler = crb_handlers[CRB_OP_DEAD];
+    op->kind = CRB_OP_DEAD;
+    hart->hash[block->slot] &= ~0xffffffull;
+}
+
+static void kill_granules(crb_hart *hart, crb_code_page *code, uint64_t granules) {
+    uint64_t left = 0;
+    uint32_t *link = &code->blocks;
+    while (*link != 0) {
+        crb_block *block = &hart->blocks[*link];
+        if ((block->granules & granules) != 0) {
+            kill_block(hart, block);
+            *link = block->next;
+        } else {
+            left |= block->granules;
+            link = &block->next;
+        }
+    }
+    code->granules = left;
+    if (hart->machine->n_harts > 1) return;
+    if (left == 0)
+        forget_code(hart->machine, code->page);
+    else
+        __atomic_store_n(&hart->machine->granules[code->page], left, __ATOMIC_SEQ_CST);
+}
+
+static uint64_t granule_mask(uint64_t offset, uint64_t size) {
+    const uint64_t first = offset >> 6;
+    const uint64_t last = (offset + size - 1) >> 6;
+    return (UINT64_MAX << first) & (UINT64_MAX >> (63 - last));
+}
+
+void crb_code_written(crb_hart *hart, uint64_t page, uint64_t offset, uint64_t size) {
+    crb_machine *machine = hart->machine;
+    const uint64_t mask = granule_mask(offset, size);
+    if ((__atomic_load_n(&machine->granules[page], __ATOMIC_SEQ_CST) & mask) == 0) return;
+    const uint32_t index = hart->page_index[page];
+    if (index != 0 && (hart->code_pages[index].granules & mask) != 0)
+        kill_granules(hart, &hart->code_pages[index], mask);
+    if (machine->n_harts == 1) return;
+    const uint32_t gen = __atomic_fetch_add(&machine->page_gen[page], 1, __ATOMIC_SEQ_CST);
+    if (index != 0 && hart->code_pages[index].gen == gen) hart->code_pages[index].gen = gen + 1;
+    __atomic_add_fetch(&machine->memory->header->stale_count, 1, __ATOMIC_SEQ_CST);
+}
+
+// STALE becomes a new page_gen, which every hart compares; cleared only behind that.
+static void check_page(crb_hart *hart, crb_code_page *code) {
+    crb_machine *machine = hart->machine;
+    uint8_t *state = page_state(machine, code->page);
+    uint32_t *gen = &machine->page_gen[code->page];
+    if (state != NULL && (__atomic_load_n(state, __ATOMIC_SEQ_CST) & CRB_PAGE_STALE) != 0) {
+        __atomic_add_fetch(gen, 1, __ATOMIC_SEQ_CST);
+        __atomic_and_fetch(state, (uint8_t)~CRB_PAGE_STALE, __ATOMIC_SEQ_CST);
+    }
+    const uint32_t now = __atomic_load_n(gen, __ATOMIC_SEQ_CST);
+    if (now == code->gen) return;
+    code->gen = now;
+    kill_granules(hart, code, UINT64_MAX);
+}
+
+static void settle_young(crb_hart *hart) {
+    crb_machine *machine = hart->machine;
+    for (uint32_t i = 0; i < machine->n_harts; i++) {
+        crb_hart *other = machine->harts[i];
+        if (other != hart) crb_await(hart, other, &other->purge_wanted, &other->purge_done);
+    }
+    for (uint32_t i = 0; i < hart->n_young; i++)
+        kill_granules(hart, &hart->code_pages[hart->young[i]], UINT64_MAX);
+    hart->n_young = 0;
+}
+
+void crb_drop_stale(crb_hart *hart, bool fence) {
+    if (fence && hart->n_young != 0) settle_young(hart);
+    const uint64_t count =
+        __atomic_load_n(&hart->machine->memory->header->stale_count, __ATOMIC_SEQ_CST);
+    if (count == hart->stale_seen) return;
+    hart->stale_seen = count;
+    for (uint32_t i = 1; i < hart->n_code_pages; i++)
+        check_page(hart, &hart->code_pages[i]);
+}
+
+// ---- Decoding
+
+static void put_end(crb_op *op, crb_op_meta *meta, uint32_t offset, uint32_t count) {
+    const uint32_t kind = offset < CRB_PAGE_SIZE ? CRB_OP_END_U : CRB_OP_END_X;
+    *op = (crb_op){.handler = crb_handlers[kind],
+                   .kind = (uint8_t)kind,
+                   .rd = (uint8_t)count,
+                   .imm = (int32_t)offset};
+    *meta = (crb_op_meta){.offset = (uint16_t)offset, .count = (uint8_t)count};
+}
+
+static uint32_t load_half(const uint8_t *host, uint32_t offset) {
+    return __atomic_load_n((const uint16_t *)(const void *)(host + offset), __ATOMIC_RELAXED);
+}
+
+static bool decode_half_or_word(crb_op *op, uint32_t half, uint32_t word, uint32_t offset,
+                                uint32_t count) {
+    if ((half & 3) == 3) return crb_decode(op, word, 4, offset, count);
+    const bool ended = crb_decode(op, crb_rvc_expand(half), 2, offset, count);
+    if (op->kind == CRB_OP_ILLEGAL) op->imm = (int32_t)half;
+    return ended;
+}
+
+// The word's second half lies in the next page, whatever that is mapped to when it runs.
+static void put_straddle(crb_op *op, crb_op_meta *meta, uint32_t word) {
+    const uint32_t offset = CRB_PAGE_SIZE - 2;
+    *op = (crb_op){
+        .handler = crb_handlers[CRB_OP_STRADDLE], .kind = CRB_OP_STRADDLE, .imm = (int32_t)word};
+    put_end(op + 2, meta + 2, offset + 4, 1);
+    put_end(op + 3, meta + 3, offset + 4, 1);
+    crb_decode(op + 1, word, 4, offset, 0);
+    meta[0] = (crb_op_meta){.offset = (uint16_t)offset};
+    meta[1] = (crb_op_meta){.offset = (uint16_t)offset, .length = 4};
+}
+
+// Fills ops from n_ops on; returns the slots used.
+static uint32_t decode_ops(crb_hart *hart, crb_code_page *code, const uint8_t *host,
+                           uint32_t offset, uint64_t *granules) {
+    crb_op *op = &hart->ops[hart->n_ops];
+    crb_op_meta *meta = &hart->meta[hart->n_ops];
+    uint32_t count = 0;
+    for (bool ended = false; !ended && count < CRB_BLOCK_INSNS && offset < CRB_PAGE_SIZE; count++) {
+        const uint64_t mask = granule_mask(offset, offset == CRB_PAGE_SIZE - 2 ? 2 : 4);
+        if ((code->granules & mask) != mask) mark_code(hart, code, mask);
+        *granules |= mask;
+        const uint32_t half = load_half(host, offset);
+        const uint32_t length = (half & 3) == 3 ? 4 : 2;
+        if (offset + length > CRB_PAGE_SIZE) {
+            if (count > 0) break;
+            put_straddle(op, meta, half);
+            return 4;
+        }
+        const uint32_t word = length == 4 ? half | load_half(host, offset + 2) << 16 : half;
+        meta[count] = (crb_op_meta){
+            .offset = (uint16_t)offset, .count = (uint8_t)count, .length = (uint8_t)length};
+        ended = decode_half_or_word(&op[count], half, word, offset, count);
+        offset += length;
+    }
+    const bool data = count > 0 && crb_has_data(op[count - 1].kind);
+    put_end(&op[count + data], &meta[count + data], offset, count);
+    return count + data + 1;
+}
+
+static crb_op *decode_block(crb_hart *hart, uint64_t page, uint32_t offset) {
+    if (hart->n_ops + CRB_BLOCK_SLOTS > CRB_MAX_OPS || hart->n_blocks == CRB_MAX_BLOCKS ||
+        hart->n_hashed > CRB_HASH_SIZE / 4 * 3 || hart->n_code_pages == CRB_MAX_CODE_PAGES)
+        crb_blocks_flush(hart);
+    crb_code_page *code = code_page(hart, page);
+    uint64_t length = CRB_PAGE_SIZE;
+    const uint8_t *host =
+        crb_translate(hart->machine->memory, crb_page_gpa(hart->machine, page), &length, false);
+    uint64_t granules = 0;
+    const uint32_t first = hart->n_ops;
+    hart->n_ops += decode_ops(hart, code, host, offset, &granules);
+    const uint32_t slot = hash_slot(hart, hash_key(page, offset));
+    hart->n_hashed += hart->hash[slot] == 0;
+    hart->hash[slot] = hash_key(page, offset) << 24 | first;
+    hart->blocks[hart->n_blocks] = (crb_block){.granules = granules,
+                                               .first = first,
+                                               .next = code->blocks,
+                                               .slot = slot,
+                                               .code_page = (uint32_t)(code - hart->code_pages)};
+    code->blocks = hart->n_blocks++;
+    hart->counters.blocks_decoded++;
+    return &hart->ops[first];
+}
+
+static crb_op *block_at(crb_hart *hart, uint64_t page, uint32_t offset) {
+    const uint32_t found = find(hart, page, offset);
+    return found != 0 ? &hart->ops[found] : decode_block(hart, page, offset);
+}
+
+crb_op *crb_lookup(crb_hart *hart, uint64_t pc) {
+    uint64_t page;
+    if (!exec_page(hart, pc, &page)) return NULL;
+    crb_op *op = block_at(hart, page, (uint32_t)CRB_OFFSET(pc));
+    hart->jumps[crb_jump_slot(pc)] =
+        (crb_jump){.pc = pc, .op = (uint32_t)(op - hart->ops), .gen = hart->jump_gen};
+    return op;
+}
+
+// ---- Chaining
+
+// Blocks lie in the order of their operations.
+static const crb_block *block_of(const crb_hart *hart, uint32_t op) {
+    uint32_t low = 1;
+    uint32_t high = hart->n_blocks;
+    while (high - low > 1) {
+        const uint32_t middle = (low + high) / 2;
+        if (hart->blocks[middle].first <= op)
+            low = middle;
+        else
+            high = middle;
+    }
+    return &hart->blocks[low];
+}
+
+static uint8_t linked_kind(uint8_t kind) {
+    switch (kind) {
+    case CRB_OP_J_U:
+        return CRB_OP_J_L;
+    case CRB_OP_JAL_U:
+        return CRB_OP_JAL_L;
+    case CRB_OP_END_U:
+        return CRB_OP_END_L;
+    default:
+        return kind + (CRB_OP_BEQ_L - CRB_OP_BEQ_U);
+    }
+}
+
+crb_op *crb_link(crb_hart *hart, crb_op *op) {
+    const crb_block *block = block_of(hart, (uint32_t)(op - hart->ops));
+    const uint64_t flushes = hart->counters.block_flushes;
+    crb_op *to = block_at(hart, hart->code_pages[block->code_page].page, (uint32_t)op->imm);
+    if (flushes != hart->counters.block_flushes) return to;
+    op->kind = linked_kind(op->kind);
+    op->handler = crb_handlers[op->kind];
+    op->imm = (int32_t)(to - hart->ops);
+    return to;
+}
+
+crb_result crb_straddle(crb_hart *hart, crb_op *op, uint64_t page_va) {
+    uint64_t page;
+    if (!exec_page(hart, page_va + CRB_PAGE_SIZE, &page)) return CRB_TRAP;
+    uint64_t length = 2;
+    const uint8_t *host =
+        crb_translate(hart->machine->memory, crb_page_gpa(hart->machine, page), &length, false);
+    const uint32_t word = ((uint32_t)op->imm & 0xffff) | load_half(host, 0) << 16;
+    if (word != (uint32_t)op->imm) put_straddle(op, &hart->meta[op - hart->ops], word);
+    return CRB_NEXT;
+}

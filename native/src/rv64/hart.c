@@ -1,0 +1,308 @@
+// A hart's run loop around the interpreter: exits and their answers, time slices, WFI, requests of
+// other threads.
+#include "rv64/hart.h"
+#include "rv64/fpu.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+// Instructions between looks at the clock and at attention: 25 to 50 us of integer code.
+#define SLICE 10000
+// How often call_fds are polled while the guest runs.
+#define POLL_NS 50000
+// WFI spins for as long as waking up costs before it sleeps, as KVM's halt polling does.
+#define SPIN_MAX_NS   50000
+#define SPIN_START_NS 5000
+
+uint64_t crb_now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+// ---- Between threads
+
+void crb_attract(crb_hart *hart, uint32_t attention) {
+    __atomic_or_fetch(&hart->attention, attention, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&hart->sleeping, __ATOMIC_SEQ_CST) == 0) return;
+    const int saved = errno;
+    const uint64_t one = 1;
+    // Fails only when the count is full: then the hart is awake already.
+    if (write(hart->wake_fd, &one, sizeof one) < 0) errno = saved;
+}
+
+void crb_hart_cancel(crb_machine *machine, uint32_t hart) {
+    if (hart < machine->n_harts) crb_attract(machine->harts[hart], CRB_ATTENTION_CANCEL);
+}
+
+void crb_serve_requests(crb_hart *hart) {
+    const uint32_t purge = __atomic_load_n(&hart->purge_wanted, __ATOMIC_SEQ_CST);
+    if (purge != __atomic_load_n(&hart->purge_done, __ATOMIC_RELAXED)) {
+        crb_tlb_flush_writes(hart);
+        __atomic_store_n(&hart->purge_done, purge, __ATOMIC_SEQ_CST);
+    }
+    const uint32_t wanted = __atomic_load_n(&hart->flush_wanted, __ATOMIC_SEQ_CST);
+    if (wanted == __atomic_load_n(&hart->flush_done, __ATOMIC_RELAXED)) return;
+    const uint32_t flush = __atomic_exchange_n(&hart->flush, 0, __ATOMIC_SEQ_CST);
+    if ((flush & CRB_FLUSH_TLB) != 0) crb_tlb_flush(hart);
+    if ((flush & CRB_FLUSH_CODE) != 0) crb_drop_stale(hart, true);
+    __atomic_store_n(&hart->flush_done, wanted, __ATOMIC_SEQ_CST);
+}
+
+// A hart outside the guest serves what is wanted before it runs any instruction, so it counts as
+// done. Two harts that wait for each other serve each other here.
+void crb_await(crb_hart *hart, crb_hart *other, uint32_t *wanted, uint32_t *done) {
+    const uint32_t want = __atomic_load_n(wanted, __ATOMIC_SEQ_CST);
+    while ((int32_t)(__atomic_load_n(done, __ATOMIC_SEQ_CST) - want) < 0 &&
+           __atomic_load_n(&other->running, __ATOMIC_SEQ_CST) != 0) {
+        crb_serve_requests(hart);
+        sched_yield();
+    }
+}
+
+// ---- Sleeping
+
+static uint64_t timer_ns(const crb_hart *hart) {
+    const crb_machine *machine = hart->machine;
+    const unsigned __int128 ns =
+        (unsigned __int128)hart->stimecmp * 1000000000 / machine->timebase_hz;
+    const uint64_t offset = __atomic_load_n(&machine->time_offset_ns, __ATOMIC_RELAXED);
+    return ns > UINT64_MAX - offset ? UINT64_MAX : (uint64_t)ns + offset;
+}
+
+void crb_timer_changed(crb_hart *hart) {
+    hart->stip = crb_time(hart->machine) >= hart->stimecmp ? CRB_STIP : 0;
+}
+
+// True when there is a reason to go on: an enabled interrupt or another thread's wish.
+static bool awake(crb_hart *hart) {
+    crb_poll_calls(hart->machine);
+    crb_timer_changed(hart);
+    return crb_pending(hart) != 0 || __atomic_load_n(&hart->attention, __ATOMIC_SEQ_CST) != 0;
+}
+
+static void sleep_until(crb_hart *hart, uint64_t deadline_ns) {
+    struct pollfd fds[2] = {{.fd = hart->wake_fd, .events = POLLIN},
+                            {.fd = hart->machine->epoll_fd, .events = POLLIN}};
+    const uint64_t now = crb_now_ns();
+    const uint64_t left = deadline_ns > now ? deadline_ns - now : 0;
+    const struct timespec timeout = {.tv_sec = (time_t)(left / 1000000000),
+                                     .tv_nsec = (long)(left % 1000000000)};
+    ppoll(fds, 2, deadline_ns == UINT64_MAX ? NULL : &timeout, NULL);
+    uint64_t count;
+    if ((fds[0].revents & POLLIN) != 0 && read(hart->wake_fd, &count, sizeof count) < 0) return;
+}
+
+// Spins up to spin_ns, then sleeps until something happens. The spin grows when sleeping would have
+// been avoided by a longer one and shrinks when even the longest would not have helped.
+static void halt(crb_hart *hart) {
+    const uint64_t start = crb_now_ns();
+    const bool timed = (hart->sie & CRB_STIP) != 0;
+    uint64_t now = start;
+    __atomic_store_n(&hart->running, 0, __ATOMIC_SEQ_CST);
+    while (now - start < hart->spin_ns && !awake(hart))
+        now = crb_now_ns();
+    if (!awake(hart)) {
+        __atomic_store_n(&hart->sleeping, 1, __ATOMIC_SEQ_CST);
+        while (!awake(hart))
+            sleep_until(hart, timed ? timer_ns(hart) : UINT64_MAX);
+        __atomic_store_n(&hart->sleeping, 0, __ATOMIC_SEQ_CST);
+        const uint64_t slept = crb_now_ns() - start;
+        if (slept > 4 * SPIN_MAX_NS)
+            hart->spin_ns /= 2;
+        else if (slept < SPIN_MAX_NS)
+            hart->spin_ns = hart->spin_ns * 2 > SPIN_MAX_NS ? SPIN_MAX_NS
+                            : hart->spin_ns == 0            ? SPIN_START_NS
+                                                            : hart->spin_ns * 2;
+    }
+    __atomic_store_n(&hart->running, 1, __ATOMIC_SEQ_CST);
+    hart->counters.wfi_ns += crb_now_ns() - start;
+}
+
+static bool take_cancel(crb_hart *hart) {
+    const uint32_t seen =
+        __atomic_fetch_and(&hart->attention, ~CRB_ATTENTION_CANCEL, __ATOMIC_SEQ_CST);
+    if ((seen & CRB_ATTENTION_CANCEL) == 0) return false;
+    *hart->exit = (crb_exit){.reason = CRB_EXIT_CANCELED};
+    return true;
+}
+
+// Serves everything but a cancel. True when the caller should have CANCELED.
+static bool attend(crb_hart *hart) {
+    if (__atomic_load_n(&hart->attention, __ATOMIC_SEQ_CST) == 0) return false;
+    __atomic_and_fetch(&hart->attention, CRB_ATTENTION_CANCEL, __ATOMIC_SEQ_CST);
+    crb_serve_requests(hart);
+    return take_cancel(hart);
+}
+
+crb_result crb_wfi(crb_hart *hart) {
+    hart->waiting = 1;
+    while (true) {
+        if (attend(hart)) return CRB_LEAVE;
+        crb_timer_changed(hart);
+        if (crb_pending(hart) != 0) break;
+        halt(hart);
+    }
+    hart->waiting = 0;
+    return CRB_AGAIN;
+}
+
+crb_result crb_stopped(crb_hart *hart) {
+    while (__atomic_load_n(&hart->hsm, __ATOMIC_SEQ_CST) == 1) {
+        if (attend(hart)) return CRB_LEAVE;
+        __atomic_store_n(&hart->running, 0, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&hart->sleeping, 1, __ATOMIC_SEQ_CST);
+        while (__atomic_load_n(&hart->attention, __ATOMIC_SEQ_CST) == 0)
+            sleep_until(hart, UINT64_MAX);
+        __atomic_store_n(&hart->sleeping, 0, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&hart->running, 1, __ATOMIC_SEQ_CST);
+    }
+    // Another hart set these before it set hsm; a hart made runnable by set_state has none.
+    hart->pc = hart->start_pc;
+    hart->r[10] = hart->id;
+    hart->r[11] = hart->start_arg;
+    if (attend(hart)) return CRB_LEAVE;
+    return CRB_AGAIN;
+}
+
+// ---- Slices
+
+crb_result crb_slice(crb_hart *hart) {
+    hart->retired_base += SLICE;
+    hart->budget += SLICE;
+    const uint64_t now = crb_now_ns();
+    if (now >= hart->next_poll_ns) {
+        hart->next_poll_ns = now + POLL_NS;
+        crb_poll_calls(hart->machine);
+    }
+    if (hart->machine->mode == CRB_MODE_SYSTEM) crb_timer_changed(hart);
+    crb_drop_stale(hart, false);
+    return attend(hart) ? CRB_LEAVE : CRB_AGAIN;
+}
+
+// ---- Running
+
+static void finish_pending(crb_hart *hart) {
+    const uint32_t pending = hart->pending;
+    hart->pending = CRB_PENDING_NONE;
+    if (pending == CRB_PENDING_LOAD) {
+        crb_finish_load(hart, hart->pending_op, hart->pending_rd, hart->exit->data);
+        hart->pc += hart->pending_length;
+        hart->retired_base++;
+    } else if (pending == CRB_PENDING_CONSOLE) {
+        hart->r[10] = 0;
+        hart->r[11] = hart->exit->data;
+    }
+}
+
+static crb_result run(crb_hart *hart) {
+    finish_pending(hart);
+    if (attend(hart)) return CRB_LEAVE;
+    if (hart->hsm == 1 && crb_stopped(hart) == CRB_LEAVE) return CRB_LEAVE;
+    if (hart->waiting != 0 && crb_wfi(hart) == CRB_LEAVE) return CRB_LEAVE;
+    crb_drop_stale(hart, false);
+    return crb_interpret(hart);
+}
+
+int crb_hart_run(crb_machine *machine, uint32_t id, crb_exit *exit) {
+    if (id >= machine->n_harts) return -EINVAL;
+    crb_hart *hart = machine->harts[id];
+    hart->exit = exit;
+    __atomic_store_n(&hart->running, 1, __ATOMIC_SEQ_CST);
+    const uint32_t host_fp = crb_fp_enter();
+    run(hart);
+    crb_fp_leave(host_fp, &hart->fflags);
+    __atomic_store_n(&hart->running, 0, __ATOMIC_SEQ_CST);
+    hart->exit = NULL;
+    hart->counters.exits++;
+    return 0;
+}
+
+// ---- State
+
+int crb_hart_get_state(crb_machine *machine, uint32_t id, crb_hart_state *state) {
+    if (id >= machine->n_harts) return -EINVAL;
+    crb_hart *hart = machine->harts[id];
+    *state = (crb_hart_state){
+        .pc = hart->pc,
+        .fcsr = hart->frm << 5 | hart->fflags,
+        .privilege = hart->privilege,
+        .sstatus = hart->status,
+        .sie = hart->sie,
+        .sip = __atomic_load_n(&hart->irq, __ATOMIC_SEQ_CST) & CRB_SSIP,
+        .stvec = hart->stvec,
+        .sscratch = hart->sscratch,
+        .sepc = hart->sepc,
+        .scause = hart->scause,
+        .stval = hart->stval,
+        .satp = hart->satp,
+        .scounteren = hart->scounteren,
+        .senvcfg = hart->senvcfg,
+        .stimecmp = hart->stimecmp,
+        .instret = hart->retired_base - (uint64_t)hart->budget,
+        .reservation = UINT64_MAX, // an SC after a snapshot fails, as it may
+        .hsm = hart->hsm,
+        .waiting = hart->waiting,
+    };
+    memcpy(state->x, hart->r, sizeof state->x);
+    memcpy(state->f, &hart->r[CRB_F(0)], sizeof state->f);
+    return 0;
+}
+
+// Values that the hart could not have come to by itself are refused.
+static bool valid_state(const crb_hart_state *state) {
+    const uint64_t mode = state->satp >> 60;
+    return state->x[0] == 0 && (state->pc & 1) == 0 && state->fcsr < 0x100 &&
+           state->privilege <= 1 && (state->hsm <= 1 || state->hsm == 4) && state->waiting <= 1 &&
+           (state->sstatus & ~(CRB_STATUS_WRITE | CRB_STATUS_UXL | CRB_STATUS_SD)) == 0 &&
+           (state->sie & ~(uint64_t)(CRB_SSIP | CRB_STIP | CRB_SEIP)) == 0 &&
+           (state->sip & ~(uint64_t)CRB_SSIP) == 0 && (state->stvec & 2) == 0 &&
+           (state->sepc & 1) == 0 && (state->senvcfg & ~CRB_ENVCFG_WRITE) == 0 &&
+           (mode == 0 ? state->satp == 0 : mode == 8 || mode == 9);
+}
+
+int crb_hart_set_state(crb_machine *machine, uint32_t id, const crb_hart_state *state) {
+    if (id >= machine->n_harts || !valid_state(state)) return -EINVAL;
+    crb_hart *hart = machine->harts[id];
+    memcpy(hart->r, state->x, sizeof state->x);
+    memcpy(&hart->r[CRB_F(0)], state->f, sizeof state->f);
+    hart->pc = state->pc;
+    hart->fflags = state->fcsr & 31;
+    hart->frm = state->fcsr >> 5;
+    hart->privilege = state->privilege;
+    hart->status = (state->sstatus & CRB_STATUS_WRITE) | CRB_STATUS_UXL;
+    hart->sie = state->sie;
+    hart->stvec = state->stvec;
+    hart->sscratch = state->sscratch;
+    hart->sepc = state->sepc;
+    hart->scause = state->scause;
+    hart->stval = state->stval;
+    hart->satp = state->satp;
+    hart->scounteren = state->scounteren & 7;
+    hart->senvcfg = state->senvcfg;
+    hart->stimecmp = state->stimecmp;
+    hart->retired_base = state->instret + (uint64_t)hart->budget;
+    hart->reserved = NULL;
+    hart->hsm = state->hsm == 1;
+    hart->waiting = state->waiting;
+    hart->pending = CRB_PENDING_NONE;
+    if ((state->sip & CRB_SSIP) != 0)
+        __atomic_or_fetch(&hart->irq, CRB_SSIP, __ATOMIC_SEQ_CST);
+    else
+        __atomic_and_fetch(&hart->irq, ~CRB_SSIP, __ATOMIC_SEQ_CST);
+    crb_tlb_flush(hart);
+    crb_status_changed(hart);
+    return 0;
+}
+
+void crb_hart_get_counters(crb_machine *machine, uint32_t id, crb_hart_counters *counters) {
+    *counters = (crb_hart_counters){0};
+    if (id >= machine->n_harts) return;
+    const crb_hart *hart = machine->harts[id];
+    *counters = hart->counters;
+    counters->instructions = hart->retired_base - (uint64_t)hart->budget;
+}

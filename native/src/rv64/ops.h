@@ -1,0 +1,86 @@
+// The operations instructions are decoded to: names, and the kinds built from them.
+//
+// Field use, when not the obvious rd, rs1, rs2, imm:
+//   loads       rs2 = CRB_SIZE_*        stores      rd = CRB_SIZE_*
+//   branches    rd = instructions of the block up to and with it; imm = page offset of the target
+//               (_U: not chained yet, _X: outside the page) or index of the chained operation (_L)
+//   jumps       like branches, the count in rs2; a data slot behind holds the link's page offset
+//   JALR        rs2 = count, imm = immediate; data slot as for jumps
+//   CSR         imm = CSR number, rs2 = funct3;  FP: imm = the instruction;  ILLEGAL: imm = it
+//   END         rd = count, imm as for branches
+#ifndef CRUMBLE_RV64_OPS_H
+#define CRUMBLE_RV64_OPS_H
+
+// clang-format off
+#define CRB_OPS_INTEGER(X) \
+    X(NOP) X(LI) X(AUIPC) X(MV) \
+    X(ADDI) X(SLTI) X(SLTIU) X(XORI) X(ORI) X(ANDI) X(SLLI) X(SRLI) X(SRAI) \
+    X(ADDIW) X(SLLIW) X(SRLIW) X(SRAIW) X(SEXT_W) \
+    X(ADD) X(SUB) X(SLL) X(SLT) X(SLTU) X(XOR) X(SRL) X(SRA) X(OR) X(AND) \
+    X(ADDW) X(SUBW) X(SLLW) X(SRLW) X(SRAW) \
+    X(MUL) X(MULH) X(MULHSU) X(MULHU) X(DIV) X(DIVU) X(REM) X(REMU) \
+    X(MULW) X(DIVW) X(DIVUW) X(REMW) X(REMUW) \
+    X(ADD_UW) X(SH1ADD) X(SH2ADD) X(SH3ADD) X(SH1ADD_UW) X(SH2ADD_UW) X(SH3ADD_UW) X(SLLI_UW) \
+    X(ANDN) X(ORN) X(XNOR) X(CLZ) X(CTZ) X(CPOP) X(CLZW) X(CTZW) X(CPOPW) \
+    X(MAX) X(MIN) X(MAXU) X(MINU) X(SEXT_B) X(SEXT_H) X(ZEXT_H) \
+    X(ROL) X(ROR) X(RORI) X(ROLW) X(RORW) X(RORIW) X(ORC_B) X(REV8) \
+    X(BCLR) X(BEXT) X(BINV) X(BSET) X(BCLRI) X(BEXTI) X(BINVI) X(BSETI)
+
+#define CRB_OPS_MEMORY(X) \
+    X(LB) X(LH) X(LW) X(LD) X(LBU) X(LHU) X(LWU) X(SB) X(SH) X(SW) X(SD) \
+    X(FLW) X(FLD) X(FSW) X(FSD)
+
+// _W, then _D of each.
+#define CRB_OPS_ATOMIC(X) \
+    X(LR_W) X(LR_D) X(SC_W) X(SC_D) \
+    X(AMOSWAP_W) X(AMOSWAP_D) X(AMOADD_W) X(AMOADD_D) X(AMOXOR_W) X(AMOXOR_D) \
+    X(AMOAND_W) X(AMOAND_D) X(AMOOR_W) X(AMOOR_D) X(AMOMIN_W) X(AMOMIN_D) \
+    X(AMOMAX_W) X(AMOMAX_D) X(AMOMINU_W) X(AMOMINU_D) X(AMOMAXU_W) X(AMOMAXU_D)
+
+#define CRB_OPS_CONTROL(X) \
+    X(BEQ_U) X(BNE_U) X(BLT_U) X(BGE_U) X(BLTU_U) X(BGEU_U) \
+    X(BEQ_L) X(BNE_L) X(BLT_L) X(BGE_L) X(BLTU_L) X(BGEU_L) \
+    X(BEQ_X) X(BNE_X) X(BLT_X) X(BGE_X) X(BLTU_X) X(BGEU_X) \
+    X(J_U) X(J_L) X(J_X) X(JAL_U) X(JAL_L) X(JAL_X) X(JR) X(JALR) \
+    X(END_U) X(END_L) X(END_X) X(STRADDLE) X(DEAD) X(DATA)
+
+#define CRB_OPS_SYSTEM(X) \
+    X(FENCE) X(FENCE_FULL) X(FENCE_I) X(ECALL) X(EBREAK) X(SRET) X(WFI) X(SFENCE) X(CSR) X(CBO) \
+    X(ILLEGAL)
+
+// The hot ones; everything else of F and D is FP.
+#define CRB_OPS_FLOAT(X) \
+    X(FP) X(FADD_S) X(FSUB_S) X(FMUL_S) X(FDIV_S) X(FADD_D) X(FSUB_D) X(FMUL_D) X(FDIV_D) \
+    X(FMADD_S) X(FMSUB_S) X(FNMSUB_S) X(FNMADD_S) X(FMADD_D) X(FMSUB_D) X(FNMSUB_D) X(FNMADD_D)
+// clang-format on
+
+#define CRB_OPS(X)                                                                                 \
+    CRB_OPS_INTEGER(X)                                                                             \
+    CRB_OPS_MEMORY(X)                                                                              \
+    CRB_OPS_ATOMIC(X)                                                                              \
+    CRB_OPS_CONTROL(X)                                                                             \
+    CRB_OPS_SYSTEM(X)                                                                              \
+    CRB_OPS_FLOAT(X)
+
+#define CRB_KIND(name) CRB_OP_##name,
+enum crb_op_kind { CRB_OPS(CRB_KIND) CRB_N_OPS };
+#undef CRB_KIND
+
+// Registers: x0 to x31, a sink for writes to x0, f0 to f31.
+#define CRB_SINK 32
+#define CRB_F(i) (33 + (i))
+#define CRB_REGS 65
+
+// Access size and extension, as the loads' funct3.
+enum {
+    CRB_SIZE_B,
+    CRB_SIZE_H,
+    CRB_SIZE_W,
+    CRB_SIZE_D,
+    CRB_SIZE_BU,
+    CRB_SIZE_HU,
+    CRB_SIZE_WU,
+    CRB_SIZE_FW,
+};
+
+#endif
