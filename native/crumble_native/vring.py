@@ -61,35 +61,47 @@ class Chain:
     queue's Memory lives. The driver may change readable bytes at any time: copy before checking.
     """
 
-    __slots__ = ("_at", "_from", "_into", "_to", "head", "readable", "readable_len", "writable",
-                 "writable_len")  # fmt: skip
+    __slots__ = ("_at", "_from", "_into", "_readable", "_to", "_words", "_writable", "head",
+                 "readable_len", "writable_len")  # fmt: skip
 
-    def __init__(
-        self,
-        head: int,
-        readable: list[memoryview],
-        writable: list[memoryview],
-        readable_len: int,
-        writable_len: int,
-    ) -> None:
-        self.head = head
-        self.readable = readable
-        self.writable = writable
-        self.readable_len = readable_len
-        self.writable_len = writable_len
+    def __init__(self, words: list[int]) -> None:
+        """From the words of a crb_chain, up to its last segment."""
+        self.head, _, _, self.readable_len, self.writable_len = words[:_HEADER_WORDS]
+        self._words = words
+        self._readable: list[memoryview] | None = None  # views are made when first asked for
+        self._writable: list[memoryview] | None = None
         self._from = self._at = 0  # view index and offset of the next byte to read
         self._into = self._to = 0  # and to write
+
+    @property
+    def readable(self) -> list[memoryview]:
+        """What the driver lets the device read."""
+        if self._readable is None:
+            self._readable = self._views(_HEADER_WORDS, _HEADER_WORDS + 2 * self._words[1])
+        return self._readable
+
+    @property
+    def writable(self) -> list[memoryview]:
+        """What the driver lets the device write."""
+        if self._writable is None:
+            self._writable = self._views(_HEADER_WORDS + 2 * self._words[1], len(self._words))
+        return self._writable
+
+    def _views(self, start: int, end: int) -> list[memoryview]:
+        words = self._words
+        return [_HOST[words[i] - 1 : words[i] - 1 + words[i + 1]] for i in range(start, end, 2)]
 
     def read(self, n: int = -1) -> bytes:
         """The next `n` bytes of the readable part (all that are left when n < 0); short at its end."""
         parts: list[memoryview] = []
+        views = self.readable
         left = n if n >= 0 else self.readable_len
-        while left > 0 and self._from < len(self.readable):
-            part = self.readable[self._from][self._at : self._at + left]
+        while left > 0 and self._from < len(views):
+            part = views[self._from][self._at : self._at + left]
             parts.append(part)
             left -= len(part)
             self._at += len(part)
-            if self._at == len(self.readable[self._from]):
+            if self._at == len(views[self._from]):
                 self._from, self._at = self._from + 1, 0
         return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
@@ -97,8 +109,9 @@ class Chain:
         """Puts `data` into the next bytes of the writable part; returns how many fitted."""
         rest = memoryview(data).cast("B")
         size = len(rest)
-        while rest and self._into < len(self.writable):
-            view = self.writable[self._into]
+        views = self.writable
+        while rest and self._into < len(views):
+            view = views[self._into]
             room = min(len(view) - self._to, len(rest))
             view[self._to : self._to + room] = rest[:room]
             rest = rest[room:]
@@ -171,13 +184,7 @@ class Virtqueue:
                 return None
             code, sentence = _ERRORS[n]
             raise self.error(f"Broken virtqueue: {sentence}.", code=f"ring.{code}")
-        words = ffi.unpack(self._words, _HEADER_WORDS + 2 * n)
-        views = [
-            _HOST[words[i] - 1 : words[i] - 1 + words[i + 1]]
-            for i in range(_HEADER_WORDS, _HEADER_WORDS + 2 * n, 2)
-        ]
-        split = words[1]
-        return Chain(words[0], views[:split], views[split:], words[3], words[4])
+        return Chain(ffi.unpack(self._words, _HEADER_WORDS + 2 * n))
 
     def push(self, chain: Chain, written: int) -> None:
         """Gives `chain` back, `written` bytes having been put at the start of its writable part.
