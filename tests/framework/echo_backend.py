@@ -5,12 +5,13 @@ Runs on an event loop in a thread: `with EchoServer() as server: Master(server.c
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from types import TracebackType
 from typing import Self
 
+from crumble_common import doorbell
+from crumble_common.doorbell import QueuePump, Served
 from crumble_common.eventloop import EventLoop
 from crumble_common.vhost_user import (
     VIRTIO_F_EVENT_IDX,
@@ -28,7 +29,9 @@ class EchoDevice:
 
     features = VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
 
-    def __init__(self, loop: EventLoop, queues: int = 2, config: bytes | None = None) -> None:
+    def __init__(
+        self, loop: EventLoop, queues: int = 2, config: bytes | None = None, spin_us: float = 50
+    ) -> None:
         self.queues = queues
         self.config = config
         self.hold = False
@@ -36,44 +39,38 @@ class EchoDevice:
         self.resets = 0
         self.running: dict[int, Ring] = {}
         self.broken: list[str] = []
-        self._loop = loop
+        self.pump = QueuePump(loop, spin_us=spin_us)
 
     def negotiated(self, features: int) -> None:
         self.acked = features
 
     def start(self, ring: Ring) -> None:
+        assert ring.queue is not None
         self.running[ring.index] = ring
-        self._loop.add_fd(ring.kick_fd, "kick", lambda: self._serve(ring))
-        self._serve(ring)
+        self.pump.add(
+            Served(
+                ring.queue,
+                ring.kick_fd,
+                self._answer,
+                lambda: doorbell.ring(ring.call_fd),
+                lambda error: self._broke(ring, error),
+            )
+        )
 
     def stop(self, index: int) -> None:
-        self._loop.remove_fd(self.running.pop(index).kick_fd)
+        ring = self.running.pop(index)
+        assert ring.queue is not None
+        self.pump.remove(ring.queue)
 
     def reset(self) -> None:
         self.resets += 1
 
-    def _serve(self, ring: Ring) -> None:
-        try:
-            os.eventfd_read(ring.kick_fd)
-        except BlockingIOError:
-            pass
-        assert ring.queue is not None
-        try:
-            more = True
-            while more:
-                while (chain := ring.queue.pop()) is not None:
-                    self._answer(ring, chain)
-                more = ring.queue.enable_kicks()
-        except RingError as error:
-            self.broken.append(error.code)
-            self._loop.remove_fd(ring.kick_fd)
-            ring.fail()
-        ring.notify()
+    def _broke(self, ring: Ring, error: RingError) -> None:
+        self.broken.append(error.code)
+        ring.fail()
 
-    def _answer(self, ring: Ring, chain: Chain) -> None:
-        assert ring.queue is not None
-        if not self.hold:
-            ring.queue.push(chain, chain.write(chain.read().upper()))
+    def _answer(self, chain: Chain) -> int | None:
+        return None if self.hold else chain.write(chain.read().upper())
 
 
 class EchoServer:

@@ -15,6 +15,7 @@ import mmap
 import os
 import select
 import socket
+import time
 from collections import deque
 from types import TracebackType
 from typing import Self
@@ -47,6 +48,9 @@ class MasterQueue:
         self.driver = driver
         self.kick_fd, self.call_fd, self.err_fd = eventfd(), eventfd(), eventfd()
         self.kicks = self.calls = 0
+        self.spin_us = (
+            0.0  # how long `wait` looks before it sleeps, as a guest that has other work does
+        )
         self._done: deque[Done] = deque()
 
     def setup(self, base: int = 0) -> RingSetup:
@@ -82,9 +86,17 @@ class MasterQueue:
             self._done.extend(self.driver.collect())
         return self._done.popleft() if self._done else None
 
+    def _look(self) -> Done | None:
+        done = self.poll()
+        if done is None and self.spin_us:
+            end = time.perf_counter() + self.spin_us / 1e6
+            while done is None and time.perf_counter() < end:
+                done = self.poll()
+        return done
+
     def wait(self, timeout: float = 10.0) -> Done:
         """The next chain given back: head, bytes written, those bytes. Raises TimeoutError."""
-        while (done := self.poll()) is None:
+        while (done := self._look()) is None:
             self.driver.interrupts(wanted=True)
             if (done := self.poll()) is not None:
                 break

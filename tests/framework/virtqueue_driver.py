@@ -20,7 +20,6 @@ from crumble_native.memory import Memory
 NEXT, WRITE, INDIRECT = 1, 2, 4
 _DESC = struct.Struct("<QIHH")
 _USED = struct.Struct("<II")
-_U16 = struct.Struct("<H")
 
 
 def _up(value: int, to: int) -> int:
@@ -81,8 +80,10 @@ class VirtqueueDriver:
         self.used = _up(self.avail + 6 + 2 * size, 4)
         self.end = self.used + 6 + 8 * size
         self._desc = self._view(self.desc, 16 * size)
-        self._avail = self._view(self.avail, 6 + 2 * size)
+        # Indices as 16-bit words: struct would write and read them byte by byte, torn.
+        self._avail = self._view(self.avail, 6 + 2 * size).cast("H")
         self._used = self._view(self.used, 6 + 8 * size)
+        self._used_words = self._used.cast("H")
         self._fence = threading.Lock()
         self._free = list(range(size - 1, -1, -1))
         self._waiting: dict[int, _Submitted] = {}
@@ -158,24 +159,23 @@ class VirtqueueDriver:
         if old == new:
             return False
         if not self.event_idx:
-            return not _U16.unpack_from(self._used, 0)[0] & 1
-        (event,) = _U16.unpack_from(self._used, 4 + 8 * self.size)
+            return not self._used_words[0] & 1
+        event = self._used_words[2 + 4 * self.size]
         return ((new - event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
 
     def interrupts(self, wanted: bool) -> None:
         """Asks the device for an interrupt at the next used chain, or for none."""
         if self.event_idx:
             event = self._used_seen if wanted else (self._used_seen - 1) & 0xFFFF
-            _U16.pack_into(self._avail, 4 + 2 * self.size, event)
+            self._avail[2 + self.size] = event
         else:
-            _U16.pack_into(self._avail, 0, not wanted)
+            self._avail[0] = not wanted
         with self._fence:
             pass
 
     def used_idx(self) -> int:
         """The device's used index."""
-        found: int = _U16.unpack_from(self._used, 2)[0]
-        return found
+        return self._used_words[1]
 
     def collect(self) -> list[tuple[int, int, bytes]]:
         """Chains the device gave back since the last call: head, bytes written, those bytes."""
@@ -212,8 +212,8 @@ class VirtqueueDriver:
 
     def set_available(self, slot: int, head: int) -> None:
         """Writes an entry of the avail ring."""
-        _U16.pack_into(self._avail, 4 + 2 * (slot % self.size), head)
+        self._avail[2 + slot % self.size] = head
 
     def set_avail_idx(self, value: int) -> None:
         """Writes the avail index."""
-        _U16.pack_into(self._avail, 2, value)
+        self._avail[1] = value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from crumble_common.vhost_user import wire
@@ -11,6 +10,7 @@ from crumble_common.vhost_user.inflight import Inflight
 from crumble_common.vhost_user.memory_table import MemoryTable
 from crumble_common.vhost_user.wire import VhostUserError
 from crumble_common.virtqueue import MAX_SIZE, Virtqueue
+from crumble_native import doorbell
 
 
 class Ring:
@@ -46,12 +46,12 @@ class Ring:
     def notify(self) -> None:
         """Interrupts the driver if it wants to be, for what was pushed since the last call."""
         if self.queue is not None and self.queue.should_notify():
-            signal(self.call_fd)
+            doorbell.ring(self.call_fd)
 
     def fail(self) -> None:
         """Tells the front end that the ring is broken and no longer served."""
         if self._err_fd >= 0:
-            signal(self._err_fd)
+            doorbell.ring(self._err_fd)
 
     def set_size(self, size: int) -> None:
         """SET_VRING_NUM."""
@@ -128,9 +128,3 @@ class Ring:
         self.drop_kick()
         close_all(fd for fd in (self.call_fd, self._err_fd) if fd >= 0)
         self.call_fd = self._err_fd = -1
-
-
-def signal(fd: int) -> None:
-    """Adds 1 to an eventfd. A full one is signalled already; one that takes no writes is its owner's loss."""
-    with contextlib.suppress(OSError):
-        os.write(fd, b"\1\0\0\0\0\0\0\0")

@@ -310,7 +310,7 @@ def test_event_idx_notifies_only_when_the_event_is_passed() -> None:
     driver, queue = pair()
     for _ in range(4):
         driver.submit([b"x"], [])
-    struct.pack_into("<H", driver._avail, 4 + 2 * 8, 1)  # used_event: after the second
+    driver._avail[2 + 8] = 1  # used_event: after the second
     queue.push(popped(queue), 0)
     assert not queue.should_notify()
     queue.push(popped(queue), 0)

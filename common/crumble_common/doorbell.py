@@ -1,0 +1,147 @@
+"""Doorbells and queue pumps: how a service serves virtqueues without paying for wake-ups.
+
+`QueuePump` runs on a service's event loop. While chains keep coming it stays awake: kicks are off and it
+looks at the rings for a bounded, adaptive time (`Spinner`) before it asks for kicks and lets the loop sleep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from crumble_common.eventloop import EventLoop, Timer
+from crumble_common.virtqueue import Chain, RingError, Virtqueue
+from crumble_native.doorbell import Doorbell, Spinner, drain, ring
+
+__all__ = ["Doorbell", "QueuePump", "Served", "Spinner", "drain", "ring"]
+
+# Chains, and seconds, until other things on the loop get their turn.
+_BURST = 256
+_TURN = 0.004
+# How often a queue without a kick fd is looked at. The protocol's way to ask for polling; no peer
+# that we know of uses it with a device of ours.
+_POLL = 0.001
+
+
+@dataclass(eq=False)
+class Served:
+    """One queue of a pump.
+
+    serve: handles a chain; returns the bytes written, after which the chain is pushed, or None when the
+    device keeps it and calls `QueuePump.finish` later. notify: interrupts the driver; called after pushes when
+    the driver wants it. broken: the guest broke the ring; it is no longer served.
+    """
+
+    queue: Virtqueue
+    kick_fd: int
+    serve: Callable[[Chain], int | None]
+    notify: Callable[[], None]
+    broken: Callable[[RingError], None]
+
+
+class QueuePump:
+    """Serves any number of queues on one loop, in turns. All calls come from the loop's thread."""
+
+    def __init__(self, loop: EventLoop, *, spin_us: float = 50) -> None:
+        self._loop = loop
+        self._served: list[Served] = []
+        self._spinner = Spinner(max_us=spin_us)
+        self._idle_since = 0.0
+        self._again = False
+        self._poll: Timer | None = None
+        self.chains = 0
+
+    def add(self, served: Served) -> None:
+        """Serves a queue from now on; what is in it already is served in the loop's next round."""
+        self._served.append(served)
+        if served.kick_fd >= 0:
+            self._loop.add_fd(served.kick_fd, "kick", self._kicked)
+        self._changed()
+        self._soon()
+
+    def remove(self, queue: Virtqueue) -> None:
+        """Serves it no more; unknown queues are fine. Call it before closing the kick fd."""
+        for served in [s for s in self._served if s.queue is queue]:
+            if served.kick_fd >= 0:
+                self._loop.remove_fd(served.kick_fd)
+            self._served.remove(served)
+        self._changed()
+
+    def finish(self, queue: Virtqueue, chain: Chain, written: int) -> None:
+        """Gives back a chain that `serve` kept. Chains of removed queues are forgotten."""
+        for served in self._served:
+            if served.queue is queue:
+                queue.push(chain, written)
+                self._notify(served)
+
+    def stats(self) -> dict[str, int]:
+        """Counters for heartbeats."""
+        spin = self._spinner
+        return {"chains": self.chains, "spin_hits": spin.hits, "spin_misses": spin.misses}
+
+    def _changed(self) -> None:
+        self._spinner.watch([served.queue for served in self._served])
+        if self._poll is not None:
+            self._poll.cancel()
+            self._poll = None
+        if any(served.kick_fd < 0 for served in self._served):
+            self._poll = self._loop.call_later(_POLL, self._polled)
+
+    def _polled(self) -> None:
+        self._changed()
+        self._run()
+
+    def _soon(self) -> None:
+        if not self._again:
+            self._again = True
+            self._loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        self._again = False
+        self._run()
+
+    def _kicked(self) -> None:
+        for served in self._served:
+            if served.kick_fd >= 0:
+                drain(served.kick_fd)
+        self._spinner.slept(time.monotonic() - self._idle_since)
+        self._run()
+
+    def _run(self) -> None:
+        """Serves until nothing comes any more, or it is somebody else's turn."""
+        for served in tuple(self._served):
+            served.queue.disable_kicks()
+        end = time.monotonic() + _TURN
+        while self._served:
+            count = sum(self._drain(served) for served in tuple(self._served))
+            if time.monotonic() >= end:
+                self._soon()
+                return
+            if count == 0 and not self._spinner.wait() and not self._enable_kicks():
+                break
+        self._idle_since = time.monotonic()
+
+    def _drain(self, served: Served) -> int:
+        """Serves at most a burst of one queue; returns how many chains."""
+        count = 0
+        try:
+            while count < _BURST and (chain := served.queue.pop()) is not None:
+                count += 1
+                written = served.serve(chain)
+                if written is not None:
+                    served.queue.push(chain, written)
+        except RingError as error:
+            self.remove(served.queue)
+            served.broken(error)
+        self.chains += count
+        self._notify(served)
+        return count
+
+    def _notify(self, served: Served) -> None:
+        if served.queue.should_notify():
+            served.notify()
+
+    def _enable_kicks(self) -> bool:
+        """True when a queue turned out to have work."""
+        return any(served.queue.enable_kicks() for served in self._served)
