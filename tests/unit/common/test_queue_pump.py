@@ -6,12 +6,12 @@ import mmap
 from collections.abc import Iterator
 
 import pytest
-from framework.virtqueue_driver import VirtqueueDriver
 
 from crumble_common.doorbell import Doorbell, QueuePump, Served
 from crumble_common.eventloop import EventLoop
 from crumble_common.virtqueue import Chain, RingError, Virtqueue
 from crumble_native.memory import Memory
+from framework.virtqueue_driver import VirtqueueDriver
 
 
 class Rig:

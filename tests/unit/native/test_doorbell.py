@@ -8,12 +8,12 @@ import threading
 import time
 
 import pytest
-from framework.virtqueue_driver import VirtqueueDriver
 
 from crumble_native import doorbell
 from crumble_native.doorbell import Doorbell, Spinner
 from crumble_native.memory import Memory
 from crumble_native.vring import Virtqueue
+from framework.virtqueue_driver import VirtqueueDriver
 
 SEVERAL_CPUS = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) == 1, reason="a thread with one CPU never spins"
