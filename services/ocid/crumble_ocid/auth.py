@@ -23,12 +23,11 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from crumble_common.errors import HostError, RemoteError
+from crumble_ocid.outside import Outside
 from crumble_ocid.reference import DOCKER_HUB
 from crumble_ocid.transfer import Transport, is_loopback, read_body
 
 _HUB_KEY = f"https://index.{DOCKER_HUB}/v1/"
-_HELPER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_HELPER_SECONDS = 30
 _MAX_FILE = 1 << 20
 _MAX_TOKEN = 1 << 20
 _TOKEN_SECONDS = 60  # a token's life when its server names none (the specification's default)
@@ -85,14 +84,14 @@ def auth_files() -> list[Path]:
     return found
 
 
-def find_credentials(domain: str, path: str) -> Credentials | None:
+def find_credentials(domain: str, path: str, outside: Outside) -> Credentials | None:
     """The user's credentials for an image's registry; raises HostError for a helper that fails."""
     for file in auth_files():
         config = _load(file)
         keys = list(_keys(domain, path))
         helper = next((h for key in keys if (h := _map(config, "credHelpers").get(key))), None)
         helper = helper or config.get("credsStore")
-        if isinstance(helper, str) and (found := _ask_helper(helper, domain)):
+        if isinstance(helper, str) and (found := _ask_helper(helper, domain, outside)):
             return found
         for key in keys:
             entry = _map(config, "auths").get(key)
@@ -140,21 +139,12 @@ def _decode(entry: dict[str, Any]) -> Credentials | None:
     return Credentials(user, password.rstrip("\0")) if colon else None
 
 
-def _ask_helper(name: str, domain: str) -> Credentials | None:
-    """Runs docker-credential-NAME (docker-credential-helpers protocol); None when it knows none."""
-    if not _HELPER.fullmatch(name):
-        raise HostError(f"{name[:64]!r} is no name of a credential helper.", code="registry.helper")
+def _ask_helper(name: str, domain: str, outside: Outside) -> Credentials | None:
+    """Asks docker-credential-NAME (docker-credential-helpers protocol); None when it knows none."""
     server = _HUB_KEY if domain == DOCKER_HUB else domain
     program = f"docker-credential-{name}"
     try:
-        done = subprocess.run(
-            [program, "get"],
-            input=server.encode(),
-            capture_output=True,
-            timeout=_HELPER_SECONDS,
-            check=False,
-        )
-        answer = json.loads(done.stdout[:_MAX_FILE]) if done.returncode == 0 else {}
+        answer = json.loads(outside.run_helper(program, server) or b"{}")
         user, secret = str(answer.get("Username", "")), str(answer.get("Secret", ""))
     except (OSError, subprocess.SubprocessError, ValueError, AttributeError) as error:
         raise HostError(
@@ -170,8 +160,11 @@ def _ask_helper(name: str, domain: str) -> Credentials | None:
 class Authorizer:
     """Authorization for one repository: answers challenges and remembers what was granted."""
 
-    def __init__(self, transport: Transport, domain: str, path: str, *, insecure: bool) -> None:
+    def __init__(
+        self, transport: Transport, domain: str, path: str, outside: Outside, *, insecure: bool
+    ) -> None:
         self._transport = transport
+        self._outside = outside
         self._domain, self._path = domain, path
         self._insecure = insecure
         self._lock = threading.Lock()
@@ -193,7 +186,7 @@ class Authorizer:
             if self._header != used and time.monotonic() < self._expires:
                 return
             challenges = {item.scheme: item for item in parse_challenges(challenge_header)}
-            credentials = find_credentials(self._domain, self._path)
+            credentials = find_credentials(self._domain, self._path, self._outside)
             if "bearer" in challenges:
                 self._header, life = self._token(challenges["bearer"], credentials)
                 self._expires = time.monotonic() + life

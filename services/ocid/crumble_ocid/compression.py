@@ -141,6 +141,7 @@ class ByteReader:
         self._chunks = iter(chunks)
         self._seen = seen
         self._chunk = memoryview(b"")
+        self.position = 0  # bytes given out so far
 
     def some(self, limit: int) -> memoryview:
         """At most `limit` next bytes; empty only at the end."""
@@ -152,6 +153,7 @@ class ByteReader:
                 self._seen(chunk)
             self._chunk = memoryview(chunk)
         taken, self._chunk = self._chunk[:limit], self._chunk[limit:]
+        self.position += len(taken)
         return taken
 
     def read(self, size: int) -> bytes:

@@ -18,6 +18,7 @@ from crumble_ocid.manifest import (
     parse_config,
     parse_document,
 )
+from crumble_ocid.outside import Outside
 from crumble_ocid.platform import Platform, choose
 from crumble_ocid.progress import Reporter, Step
 from crumble_ocid.reference import RegistryReference
@@ -39,10 +40,11 @@ def pull_image(
     reference: RegistryReference,
     platform: Platform,
     insecure: frozenset[str],
+    outside: Outside,
     reporter: Reporter,
 ) -> Image:
     """Pulls what the reference names now; raises UsageError, RemoteError, HostError."""
-    repository = Repository(transport, reference, insecure)
+    repository = Repository(transport, reference, insecure, outside)
     first = repository.manifest(reference.selector, reporter)
 
     def document(digest: str) -> Document:

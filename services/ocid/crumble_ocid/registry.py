@@ -11,6 +11,7 @@ from crumble_common.errors import RemoteError, UsageError
 from crumble_ocid.auth import Authorizer, denied
 from crumble_ocid.digest import digest_bytes, is_digest, matches
 from crumble_ocid.manifest import ACCEPT, MAX_MANIFEST, Descriptor
+from crumble_ocid.outside import Outside
 from crumble_ocid.progress import QUIET, Reporter, Step
 from crumble_ocid.reference import DOCKER_HUB, RegistryReference
 from crumble_ocid.store import Store
@@ -40,7 +41,11 @@ class Repository:
     """One repository of a registry, and the right to read it."""
 
     def __init__(
-        self, transport: Transport, reference: RegistryReference, insecure: frozenset[str]
+        self,
+        transport: Transport,
+        reference: RegistryReference,
+        insecure: frozenset[str],
+        outside: Outside,
     ) -> None:
         self._transport = transport
         self._domain, self._path = reference.domain, reference.path
@@ -51,7 +56,7 @@ class Repository:
         self._server = server
         self._scheme = "http" if self._plain else "https"
         self._authorizer = Authorizer(
-            transport, self._domain, self._path, insecure=self._domain in insecure
+            transport, self._domain, self._path, outside, insecure=self._domain in insecure
         )
 
     def manifest(self, selector: str, reporter: Reporter = QUIET) -> Document:

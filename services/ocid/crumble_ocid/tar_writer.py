@@ -16,7 +16,7 @@ from crumble_common.layer_index import Entry, LayerIndex
 
 _BLOCK = 512
 _CHUNK = 1 << 20
-_END = bytes(2 * _BLOCK)
+END = bytes(2 * _BLOCK)
 _KINDS = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4",
           stat.S_IFDIR: b"5", stat.S_IFIFO: b"6"}  # fmt: skip
 _MAX_OCTAL = {8: 0o7777777, 12: 0o77777777777}
@@ -32,7 +32,7 @@ def layer_archive(index: LayerIndex, contents: Path) -> Iterator[bytes | memoryv
         first_names: dict[int, bytes] = {}
         for path, entry in _walk(index, 0, b""):
             yield from _member(path, entry, memoryview(mapped), first_names)
-    yield _END
+    yield END
 
 
 def _walk(index: LayerIndex, row: int, path: bytes) -> Iterator[tuple[bytes, Entry]]:
@@ -51,13 +51,13 @@ def _member(
 ) -> Iterator[bytes | memoryview]:
     if entry.whiteout:
         folder, slash, name = path.rpartition(b"/")
-        yield _header(folder + slash + _WHITEOUT + name, b"0", 0o644)
+        yield header(folder + slash + _WHITEOUT + name, b"0", 0o644)
         return
     if stat.S_ISDIR(entry.mode):
         if not entry.implicit:
             yield _entry_header(path + b"/" if path else b"./", entry, b"5")
         if entry.opaque:
-            yield _header(path + b"/" + _OPAQUE if path else _OPAQUE, b"0", 0o644)
+            yield header(path + b"/" + _OPAQUE if path else _OPAQUE, b"0", 0o644)
         return
     first = first_names.setdefault(entry.link, path) if entry.nlink > 1 else path
     if first is not path:
@@ -81,7 +81,7 @@ def _entry_header(
 ) -> bytes:
     device = (os.major(entry.rdev), os.minor(entry.rdev)) if kind in b"34" else (0, 0)
     xattrs = entry.xattrs.items() if kind != b"1" else ()
-    return _header(
+    return header(
         path,
         kind,
         stat.S_IMODE(entry.mode),
@@ -94,7 +94,7 @@ def _entry_header(
     )
 
 
-def _header(
+def header(
     path: bytes,
     kind: bytes,
     mode: int,
@@ -105,7 +105,7 @@ def _header(
     device: tuple[int, int] = (0, 0),
     records: Iterable[tuple[bytes, bytes]] = (),
 ) -> bytes:
-    """One member's header, preceded by a PAX header when ustar's fields cannot hold it."""
+    """One member's header (kind: its type flag), preceded by a PAX header when ustar's fields cannot hold it."""
     pax = list(records)
     seconds, fraction = divmod(mtime_ns, 1_000_000_000)
     if fraction or not 0 <= seconds <= _MAX_OCTAL[12]:
