@@ -30,8 +30,6 @@ from crumble_ocid.progress import Reporter
 from crumble_ocid.store import Store
 
 _MAX_OPERATIONS = 32
-# Beside the calls every service that writes files needs: those of downloads and SQLite are among them.
-_SYSCALLS = frozenset({"socket"})
 
 
 class OcidService(Service[ImagesConfig]):
@@ -54,7 +52,7 @@ class OcidService(Service[ImagesConfig]):
         self._library = Library(Store(self._root), broker, insecure=config.insecure_registries)
 
     def sandbox(self) -> Profile:
-        return Profile(read=("/",), write=(str(self._root),), network=True, syscalls=_SYSCALLS)
+        return Profile(read=("/",), write=(str(self._root),), network=True)
 
     def start(self) -> None:
         """Nothing to watch: all work comes as messages."""

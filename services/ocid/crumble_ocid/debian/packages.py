@@ -168,7 +168,10 @@ def _make(store: Store, blob: Path, path: Path) -> None:
     with store.temporary("packages") as (_, temporary):
         database = sqlite3.connect(temporary)
         with contextlib.closing(database), blob.open("rb") as file:
-            database.executescript("pragma journal_mode = off; pragma synchronous = off;" + _SCHEMA)
+            database.executescript(
+                "pragma journal_mode = off; pragma synchronous = off; pragma temp_store = memory;"
+                + _SCHEMA
+            )
             chunks = iter(lambda: file.read(1 << 18), b"")
             _insert(database, parse_packages(decompress(chunks, _MAX_INDEX)))
             database.executescript(_INDEXES)
