@@ -9,6 +9,7 @@ script and powers off. Kernel and busybox are looked for in $CRUMBLE_TEST_ASSETS
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import subprocess
@@ -35,6 +36,15 @@ poweroff -f
 """
 
 
+def module(name: str) -> bytes:
+    """A kernel module's contents, uncompressed."""
+    root = Path(os.environ.get("CRUMBLE_TEST_ASSETS", "/nonexistent"))
+    found = sorted(root.glob(f"kernel/usr/lib/modules/*/kernel/**/{name}.ko.xz"))
+    if not found:
+        pytest.skip(f"no module {name} in $CRUMBLE_TEST_ASSETS")
+    return lzma.decompress(found[-1].read_bytes())
+
+
 def assets() -> tuple[Path, Path]:
     """Kernel image and static busybox, both riscv64; skips the test when they are not there."""
     root = Path(os.environ.get("CRUMBLE_TEST_ASSETS", "/nonexistent"))
@@ -48,7 +58,10 @@ def assets() -> tuple[Path, Path]:
 
 
 class QemuGuest:
-    """virtiofs: tag → socket of a vhost-user back end; each is mounted at /mnt, or /mnt/TAG if many."""
+    """virtiofs: tag → socket of a vhost-user back end; each is mounted at /mnt, or /mnt/TAG if many.
+
+    files: more for the initramfs. More devices: append to `command`.
+    """
 
     def __init__(
         self,
@@ -58,12 +71,15 @@ class QemuGuest:
         *,
         options: str = "",
         memory: int = 256,
+        files: dict[str, bytes] | None = None,
     ) -> None:
         kernel, busybox = assets()
         archive = Initramfs()
         archive.file("init", _init(virtiofs, options).encode(), 0o755)
         archive.file("script", script.encode(), 0o755)
         archive.file("bin/busybox", busybox.read_bytes(), 0o755)
+        for name, data in (files or {}).items():
+            archive.file(name, data, 0o644)
         initramfs = work / "initramfs"
         initramfs.write_bytes(b"".join(archive.chunks()))
         self.command = [

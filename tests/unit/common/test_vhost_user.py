@@ -80,6 +80,19 @@ def test_a_full_queue_needs_few_kicks(server: EchoServer) -> None:
         assert queue.kicks < 128
 
 
+@pytest.mark.parametrize("depth", [1, 3, 16])
+def test_no_wake_up_is_lost(server: EchoServer, depth: int) -> None:
+    """Kicks and interrupts are suppressed whenever possible; indices cross 256 many times."""
+    with Master(server.connect()) as master:
+        master.attach(queues=1)
+        queue = master.queues[0]
+        for _ in range(depth):
+            queue.submit([b"x"], [1])
+        for _ in range(6000):
+            queue.wait()
+            queue.submit([b"x"], [1])
+
+
 def test_without_event_idx_and_protocol_features(server: EchoServer) -> None:
     """The oldest dialogue: no acknowledgements; SET_FEATURES without bit 30 enables all rings."""
     with Master(server.connect()) as master:
