@@ -20,6 +20,7 @@
 #define CSR_CYCLE      0xc00
 #define CSR_TIME       0xc01
 #define CSR_INSTRET    0xc02
+#define CSR_HPM_LAST   0xc1f
 
 #define ALL_INTERRUPTS (CRB_SSIP | CRB_STIP | CRB_SEIP)
 
@@ -47,8 +48,13 @@ static bool counter_allowed(const crb_hart *hart, uint32_t csr) {
     return (hart->scounteren >> (csr - CSR_CYCLE) & 1) != 0;
 }
 
+// hpmcounters exist and count nothing; U-mode never gets to them.
 static bool read_counter(crb_hart *hart, uint32_t csr, uint64_t *value) {
-    if (csr < CSR_CYCLE || csr > CSR_INSTRET || !counter_allowed(hart, csr)) return false;
+    if (csr < CSR_CYCLE || csr > CSR_HPM_LAST || !counter_allowed(hart, csr)) return false;
+    if (csr > CSR_INSTRET) {
+        *value = 0;
+        return true;
+    }
     *value =
         csr == CSR_TIME ? crb_time(hart->machine) : hart->retired_base - (uint64_t)hart->budget;
     return true;
