@@ -107,7 +107,9 @@ class Board:
         self._next_table += 0x1000
         return self._next_table - 0x1000
 
-    def map(self, root: int, va: int, pa: int, flags: int, *, levels: int = 3, leaf: int = 0) -> int:
+    def map(
+        self, root: int, va: int, pa: int, flags: int, *, levels: int = 3, leaf: int = 0
+    ) -> int:
         """Maps a page (or, with leaf > 0, a superpage); gives the address of its entry."""
         table = root
         for level in range(levels - 1, leaf, -1):

@@ -41,8 +41,8 @@ typedef uint8_t __attribute__((may_alias)) any_u8;
 // Goes to an operation of this page after `count` instructions.
 #define GOTO(index, count)                                                                         \
     do {                                                                                           \
-        op = ops + (uint32_t)(index);                                                              \
         budget -= (count);                                                                         \
+        op = ops + (uint32_t)(index);                                                              \
         if (CRB_UNLIKELY(budget < 0)) goto slice;                                                  \
         DISPATCH;                                                                                  \
     } while (0)
