@@ -96,9 +96,9 @@ class UnionNames(Union):
 
     def link(self, node: Inode, directory: Directory, name: bytes) -> None:
         """See Filesystem."""
+        self._check_new(directory, name)
         if isinstance(node, Directory):
             fail(errno.EPERM)
-        self._check_new(directory, name)
         if node.nlink >= _MAX_LINKS:
             fail(errno.EMLINK)
         self._upper.charge(_name_cost(directory, name))
@@ -136,10 +136,10 @@ class UnionNames(Union):
         target = self.find(new, new_name)
         if target is not None and target.graft is not None:
             fail(errno.EBUSY)
-        _check_no_loop(node, new)
         if flags & RENAME_EXCHANGE:
             self._exchange(old, name, node, new, new_name, target)
             return
+        _check_no_loop(node, new)
         if target is not None:
             if flags & RENAME_NOREPLACE:
                 fail(errno.EEXIST)
@@ -167,6 +167,7 @@ class UnionNames(Union):
     ) -> None:
         if target is None:
             fail(errno.ENOENT)
+        _check_no_loop(node, new)
         _check_no_loop(target, old)
         self._upper.charge(_name_cost(old, name) + _name_cost(new, new_name))
         self._name(old, name, target)

@@ -4,34 +4,15 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from crumble_common.layer_index import Inode
-from crumble_fsd.assemble import new_session, new_tree, options_for
-from crumble_fsd.upper import MemoryUpper
-from framework.fuse_client import FuseClient, direct
-from framework.layers import WHITEOUT, Special, write_layer
+from framework.fuse_client import FuseClient
+from framework.layers import WHITEOUT, Special
 
 Mount = Callable[..., FuseClient]
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Mount:
-    """Makes a client of a tree over layers given lowest first."""
-
-    def make(*layers: Any, limit: int = 1 << 26) -> FuseClient:
-        files = [write_layer(tmp_path, f"l{n}", layer) for n, layer in enumerate(layers)]
-        upper = MemoryUpper(limit)
-        tree, nodes = new_tree(files, upper)
-        session = new_session(nodes, [tree], options_for(upper, shared=False))
-        client = FuseClient(direct(session))
-        client.init()
-        return client
-
-    return make
 
 
 def failing(number: int) -> Any:

@@ -1,0 +1,50 @@
+"""Trees and clients for the tests of fsd."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crumble_common import log
+from crumble_fsd.assemble import new_session, new_tree, options_for
+from crumble_fsd.session import Session
+from crumble_fsd.upper import MemoryUpper
+from framework.fuse_client import FuseClient, direct
+from framework.layers import write_layer
+
+
+@pytest.fixture
+def session_of(tmp_path: Path) -> Callable[..., Session]:
+    """Makes a session of a tree over layers given lowest first."""
+
+    def make(*layers: Any, limit: int = 1 << 26, **options: Any) -> Session:
+        files = [write_layer(tmp_path, f"l{n}", layer) for n, layer in enumerate(layers)]
+        upper = MemoryUpper(limit)
+        tree, nodes = new_tree(files, upper)
+        chosen = options_for(upper, **{"shared": False, **options})
+        return new_session(nodes, [tree], chosen)
+
+    return make
+
+
+@pytest.fixture
+def mount(session_of: Callable[..., Session]) -> Callable[..., FuseClient]:
+    """Makes a client of such a session."""
+
+    def make(*layers: Any, **options: Any) -> FuseClient:
+        client = FuseClient(direct(session_of(*layers, **options)))
+        client.init()
+        return client
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def no_bugs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A request that fails for a reason of ours is answered EIO and logged: here it fails the test."""
+    bugs: list[BaseException] = []
+    monkeypatch.setattr(log, "exception", lambda _event, problem, **_fields: bugs.append(problem))
+    yield
+    if bugs:
+        raise bugs[0]
