@@ -139,10 +139,10 @@ class UnionNames(Union):
         if flags & RENAME_EXCHANGE:
             self._exchange(old, name, node, new, new_name, target)
             return
+        if target is not None and flags & RENAME_NOREPLACE:
+            fail(errno.EEXIST)
         _check_no_loop(node, new)
         if target is not None:
-            if flags & RENAME_NOREPLACE:
-                fail(errno.EEXIST)
             if target is node:
                 return
             self._check_replaceable(node, target)

@@ -1,4 +1,5 @@
 """Random file operations on fsd and on a real directory: results, errors and trees stay the same."""
+# ruff: noqa: PTH  the model is the os module, call for call
 
 import contextlib
 import errno

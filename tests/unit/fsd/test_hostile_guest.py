@@ -4,6 +4,7 @@ or a well-formed header and payload inside the writable buffers, and the tree go
 import errno
 import stat
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -54,8 +55,8 @@ def requests(draw: st.DrawFn) -> tuple[list[bytes], list[int]]:
         opcode, draw(st.sampled_from([1, 2, 2])), draw(NODES), 0, 0, 0, 0, 0,
     ) + body  # fmt: skip
     whole = whole[: len(whole) - draw(st.sampled_from([0, 0, 0, 0, 1, 40]))]
-    cuts = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=4)) + [0, len(whole)])
-    readable = [whole[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+    cuts = sorted([0, len(whole), *draw(st.lists(st.integers(0, len(whole)), max_size=4))])
+    readable = [whole[a:b] for a, b in pairwise(cuts) if a < b]
     sizes = draw(st.lists(st.sampled_from([1, 8, 15, 16, 17, 104, 128, 144, 4096]), max_size=5))
     return readable, sizes
 
