@@ -1,5 +1,6 @@
 """Random file operations on fsd and on a real directory: results, errors and trees stay the same."""
-# ruff: noqa: PTH  the model is the os module, call for call
+# The model is the os module, call for call.
+# ruff: noqa: PTH101, PTH102, PTH106, PTH108, PTH114, PTH115, PTH211
 
 import contextlib
 import errno
