@@ -28,6 +28,7 @@ fsync = Syscall(74, 82)
 getdents64 = Syscall(217, 61)
 getpid = Syscall(39, 172)
 getppid = Syscall(110, 173)
+getuid = Syscall(102, 174)
 ioctl = Syscall(16, 29)
 kill = Syscall(62, 129)
 lseek = Syscall(8, 62)
@@ -68,6 +69,7 @@ wait4 = Syscall(61, 260)
 write = Syscall(1, 64)
 
 # errno.h
+ESHUTDOWN = 108
 EPERM, ENOENT, ESRCH, EINTR, EIO, E2BIG, ENOEXEC, EBADF, ECHILD, EAGAIN = (
     1,
     2,
@@ -97,13 +99,14 @@ O_CREAT, O_EXCL, O_NOCTTY, O_TRUNC, O_APPEND, O_NONBLOCK = (
 )
 O_DIRECTORY = 0o200000  # arm64's differs
 O_CLOEXEC = 0o2000000
-F_SETFD, F_GETFL, F_SETFL = 2, 3, 4
+F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC = 2, 3, 4, 1030
 FD_CLOEXEC = 1
 
 # poll.h
 POLLIN, POLLOUT, POLLERR, POLLHUP, POLLNVAL = 1, 4, 8, 16, 32
 
 # signal.h, sched.h, wait.h
+SIGCONT = 18
 SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGPIPE, SIGTERM, SIGCHLD = 1, 2, 3, 9, 13, 15, 17
 SIG_BLOCK, SIG_UNBLOCK, SIG_SETMASK = 0, 1, 2
 SIGSET_SIZE = 8

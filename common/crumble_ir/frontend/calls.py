@@ -76,7 +76,7 @@ class Calls(Texts, Expressions):
                 f"{callee.__name__} takes {len(signature.params)} arguments, not {len(node.args)}.",
             )
         arguments = tuple(
-            self.fit(self.value(item), kind, item).operand
+            self.value_as(item, kind).operand
             for item, kind in zip(node.args, signature.params.values(), strict=True)
         )
         return self.invoke(signature.symbol, signature.result, arguments)

@@ -30,7 +30,7 @@ class Expressions(Operators):
         if isinstance(node, ast.Compare | ast.BoolOp):
             return self._truth(node)
         if isinstance(node, ast.IfExp):
-            return self._choice(node)
+            return self.choice(node)
         raise self.error(
             node, f"{type(node).__name__} expressions are not in the dialect.", "See README.md."
         )
@@ -90,7 +90,14 @@ class Expressions(Operators):
             return self.operate("sub", Value(value.type, Imm(0)), value, node)
         return self.operate("xor", value, Value(value.type, Imm(value.type.wrap(-1))), node)
 
-    def _choice(self, node: ast.IfExp) -> Value:
+    def value_as(self, node: ast.expr, target: Type) -> Value:
+        """Evaluates an expression whose type is known from where it goes."""
+        if isinstance(node, ast.IfExp):
+            return self.fit(self.choice(node, target), target, node)
+        return self.fit(self.value(node), target, node)
+
+    def choice(self, node: ast.IfExp, wanted: Type | None = None) -> Value:
+        """`a if c else b`; literals take the type `wanted`."""
         try:
             return self.value(node.body if self.constants.value(node.test) else node.orelse)
         except Unknown:
@@ -101,7 +108,8 @@ class Expressions(Operators):
         one = self.value(node.body)
         one_end, self.current = self.current, orelse
         other = self.value(node.orelse)
-        kind = self._joined(one, other, node)
+        literals = isinstance(one.type, LiteralType) and isinstance(other.type, LiteralType)
+        kind = wanted if literals and wanted else self._joined(one, other, node)
         other = self.fit(other, kind, node)
         other_end, self.current = self.current, one_end
         one = self.fit(one, kind, node)
@@ -132,7 +140,11 @@ class Expressions(Operators):
             return self._constant(node, bool(self.constants.value(node)))
         except Unknown:
             pass
-        if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        if (
+            isinstance(node, ast.Compare)
+            and len(node.ops) == 1
+            and type(node.ops[0]) in COMPARE_NAMES
+        ):
             op, a, b = self._compare_operands(node, node.left, node.ops[0], node.comparators[0])
             return Value(types.BOOL, self.result(op, types.BOOL, a, b))
         yes, no, end = self.new_block(), self.new_block(), self.new_block()
@@ -164,6 +176,8 @@ class Expressions(Operators):
                     self.condition(item, then, following)
                 self.current = following
             self.condition(node.values[-1], then, orelse)
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
+            self._branch_member(node, then, orelse)
         elif isinstance(node, ast.Compare):
             self._branch_compare(node, then, orelse)
         else:
@@ -172,6 +186,21 @@ class Expressions(Operators):
                 raise self.error(node, f"{value.type} is neither true nor false.")
             test = Ins("branch", None, self.reg(value), Imm(0), kind="ne", targets=(then, orelse))
             self.emit(test)
+
+    def _branch_member(self, node: ast.Compare, then: int, orelse: int) -> None:
+        """`a in (b, c)`: equal to one of them."""
+        choices = node.comparators[0]
+        if len(node.ops) != 1 or not isinstance(choices, ast.Tuple) or not choices.elts:
+            raise self.error(node, "`in` needs a tuple of values.", "Write x in (A, B).")
+        if isinstance(node.ops[0], ast.NotIn):
+            then, orelse = orelse, then
+        value = self._kept(self.value(node.left))
+        for item in choices.elts:
+            kind, a, b = self.compare("eq", value, self.value(item), node)
+            following = self.new_block()
+            self.emit(Ins("branch", None, a, b, kind=kind, targets=(then, following)))
+            self.current = following
+        self.jump(orelse)
 
     def _branch_compare(self, node: ast.Compare, then: int, orelse: int) -> None:
         left: ast.expr | Value = node.left

@@ -75,6 +75,10 @@ class Lowering:
         """Evaluates an expression."""
         raise NotImplementedError
 
+    def value_as(self, node: ast.expr, target: Type) -> Value:
+        """Evaluates an expression whose type is known from where it goes."""
+        raise NotImplementedError
+
     def condition(self, node: ast.expr, then: int, orelse: int) -> None:
         """Ends the current block with a jump to `then` or `orelse`."""
         raise NotImplementedError

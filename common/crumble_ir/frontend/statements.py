@@ -66,7 +66,12 @@ class Statements(Calls):
     def _do_Assign(self, node: ast.Assign) -> None:  # noqa: N802
         if len(node.targets) != 1:
             raise self.error(node, "one target at a time.")
-        self._assign(node.targets[0], self.value(node.value), node)
+        target = node.targets[0]
+        known = self.locals.get(target.id) if isinstance(target, ast.Name) else None
+        if isinstance(node.value, ast.IfExp) and known is not None:
+            self._assign(target, self.value_as(node.value, known.type), node)
+        else:
+            self._assign(target, self.value(node.value), node)
 
     def _assign(self, target: ast.expr, value: Value, node: ast.stmt) -> None:
         if value.type == types.VOID:
@@ -116,7 +121,7 @@ class Statements(Calls):
             if kind.aggregate and self.assigned is not None:
                 self.assigned.add(node.target.id)
             return
-        value = self.fit(self.value(node.value), kind, node) if not kind.aggregate else None
+        value = self.value_as(node.value, kind) if not kind.aggregate else None
         if value is None:
             raise self.error(node, f"{kind} has no initial value.", "Declare it without one.")
         self.store(self._declare(node.target, kind, node), value)
@@ -253,7 +258,7 @@ class Statements(Calls):
         elif node.value is None:
             raise self.error(node, f"this function returns {self.returns}.")
         else:
-            value = self.fit(self.value(node.value), self.returns, node)
+            value = self.value_as(node.value, self.returns)
             self.emit(Ins("ret", None, self.reg(value)))
         self._unreachable()
 

@@ -6,10 +6,14 @@ import ast
 import re
 
 from crumble_ir import types
+from crumble_ir.frontend.constants import Unknown
 from crumble_ir.frontend.lowering import Lowering, Value
 from crumble_ir.ir import Imm, Ins, Operand
 from crumble_ir.runtime import text
 from crumble_ir.types import BoolType, IntType, LiteralType, PointerType
+
+# Bytes as they are, or a value, its format and where it was written.
+Piece = bytes | tuple[Value, str, ast.AST]
 
 _SPEC = re.compile(r"(0?)([1-9][0-9]?)?([dxsc]?)")
 
@@ -49,24 +53,30 @@ class Texts(Lowering):
             return Value(types.VOID, Imm(0))
         return Value(result, self.result("call", result, symbol=symbol, args=arguments))
 
-    def _pieces(self, node: ast.expr) -> list[bytes | tuple[Value, str]]:
-        """The parts of a text, its expressions evaluated."""
+    def _pieces(self, node: ast.expr) -> list[Piece]:
+        """The parts of a text, its expressions evaluated and its constants written out."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
             value = node.value
             return [value.encode() if isinstance(value, str) else value]
         if not isinstance(node, ast.JoinedStr):
             raise self.error(node, "the text must be a string or an f-string.")
-        pieces: list[bytes | tuple[Value, str]] = []
+        pieces: list[Piece] = []
         for part in node.values:
             if isinstance(part, ast.FormattedValue):
-                pieces.append((self._evaluated(part), self._spec(part)))
+                pieces.append(self._piece(part, self._spec(part)))
             else:
                 assert isinstance(part, ast.Constant)
                 pieces.append(str(part.value).encode())
         return pieces
 
-    def _evaluated(self, part: ast.FormattedValue) -> Value:
-        return self.typed(self.value(part.value))
+    def _piece(self, part: ast.FormattedValue, spec: str) -> Piece:
+        try:
+            known = self.constants.value(part.value)
+        except Unknown:
+            return (self.typed(self.value(part.value)), spec, part)
+        if isinstance(known, str | bytes) and spec in ("", "s"):
+            return known.encode() if isinstance(known, str) else known
+        return (self.typed(self.value(part.value)), spec, part)
 
     def _spec(self, part: ast.FormattedValue) -> str:
         if part.conversion != -1:
@@ -79,16 +89,15 @@ class Texts(Lowering):
             raise self.error(part, "a format must be constant.")
         return str(items[0].value)
 
-    def _put(self, pieces: list[bytes | tuple[Value, str]]) -> None:
+    def _put(self, pieces: list[Piece]) -> None:
         for piece in pieces:
             if isinstance(piece, bytes):
                 self._runtime(text.put, self.reg(self.string(piece)), Imm(len(piece)))
             else:
                 self._put_value(*piece)
 
-    def _put_value(self, value: Value, spec: str) -> None:
+    def _put_value(self, value: Value, spec: str, node: ast.AST) -> None:
         matched = _SPEC.fullmatch(spec)
-        node = ast.Constant(spec)
         if matched is None:
             raise self.error(node, f"the format {spec!r} is not in the dialect.")
         zero, width, kind = matched.groups()

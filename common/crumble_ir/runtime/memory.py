@@ -5,7 +5,7 @@ from crumble_ir.dialect import i64, ptr, u8, u64
 
 
 def copy(target: ptr[u8], source: ptr[u8], count: i64) -> None:
-    """Copies `count` bytes; the areas must not overlap."""
+    """Copies `count` bytes; where the areas overlap, `target` must be below."""
     done: i64 = 0
     while done + 8 <= count:
         ptr[u64](target + done)[0] = ptr[u64](source + done)[0]

@@ -4,7 +4,6 @@ One text is built at a time: the compiler evaluates every expression of an f-str
 """
 
 # mypy: ignore-errors
-# ruff: noqa: F821  a local array is declared by its annotation alone
 
 from crumble_ir import linux
 from crumble_ir.dialect import array, i32, i64, ptr, static, struct, u8, u64

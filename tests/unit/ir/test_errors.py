@@ -54,7 +54,7 @@ CASES = [
     ("x = (y := 1)", "NamedExpr expressions"),
     ("x = 1 if stack else b''", "1 cannot be used as ptr[u8]"),
     ("x = 2 ** stack[0]", "Pow is not in the dialect"),
-    ("x = 1 in stack", "In is not in the dialect"),
+    ("x = 1 in stack", "`in` needs a tuple of values"),
     ("x = b'a' + b'b'", "have no such operation"),
     ("x = -b'a'", "is not an integer"),
     ("x = stack == 1", "ptr[u64] and 1 cannot be compared"),

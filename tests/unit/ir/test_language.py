@@ -88,9 +88,10 @@ def test_comparisons_follow_signedness(arch: str) -> None:
         print(f"{a < b} {c < d} {a <= b} {c >= d} {a == b} {a != b} {c > d} {a >= b}")
         x: u8 = 200
         y: i16 = -3
+        print(f"{x in (1, 200)} {y not in (3, -3)} {d in (2, a == b)}")
         print(f"{x > y} {x < y} {y < 0 < x} {0 < y < x} {y < x < 201 == d + 200}")
     """
-    assert evaluate(body(text), arch) == "1 0 1 1 0 1 1 0\n1 0 1 0 1\n"
+    assert evaluate(body(text), arch) == "1 0 1 1 0 1 1 0\n1 0 0\n1 0 1 0 1\n"
 
 
 def test_and_or_not_stop_early(arch: str) -> None:
