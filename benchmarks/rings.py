@@ -1,13 +1,12 @@
 """What a request costs on the way through a virtqueue: pop and push alone, then echo over vhost-user.
 
 The peer of the echo is the same server without looking at rings before it sleeps (spin 0), in the same run,
-A B A B. Driver and device are processes of their own. Figures are medians; JSON goes to benchmarks/results.
+A B A B. Driver and device are processes of their own.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import mmap
 import os
 import signal
@@ -20,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+from benchmarks._common import Comparison, Sample  # noqa: E402
 from crumble_common.eventloop import EventLoop  # noqa: E402
 from crumble_common.vhost_user import Backend  # noqa: E402
 from crumble_common.virtqueue import Virtqueue  # noqa: E402
@@ -107,30 +107,26 @@ def echo(
     }
 
 
-def medians(rows: list[dict[str, float]]) -> dict[str, float]:
-    """The median of each figure."""
-    return {key: round(statistics.median(row[key] for row in rows), 3) for key in rows[0]}
+def side(spin_us: float) -> Sample:
+    """All cases once."""
+    rows: dict[str, float] = {}
+    for pinned, busy, depth in itertools.product((False, True), (False, True), (1, 16)):
+        case = f"{'pinned ' if pinned else ''}{'busy' if busy else 'sleeping'} depth {depth}"
+        for figure, value in echo(spin_us, depth, busy, pinned).items():
+            rows[f"{case}: {figure}"] = value
+    if spin_us:
+        for readable, writable in ((1, 0), (1, 1), (2, 2)):
+            for figure, value in ring_costs(readable, writable).items():
+                rows[f"{readable} readable {writable} writable: {figure}"] = value
+    return rows
 
 
 def main() -> None:
     """Measures, prints, writes."""
-    found: dict[str, object] = {}
-    for readable, writable in ((1, 0), (1, 1), (2, 2)):
-        costs = ring_costs(readable, writable)
-        found[f"ring_{readable}r{writable}w"] = {k: round(v, 3) for k, v in costs.items()}
-    for pinned, busy, depth in itertools.product((False, True), (False, True), (1, 16)):
-        rows: dict[float, list[dict[str, float]]] = {0: [], 50: []}
-        for _ in range(ROUNDS):
-            for spin, kept in rows.items():
-                kept.append(echo(spin, depth, busy, pinned))
-        for spin, kept in rows.items():
-            driver = ("pinned_" if pinned else "") + ("busy" if busy else "sleeping")
-            found[f"echo_{driver}_depth{depth}_spin{spin:.0f}"] = medians(kept)
-    text = json.dumps(found, indent=2)
-    print(text)
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "rings.json").write_text(text + "\n")
+    found = Comparison("rings", "as the row says; driver busy or sleeping, pinned or not")
+    found.measure({"looking": lambda: side(50), "not looking": lambda: side(0)}, ROUNDS)
+    print(found.table())
+    found.save()
 
 
 if __name__ == "__main__":
