@@ -27,7 +27,7 @@ from crumble_ocid.debian.resolve import parse_relations
 from crumble_ocid.debian.version import version_key
 from crumble_ocid.files import host_errors, sync_directory, write_atomically
 from crumble_ocid.images import collect_garbage
-from crumble_ocid.progress import QUIET, Reporter
+from crumble_ocid.progress import Reporter
 from crumble_ocid.store import Store
 from crumble_ocid.transfer import Transport
 
@@ -60,8 +60,8 @@ class KernelProvider:
     def get(
         self,
         architecture: str,
-        version: str = "",
-        reporter: Reporter = QUIET,
+        version: str,
+        reporter: Reporter,
         *,
         refresh: bool = False,
     ) -> Kernel:

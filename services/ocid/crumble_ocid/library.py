@@ -27,7 +27,7 @@ from crumble_ocid.images import (
 )
 from crumble_ocid.outside import Outside
 from crumble_ocid.platform import Platform, parse_platform
-from crumble_ocid.progress import QUIET, Reporter
+from crumble_ocid.progress import Reporter
 from crumble_ocid.reference import (
     ArchiveReference,
     DebianReference,
@@ -61,7 +61,7 @@ class Library:
         """Closes connections."""
         self._transport.close()
 
-    def get(self, request: ImageGet, reporter: Reporter = QUIET) -> Image:
+    def get(self, request: ImageGet, reporter: Reporter | None = None) -> Image:
         """The image, from the store or from where its reference says, as the pull policy has it."""
         reference, platform = parse_reference(request.reference), parse_platform(request.platform)
 
@@ -82,7 +82,7 @@ class Library:
                     code="image.missing",
                     hint="crumble pull gets it.",
                 )
-        return self._get_once(reference, platform, fresh, reporter)
+        return self._get_once(reference, platform, fresh, reporter or Reporter())
 
     def _get_once(
         self, reference: Reference, platform: Platform, fresh: bool, reporter: Reporter
@@ -141,7 +141,7 @@ class Library:
         """Removes a reference and what only it needed."""
         return remove_image(self.store, reference)
 
-    def export(self, request: ImageExport, reporter: Reporter = QUIET) -> None:
+    def export(self, request: ImageExport, reporter: Reporter | None = None) -> None:
         """Writes an image to a path that must be new."""
         from crumble_ocid.export import export_archive, export_layout
 
@@ -154,16 +154,18 @@ class Library:
         write = export_layout if request.format == "oci" else export_archive
         with self.store.lease() as lease:
             lease.add(*self._parts(image))
-            write(self.store, image, path, self._outside, reporter)
+            write(self.store, image, path, self._outside, reporter or Reporter())
 
     def kernel(
-        self, request: KernelGet, reporter: Reporter = QUIET, *, refresh: bool = False
+        self, request: KernelGet, reporter: Reporter | None = None, *, refresh: bool = False
     ) -> Kernel:
         """A kernel, from the store or the Debian archive."""
         from crumble_ocid.kernel_provider import KernelProvider
 
         provider = KernelProvider(self.store, self._transport)
-        return provider.get(request.architecture, request.version, reporter, refresh=refresh)
+        return provider.get(
+            request.architecture, request.version, reporter or Reporter(), refresh=refresh
+        )
 
     def _parts(self, image: Image) -> set[str]:
         from crumble_ocid.images import read_manifest

@@ -114,4 +114,5 @@ def _is_cancellation(error: BaseException) -> bool:
     return isinstance(error, UsageError) and error.code == "cancelled"
 
 
+# For what runs nothing in parallel: a failure there would stop all who share a reporter.
 QUIET = Reporter()

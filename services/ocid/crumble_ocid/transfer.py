@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 30.0
-_ATTEMPTS = 4  # in a row without a byte of progress
+_ATTEMPTS = 4  # in a row without progress
+_PROGRESS = 1 << 14  # bytes an attempt must bring to count as progress
 _PAUSE = 0.5  # seconds before the second attempt; doubles
 _LONGEST_PAUSE = 30.0  # the most of a Retry-After that is waited for
 _REDIRECTS = 5
@@ -163,7 +164,7 @@ def read_body(response: httpx.Response, limit: int) -> bytes:
     if announced.isdigit() and int(announced) > limit:
         raise _too_large(host, limit)
     body = bytearray()
-    for chunk in response.iter_raw(_CHUNK):
+    for chunk in response.iter_raw():
         body += chunk
         if len(body) > limit:
             raise _too_large(host, limit)
@@ -204,7 +205,7 @@ class Download:
             try:
                 self._receive(file)
             except TransientError as error:
-                failures = 0 if self._done > before else failures + 1
+                failures = 0 if self._done >= before + _PROGRESS else failures + 1
                 if failures >= _ATTEMPTS or (error.spent and failures):
                     raise
                 self._step.reporter.wait(_pause(max(failures, 1), error))
@@ -256,7 +257,7 @@ class Download:
 
     def _copy(self, file: IO[bytes], response: httpx.Response) -> None:
         window, arrived = time.monotonic(), 0
-        for chunk in response.iter_raw(_CHUNK):
+        for chunk in response.iter_raw():
             if self._done + len(chunk) > self._size:
                 self._restart(file)
                 raise RemoteError(

@@ -18,8 +18,7 @@ from crumble_ocid.compression import decompress
 from crumble_ocid.layer_builder import LayerBuilder
 from crumble_ocid.layers import index_layer, read_layer
 from crumble_ocid.store import Store
-
-from .archives import PACKERS, Item, folder, hardlink, sha256, symlink, tar
+from framework.registry_archives import PACKERS, Item, folder, hardlink, sha256, symlink, tar
 
 
 def build(data: bytes, *, dpkg: bool = False) -> tuple[Inode, bytes, str]:

@@ -1,0 +1,45 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crumble_ocid import transfer
+from crumble_ocid.library import Library
+from crumble_ocid.store import Store
+from crumble_ocid.transfer import Transport
+from framework.registry import Registry, running_registry
+
+
+@pytest.fixture(autouse=True)
+def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No credentials, mirrors or proxies of this host; no pauses."""
+    for name in (
+        "REGISTRY_AUTH_FILE",
+        "XDG_RUNTIME_DIR",
+        "DOCKER_CONFIG",
+        "CRUMBLE_DEBIAN_MIRROR",
+        "CRUMBLE_DEBIAN_KEYRING",
+        "CRUMBLE_INSECURE_REGISTRIES",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home/.config"))
+    monkeypatch.setattr(transfer, "_PAUSE", 0.001)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    with running_registry() as made:
+        yield made
+
+
+@pytest.fixture
+def library(store: Store) -> Iterator[Library]:
+    made = Library(store, transport=Transport(read_timeout=0.4))
+    yield made
+    made.close()
