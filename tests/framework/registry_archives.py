@@ -26,7 +26,7 @@ def folder(name: str, mode: int = 0o755) -> Item:
 
 
 def symlink(name: str, target: str) -> Item:
-    return Item(name, type=tarfile.SYMTYPE, target=target)
+    return Item(name, type=tarfile.SYMTYPE, target=target, mode=0o777)
 
 
 def hardlink(name: str, target: str) -> Item:

@@ -47,11 +47,14 @@ def record_image(
 
 
 def find_image(store: Store, reference: str, platform: str) -> Image | None:
-    """The image a reference names, when all of it is here."""
+    """The image a reference names, when all of it is here and undamaged."""
     record = _read(store.reference_path(reference, platform))
     if record is None:
         return None
-    image = load_image(store, record)
+    try:
+        image = load_image(store, record)
+    except (HostError, RemoteError):
+        return None
     missing = [layer for layer in image.layers if not Path(layer.index).exists()]
     return None if missing else image
 

@@ -88,16 +88,17 @@ class Config:
 def parse_document(data: bytes, media_type: str = "") -> Manifest | Index:
     """A manifest or an index. media_type: what the sender called it, for documents that do not say."""
     document = _load(data, MAX_MANIFEST, "manifest")
-    kind = _text(document, "mediaType") or media_type.partition(";")[0].strip()
+    own = _text(document, "mediaType")
+    kind = own or media_type.partition(";")[0].strip()
     if document.get("schemaVersion") == 1 or "fsLayers" in document:
         raise RemoteError(
             "The image has a manifest of Docker's old schema 1, which is not supported.",
             code="image.schema1",
             hint="Push the image again with a current tool.",
         )
-    if kind in _INDEXES or (kind not in _MANIFESTS and "manifests" in document):
+    if kind in _INDEXES or (not own and kind not in _MANIFESTS and "manifests" in document):
         return _index(document)
-    if kind in _MANIFESTS or "layers" in document:
+    if kind in _MANIFESTS or (not own and "layers" in document):
         return _manifest(document)
     return _refuse(f"is of the unknown type {kind[:100]!r}")
 
