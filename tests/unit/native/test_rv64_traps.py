@@ -174,10 +174,11 @@ def test_csr_set_and_clear_return_the_old_value() -> None:
 
 def test_counters_obey_scounteren_in_user_mode() -> None:
     board = one("csrrs", A0, "time", 0)
-    board.start(privilege=0)
+    board.start(privilege=0, scounteren=5)
     assert board.trap()[0] == 2
     board.start(privilege=0, scounteren=2)
     assert board.result() < 1 << 40
+    assert Board().hart.get_state().scounteren == 7  # as firmware leaves it
 
 
 def test_vectored_interrupt_goes_to_its_slot() -> None:
