@@ -4,13 +4,11 @@
     output = guest.run()
 
 Boots a stock kernel with a busybox initramfs whose init mounts the virtio-fs device at /mnt, runs the
-script and powers off. Kernel and busybox are looked for in $CRUMBLE_TEST_ASSETS.
+script and powers off. Kernel and busybox come from framework.assets.
 """
 
 from __future__ import annotations
 
-import lzma
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from crumble_vmm.boot.initramfs import Initramfs
+from framework import assets
 
 _BEGIN, _END = "==begin==", "==end=="
 _INIT = f"""#!/bin/busybox sh
@@ -36,27 +35,6 @@ poweroff -f
 """
 
 
-def module(name: str) -> bytes:
-    """A kernel module's contents, uncompressed."""
-    root = Path(os.environ.get("CRUMBLE_TEST_ASSETS", "/nonexistent"))
-    found = sorted(root.glob(f"kernel/usr/lib/modules/*/kernel/**/{name}.ko.xz"))
-    if not found:
-        pytest.skip(f"no module {name} in $CRUMBLE_TEST_ASSETS")
-    return lzma.decompress(found[-1].read_bytes())
-
-
-def assets() -> tuple[Path, Path]:
-    """Kernel image and static busybox, both riscv64; skips the test when they are not there."""
-    root = Path(os.environ.get("CRUMBLE_TEST_ASSETS", "/nonexistent"))
-    kernels = sorted(root.glob("kernel/boot/vmlinux-*"))
-    busybox = root / "busybox/usr/bin/busybox"
-    if not kernels or not busybox.exists():
-        pytest.skip("no riscv64 kernel and busybox in $CRUMBLE_TEST_ASSETS")
-    if shutil.which("qemu-system-riscv64") is None:
-        pytest.skip("qemu-system-riscv64 is not installed")
-    return kernels[-1], busybox
-
-
 class QemuGuest:
     """virtiofs: tag → socket of a vhost-user back end; each is mounted at /mnt, or /mnt/TAG if many.
 
@@ -73,11 +51,13 @@ class QemuGuest:
         memory: int = 256,
         files: dict[str, bytes] | None = None,
     ) -> None:
-        kernel, busybox = assets()
+        if shutil.which("qemu-system-riscv64") is None:
+            pytest.skip("qemu-system-riscv64 is not installed")
+        kernel = assets.kernel().image
         archive = Initramfs()
         archive.file("init", _init(virtiofs, options).encode(), 0o755)
         archive.file("script", script.encode(), 0o755)
-        archive.file("bin/busybox", busybox.read_bytes(), 0o755)
+        archive.file("bin/busybox", assets.busybox(), 0o755)
         for name, data in (files or {}).items():
             archive.file(name, data, 0o644)
         initramfs = work / "initramfs"

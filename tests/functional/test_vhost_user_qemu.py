@@ -20,7 +20,8 @@ from crumble_common.vhost_user import (
     listen,
 )
 from crumble_common.virtqueue import Chain
-from framework.qemu_guest import QemuGuest, module
+from framework import assets
+from framework.qemu_guest import QemuGuest
 
 pytestmark = [pytest.mark.guest, pytest.mark.slow]
 
@@ -66,7 +67,9 @@ def test_linux_reads_entropy_through_qemu(tmp_path: Path) -> None:
     dd if=/dev/hwrng bs=64 count=40 2>/dev/null | od -An -v -tu1 | tr -s ' \\n' ' '
     """
     path = tmp_path / "rng.sock"
-    guest = QemuGuest(tmp_path, script, {}, files={"virtio-rng.ko": module("virtio-rng")})
+    guest = QemuGuest(
+        tmp_path, script, {}, files={"virtio-rng.ko": assets.kernel().module("virtio_rng")}
+    )
     guest.command += [
         "-chardev", f"socket,id=rng,path={path}", "-device", "vhost-user-rng-pci,chardev=rng",
     ]  # fmt: skip
