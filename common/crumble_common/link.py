@@ -13,20 +13,24 @@ from crumble_common.messages.service import Heartbeat
 
 # How long the last messages may take on their way out, ms.
 _LINGER = 1000
+# A supervisor on the same host that does not accept within this time is gone, ms.
+_CONNECT = 5000
 
 
 class ControlLink:
-    """Connects once: a lost supervisor does not come back at the same address."""
+    """Connects once, when it is made: a lost supervisor does not come back at the same address, and
+    the sandbox lets no more connections be made afterwards. Nobody there: what is sent is lost.
+    """
 
     def __init__(self, control: str, heartbeat: str, identity: str) -> None:
         self._context = zmq.Context()
         self.socket: zmq.Socket[bytes] = self._socket(zmq.DEALER)
         self.socket.setsockopt(zmq.IDENTITY, identity.encode())
-        self.socket.connect(control)
+        _connect(self.socket, control)
         self._beats: zmq.Socket[bytes] | None = None
         if heartbeat:
             self._beats = self._socket(zmq.PUB)
-            self._beats.connect(heartbeat)
+            _connect(self._beats, heartbeat)
 
     def send(self, envelope: wire.Envelope) -> None:
         """Queues one frame; never blocks."""
@@ -66,3 +70,11 @@ class ControlLink:
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.RECONNECT_IVL, -1)
         return socket
+
+
+def _connect(socket: zmq.Socket[bytes], address: str) -> None:
+    """Connects and waits until it is done: ZeroMQ does it in a thread of its own."""
+    done = socket.get_monitor_socket(zmq.EVENT_CONNECTED)
+    socket.connect(address)
+    done.poll(_CONNECT)
+    socket.disable_monitor()

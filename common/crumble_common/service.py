@@ -236,6 +236,8 @@ class _Runner(Generic[C]):
         if profile is not None:
             self.layers.update(sandbox.apply(profile))
         self.connect()
+        if profile is not None:
+            self.layers.update(sandbox.seal(profile))
         service.start()
         log.info("ready", **{f"sandbox_{layer}": state for layer, state in self.layers.items()})
         context.send(messages.Ready(context.name, self.layers))

@@ -2,7 +2,7 @@
 
 `isolate` (wide) at the very start, while there is one thread: namespaces, no_new_privs.
 `apply` (narrow) after everything is opened and before guest or network bytes are read: rlimits,
-capabilities, Landlock, seccomp. Each layer is reported as "on" or with the reason it is not; one that
+capabilities, Landlock, seccomp. `seal`, when the control plane is connected. Each layer is reported as "on" or with the reason it is not; one that
 the kernel lacks never stops a service, and `crumble doctor` shows it (`probe`).
 """
 
@@ -70,6 +70,22 @@ def apply(profile: Profile) -> dict[str, str]:
     }
     layers["seccomp"] = _layer(lambda: _filter(profile))
     return layers
+
+
+def seal(profile: Profile) -> dict[str, str]:
+    """After the last connection was made: no socket is made or connected any more. Never raises.
+
+    Landlock does not cover connecting to Unix sockets by path, and behind those of a user's session
+    (a message bus, an ssh agent, a container engine) is all that the user may do.
+    """
+    if profile.network:
+        return {}
+    return {"sockets": _layer(_no_sockets)}
+
+
+def _no_sockets() -> str:
+    native.seccomp_load(seccomp.denying(["socket", "connect", "bind", "listen"]))
+    return "on"
 
 
 def _layer(enter: Callable[[], str]) -> str:
@@ -141,7 +157,7 @@ def probe() -> dict[str, str]:
     child = os.fork()
     if child == 0:
         try:
-            layers = {**isolate(), **apply(Profile())}
+            layers = {**isolate(), **apply(Profile()), **seal(Profile())}
             os.write(
                 writer, "\n".join(f"{name}={state}" for name, state in layers.items()).encode()
             )

@@ -88,7 +88,7 @@ BASE = frozenset(
     geteuid getgid getegid getresuid getresgid getgroups getpgid getpgrp getsid getpriority
     getrlimit prlimit64 getrusage sysinfo uname umask arch_prctl prctl exit exit_group tgkill
     socketpair sendmsg recvmsg sendto recvfrom sendmmsg recvmmsg shutdown getsockopt setsockopt
-    getsockname getpeername connect bind listen accept accept4 wait4 waitid pause landlock_restrict_self
+    getsockname getpeername connect bind listen accept accept4 wait4 waitid pause landlock_restrict_self seccomp
     """.split()
 )
 

@@ -45,7 +45,15 @@ def child(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_layer_is_reported_with_on_or_a_reason() -> None:
-    names = {"no_new_privs", "namespaces", "rlimits", "landlock", "capabilities", "seccomp"}
+    names = {
+        "no_new_privs",
+        "namespaces",
+        "rlimits",
+        "landlock",
+        "capabilities",
+        "seccomp",
+        "sockets",
+    }
     assert LAYERS.keys() == names
     assert all(state.startswith(("on", "off: ")) for state in LAYERS.values())
 
@@ -141,6 +149,30 @@ def test_threads_started_before_are_filtered_too() -> None:
         """
     )
     assert done.stdout.strip() == "EPERM", done.stderr
+
+
+@needs("seccomp")
+def test_after_the_seal_no_connection_is_made(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bus:
+        bus.bind(str(tmp_path / "bus"))
+        bus.listen()
+        done = child(
+            """
+            import fcntl
+            profile = sandbox.Profile()
+            sandbox.apply(profile)
+            sock = socket.socket(socket.AF_UNIX)
+            print(errno_of(socket.socket(socket.AF_UNIX).connect, sys.argv[1]))
+            print(sandbox.seal(profile))
+            print(errno_of(sock.connect, sys.argv[1]), errno_of(socket.socket, socket.AF_UNIX))
+            a, b = os.pipe()
+            print(errno_of(fcntl.ioctl, a, 0x5412, b"x"))
+            """,
+            tmp_path / "bus",
+        )
+    assert done.stdout.splitlines() == ["done", "{'sockets': 'on'}", "EPERM EPERM", "EPERM"], (
+        done.stderr
+    )
 
 
 @needs("capabilities")
