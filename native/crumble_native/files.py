@@ -1,4 +1,4 @@
-"""File system calls that the os module lacks: openat2, fallocate, renameat2. All raise OSError."""
+"""File system calls that the os module lacks: openat2, fallocate, renameat2, syncfs. All raise OSError."""
 
 from __future__ import annotations
 
@@ -37,6 +37,17 @@ def renameat2(
 ) -> None:
     """renameat2(2)."""
     _check(lib.crb_renameat2(old_directory, _name(old_name), new_directory, _name(new_name), flags))
+
+
+def birth_time(fd: int) -> int:
+    """When the inode was made, ns since the epoch; 0 when not known. O_PATH will do."""
+    found = int(lib.crb_birth_time(fd))
+    return max(found, 0)
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): what was written to the file system of `fd` reaches stable storage."""
+    _check(lib.crb_syncfs(fd))
 
 
 def _name(path: bytes) -> object:

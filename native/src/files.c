@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -30,4 +31,19 @@ int crb_fallocate(int fd, int mode, int64_t offset, int64_t length) {
 int crb_renameat2(int old_directory, const char *old_name, int new_directory, const char *new_name,
                   unsigned int flags) {
     return result(renameat2(old_directory, old_name, new_directory, new_name, flags));
+}
+
+int crb_syncfs(int fd) {
+    return result(syncfs(fd));
+}
+
+int64_t crb_birth_time(int fd) {
+    struct statx found;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &found) < 0) {
+        return -errno;
+    }
+    if (!(found.stx_mask & STATX_BTIME)) {
+        return 0;
+    }
+    return found.stx_btime.tv_sec * 1000000000 + found.stx_btime.tv_nsec;
 }

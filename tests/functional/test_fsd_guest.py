@@ -109,11 +109,11 @@ say done
 """
 
 
-def test_everything_a_shell_does_is_as_on_tmpfs(tmp_path: Path, serve: object) -> None:
-    fsd = serve(*layer_arguments(tmp_path, {"there": b"x"}))  # type: ignore[operator]
-    script = f"""
+def compare(commands: str) -> str:
+    """A script that runs the commands on tmpfs and on fsd, and fails when their outputs differ."""
+    return f"""
 cat > /tmp/same <<'END'
-{SAME}
+{commands}
 END
 mkdir -p /tmp/local/w /mnt/remote/w
 (cd /tmp/local/w && sh /tmp/same) > /tmp/local.out 2>&1
@@ -122,7 +122,11 @@ diff /tmp/local.out /tmp/remote.out || exit 1
 tail -1 /tmp/remote.out
 wc -l < /tmp/remote.out
 """
-    output = QemuGuest(tmp_path, script, {"root": fsd.socket}).run()
+
+
+def test_everything_a_shell_does_is_as_on_tmpfs(tmp_path: Path, serve: object) -> None:
+    fsd = serve(*layer_arguments(tmp_path, {"there": b"x"}))  # type: ignore[operator]
+    output = QemuGuest(tmp_path, compare(SAME), {"root": fsd.socket}).run()
     assert "# done" in output
     assert int(output.split()[-1]) > 150
     assert fsd.ended() == 0
@@ -161,3 +165,49 @@ rm f; dd if=/dev/zero of=f bs=64k count=50 2>/dev/null && echo room again
 """
     output = QemuGuest(tmp_path, script, {"root": fsd.socket}).run()
     assert output == "No space left on device\nroom again\n"
+
+
+def test_host_shares_are_mounts_of_their_own(tmp_path: Path, serve: object) -> None:
+    host = tmp_path / "host"
+    (host / "d").mkdir(parents=True)
+    (host / "f").write_text("from the host\n")
+    image = layer_arguments(tmp_path, {"etc": {"passwd": b""}, "data": {}})
+    shares = [
+        "--share",
+        f"{host}:/data",
+        "--share",
+        f"{host}/f:/etc/f:ro",
+        "--share",
+        f"{host}:/x/ro:ro",
+    ]
+    fsd = serve(*image, *shares)  # type: ignore[operator]
+    script = """
+cd /mnt; cat etc/f data/f x/ro/f; (echo no > etc/f) 2>&1; (echo no > x/ro/y) 2>&1
+echo new > data/n; chown 5:6 data/n; chmod 640 data/n; stat -c '%u %g %a' x/ro/n
+ln data/n etc/n 2>&1; mv data/n etc/n; ls etc; mv etc/n data/d/; rmdir data 2>&1; mv etc/f etc/g 2>&1
+grep -c virtiofs /proc/mounts; cd data; echo open > o; exec 5<>o; rm o; cat <&5; exec 5<&-
+mkdir -p a/b; mv a c; touch c/b/f; cp -a c e; rm -r c; find e; truncate -s 5 f; cat f; echo; sync
+"""
+    output = QemuGuest(tmp_path, script, {"root": fsd.socket}).run().splitlines()
+    read_only, busy = "Read-only file system", "Device or resource busy"
+    assert output == [
+        "from the host", "from the host", "from the host",
+        f"/script: line 2: can't create etc/f: {read_only}",
+        f"/script: line 2: can't create x/ro/y: {read_only}",
+        "5 6 640", "ln: etc/n: Invalid cross-device link", "f       n       passwd",
+        f"rmdir: 'data': {busy}", f"mv: can't rename 'etc/f': {busy}",
+        "3", "open", "e", "e/b", "e/b/f", "from ",
+    ]  # fmt: skip
+    assert (host / "d" / "n").read_text() == "new\n"
+    assert ((host / "d" / "n").stat().st_uid, (host / "d" / "n").stat().st_gid) == (5, 6)
+    assert (host / "f").read_text() == "from "
+    assert sorted(path.name for path in host.iterdir()) == ["d", "e", "f"]
+
+
+def test_the_same_on_a_share(tmp_path: Path, serve: object) -> None:
+    host = tmp_path / "host"
+    host.mkdir()
+    fsd = serve("--shared-dir", str(host))  # type: ignore[operator]
+    same = SAME.replace("mknod c c 1 5; mknod b b 7 1;", "").replace("head -c 3 c | od -c;", "")
+    output = QemuGuest(tmp_path, compare(same), {"root": fsd.socket}).run()
+    assert "# done" in output

@@ -17,7 +17,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Share:
-    """A host directory or file that appears at `target` in the guest."""
+    """A host directory or file that appears at `target` in the guest; "/", without layers, is all of it."""
 
     source: str
     target: str

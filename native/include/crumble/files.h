@@ -15,4 +15,11 @@ int crb_fallocate(int fd, int mode, int64_t offset, int64_t length);
 int crb_renameat2(int old_directory, const char *old_name, int new_directory, const char *new_name,
                   unsigned int flags);
 
+// When the inode was made, in ns since the epoch (statx(2)'s stx_btime); 0 when the file system
+// does not know. Takes O_PATH descriptors.
+int64_t crb_birth_time(int fd);
+
+// syncfs(2).
+int crb_syncfs(int fd);
+
 #endif

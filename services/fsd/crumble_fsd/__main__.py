@@ -68,14 +68,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config(options: argparse.Namespace) -> FsConfig:
+    shares = [_share(text) for text in options.share]
+    if options.shared_dir:
+        shares.append(
+            _share(options.shared_dir.removesuffix(":ro") + ":/" + _ro(options.shared_dir))
+        )
     return FsConfig(
         tag=options.tag,
         socket_fd="socket",
         layers=[_layer(text) for text in options.layer],
         upper=options.upper,
         upper_limit=options.upper_limit,
-        shares=[_share(text) for text in options.share],
+        shares=shares,
     )
+
+
+def _ro(text: str) -> str:
+    return ":ro" if text.endswith(":ro") else ""
 
 
 def _layer(text: str) -> Layer:

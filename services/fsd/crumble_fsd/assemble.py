@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from crumble_common.errors import UsageError
+from crumble_common.messages.fs import Share as ShareConfig
 from crumble_fsd import fuse_wire as wire
 from crumble_fsd.filesystem import Filesystem, Node
 from crumble_fsd.operations import table
+from crumble_fsd.passthrough import Share
 from crumble_fsd.session import Complete, Options, Session
-from crumble_fsd.tree import Tree
+from crumble_fsd.tree import Tree, split_path
 from crumble_fsd.union import LayerFiles
 from crumble_fsd.upper import MemoryUpper, Upper
 
@@ -29,6 +32,32 @@ def new_tree(layers: list[LayerFiles], upper: Upper) -> tuple[Tree, dict[int, No
     """The union, and the node table it shares with the session."""
     nodes: dict[int, Node] = {}
     return Tree(layers, upper, nodes), nodes
+
+
+def add_shares(tree: Tree, nodes: dict[int, Node], shares: list[ShareConfig]) -> list[Share]:
+    """Opens the shares and grafts them, outer targets before inner ones; one at "/" is the whole tree.
+
+    Raises UsageError for a source that is missing and a target nothing can be put at.
+    """
+    made: list[tuple[list[bytes], Share]] = []
+    for share in sorted(shares, key=lambda share: len(split_path(share.target))):
+        parts = split_path(share.target)
+        if any(parts == at for at, _ in made):
+            raise UsageError(
+                f"Cannot share at {share.target}: there is another share at that path.",
+                code="share.target",
+            )
+        opened = Share(share.source, nodes, len(made), read_only=share.read_only)
+        outer = [(at, host) for at, host in made if parts[: len(at)] == at]
+        if not parts:
+            opened.replace_root(nodes)
+        elif outer:
+            at, host = outer[-1]
+            host.graft(parts[len(at) :], opened.root, share.target)
+        else:
+            tree.graft(parts, opened.root, share.target)
+        made.append((parts, opened))
+    return [share for _, share in made]
 
 
 def new_session(

@@ -96,6 +96,7 @@ class Filesystem(ABC):
     entry_valid: int
     attr_valid: int
     negative_valid: int
+    submounts = False  # the guest mounts shared directories as file systems of their own
 
     # Names.
 

@@ -58,6 +58,8 @@ def init(session: Session, node: Node, request: Request) -> bytes:  # noqa: ARG0
     session.reset()
     session.minor = min(minor, wire.FUSE_KERNEL_MINOR_VERSION)
     session.flags = wanted & flags
+    for fs in session.filesystems:
+        fs.submounts = bool(session.flags & wire.FUSE_SUBMOUNTS)
     return _init_out(session.minor, readahead, session.flags)
 
 

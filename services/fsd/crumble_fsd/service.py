@@ -14,10 +14,18 @@ from crumble_common.messages.fs import FsConfig, Layer
 from crumble_common.sandbox import Profile
 from crumble_common.service import Context, Service
 from crumble_common.vhost_user import Backend, VhostUserError
-from crumble_fsd.assemble import new_session, new_tree, options_for
+from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
+from crumble_fsd.filesystem import Filesystem
 from crumble_fsd.queue_pump import FsDevice
+from crumble_fsd.tree import split_path
 from crumble_fsd.union import LayerFiles
 from crumble_fsd.upper import MemoryUpper, Upper
+
+# Copying up from a layer; attributes of read-only shares.
+_SYSCALLS = frozenset(("sendfile", "getxattr", "listxattr"))
+# What root needs to act on host files as their owners would: CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER,
+# CAP_FSETID. Nothing is kept without shares, or by an ordinary user.
+_SHARE_CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4
 
 
 class FsdService(Service[FsConfig]):
@@ -25,6 +33,7 @@ class FsdService(Service[FsConfig]):
 
     name = "fsd"
     config_type = FsConfig
+    keep_ids = True  # root serves shares with files of many owners
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -45,13 +54,27 @@ class FsdService(Service[FsConfig]):
         self.tree, nodes = new_tree(layers, self._upper)
         for file in config.injected:
             self.tree.inject(file.path, file.data, file.mode)
-        options = options_for(self._upper, shared=False)
-        self.session = new_session(nodes, [self.tree], options, self.device.complete)
+        if config.layers and any(not split_path(share.target) for share in config.shares):
+            raise UsageError(
+                "A share cannot be the guest's root when there is an image.",
+                code="share.target",
+                hint="Choose another target.",
+            )
+        self._shares = add_shares(self.tree, nodes, config.shares)
+        options = options_for(self._upper, shared=bool(self._shares))
+        filesystems: list[Filesystem] = [self.tree, *self._shares]
+        self.session = new_session(nodes, filesystems, options, self.device.complete)
         self.device.session = self.session
 
     def sandbox(self) -> Profile:
-        """Everything it serves is open: no path is needed but those of shares and upper."""
-        return Profile(syscalls=frozenset(("sendfile",)))
+        """Layers are open already: no path is needed but those of shares and of the upper."""
+        shares = self._config.shares
+        return Profile(
+            read=[share.source for share in shares if share.read_only],
+            write=[share.source for share in shares if not share.read_only],
+            syscalls=_SYSCALLS,
+            capabilities=_SHARE_CAPABILITIES if shares else 0,
+        )
 
     def start(self) -> None:
         """Waits for the front end, or serves the one that is connected already."""
@@ -102,6 +125,8 @@ class FsdService(Service[FsConfig]):
     def stop(self, grace: float) -> None:  # noqa: ARG002  nothing here takes long
         """Stops the rings; the upper writes down what it holds."""
         self._drop()
+        for share in self._shares:
+            share.close()
         self._upper.close()
 
 

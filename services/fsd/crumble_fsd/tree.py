@@ -7,6 +7,7 @@ covered inode cannot be removed or renamed (EBUSY), as a mount point cannot.
 from __future__ import annotations
 
 import errno
+import os
 import stat
 
 from crumble_common.errors import UsageError
@@ -23,7 +24,9 @@ class Tree(UnionData):
 
     def inject(self, path: str, data: bytes, mode: int) -> None:
         """Puts a file at `path` in place of whatever file or link is there; makes its directories."""
-        parts = _split(path)
+        parts = split_path(path)
+        if not parts:
+            raise UsageError("A file cannot be injected at the root of the tree.")
         directory = self._make_directories(parts[:-1], path)
         name = parts[-1]
         found = self.find(directory, name)
@@ -35,9 +38,8 @@ class Tree(UnionData):
         if data:
             self.write(node, None, 0, [memoryview(data)], len(data), kill=False)
 
-    def graft(self, path: str, root: Node) -> None:
-        """Makes `root` (of another file system) appear at `path`; makes what it covers."""
-        parts = _split(path)
+    def graft(self, parts: list[bytes], root: Node, path: str) -> None:
+        """Makes `root` (of another file system) appear at `parts` (of `path`); makes what it covers."""
         directory = self._make_directories(parts[:-1], path)
         point = self._follow(directory, parts[-1], path)
         if isinstance(point, tuple):
@@ -46,12 +48,7 @@ class Tree(UnionData):
                 point = self.mkdir(directory, name, 0o755, _ROOT)
             else:
                 point = self.mknod(directory, name, stat.S_IFREG | 0o644, 0, _ROOT)
-        if isinstance(point, Directory) != stat.S_ISDIR(root.mode) or point.graft is not None:
-            what = "a share" if point.graft else "a directory" if point.mode & 0o40000 else "a file"
-            raise UsageError(
-                f"Cannot share at {path}: there is {what} at that path.",
-                hint="Choose another target; directories go over directories, files over files.",
-            )
+        check_cover(point, root, path, taken=point.graft is not None)
         point.graft = root
         self._pin(point)
 
@@ -103,13 +100,26 @@ class Tree(UnionData):
         return at
 
 
-def _split(path: str) -> list[bytes]:
-    """The components of an absolute guest path; UsageError."""
-    parts = [part.encode() for part in path.split("/") if part not in ("", ".")]
-    if not path.startswith("/") or not parts or b".." in parts or "\0" in path:
+def check_cover(point: Node, root: Node, path: str, *, taken: bool) -> None:
+    """UsageError unless `root` can go over `point`."""
+    is_directory = stat.S_ISDIR(point.mode)
+    if is_directory == stat.S_ISDIR(root.mode) and not taken:
+        return
+    what = "another share" if taken else "a directory" if is_directory else "a file"
+    raise UsageError(
+        f"Cannot share at {path}: there is {what} at that path.",
+        code="share.target",
+        hint="Choose another target; directories go over directories, files over files.",
+    )
+
+
+def split_path(path: str) -> list[bytes]:
+    """The components of an absolute guest path, none for the root; UsageError."""
+    parts = [os.fsencode(part) for part in path.split("/") if part not in ("", ".")]
+    if not path.startswith("/") or b".." in parts or "\0" in path:
         raise UsageError(
             f"{path!r} is not a path in the guest that something can be put at.",
-            hint="It must be absolute, without '..', and not the root itself.",
+            hint="It must be absolute and without '..'.",
         )
     if any(len(part) > 255 for part in parts):
         raise UsageError(f"{path!r} has a component of more than 255 bytes.")

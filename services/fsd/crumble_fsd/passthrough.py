@@ -1,0 +1,381 @@
+"""A host share: a directory or file of the host at a path of the guest's tree.
+
+Other processes of the host may change it at any time, so the guest keeps names and attributes for a
+second only and opens files for real. Writable shares run with this process's rights: as root, owners
+pass through and what the guest makes belongs to whom it says; as an ordinary user everything is
+made as that user, which the guest sees as root. Device nodes cannot be made, and only "user."
+attributes pass: anything else would be the guest's hand on the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from crumble_common.errors import HostError, UsageError
+from crumble_fsd.filesystem import Caller, Changes, Dirent, Handle, Node, Statfs, fail
+from crumble_fsd.fuse_wire import FOPEN_CACHE_DIR, FUSE_ROOT_ID
+from crumble_fsd.passthrough_files import ShareFiles
+from crumble_fsd.share_nodes import ShareNode, ShareNodes, chmod, chown, guest_id, host_id
+from crumble_fsd.tree import check_cover
+from crumble_native import files
+
+# Names one open directory may hold in memory.
+_MAX_NAMES = 1 << 20
+_ROOT = Caller(0, 0)
+
+
+class DirectoryHandle(Handle):
+    """An open directory: the names as of the last time it was read from the start."""
+
+    __slots__ = ("fd", "names")
+
+    def __init__(self, node: Node, fd: int) -> None:
+        super().__init__(node)
+        self.fd = fd
+        self.names: list[tuple[bytes, int, int]] | None = None
+
+    def close(self) -> None:
+        """See Handle."""
+        os.close(self.fd)
+
+    def read(self) -> list[tuple[bytes, int, int]]:
+        """Name, inode number and type (of st_mode; 0 when not known) of each entry."""
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        found: list[tuple[bytes, int, int]] = []
+        with os.scandir(self.fd) as entries:
+            for entry in entries:
+                found.append((os.fsencode(entry.name), entry.inode(), _kind(entry)))
+                if len(found) >= _MAX_NAMES:
+                    fail(errno.ENOMEM)
+        return found
+
+
+class Share(ShareFiles):
+    """One share; see Filesystem for the operations."""
+
+    def __init__(
+        self, source: str, nodes: dict[int, Node], number: int, *, read_only: bool
+    ) -> None:
+        """Opens `source`; raises UsageError when it is not there, HostError when it cannot be opened."""
+        self._read_only = read_only
+        self._is_root = False
+        self._grafts: dict[
+            tuple[int, bytes], Node
+        ] = {}  # (directory's nodeid, name) → what covers it
+        self.nodes = ShareNodes(self, _open_source(source), nodes, number)
+
+    @property
+    def root(self) -> ShareNode:
+        """The node that is grafted into the tree."""
+        return self.nodes.root
+
+    def close(self) -> None:
+        """Closes every descriptor."""
+        self.nodes.close()
+
+    def replace_root(self, nodes: dict[int, Node]) -> None:
+        """The share is the guest's whole tree."""
+        if not stat.S_ISDIR(self.root.mode):
+            raise UsageError("The root of the tree cannot be a file.", code="share.target")
+        nodes[FUSE_ROOT_ID] = self.root
+        self._is_root = True
+
+    def graft(self, parts: list[bytes], root: Node, path: str) -> None:
+        """Makes another share's root appear inside this one; makes what it covers, on the host."""
+        at = self.root
+        for name in parts[:-1]:
+            found = self._find_or_make(at, name, path, is_directory=True)
+            if not isinstance(found, ShareNode) or not stat.S_ISDIR(found.mode):
+                raise UsageError(
+                    f"Cannot share at {path}: {os.fsdecode(name)!r} is no directory of the share.",
+                    code="share.target",
+                )
+            at = found
+        is_directory = stat.S_ISDIR(root.mode)
+        point = self._find_or_make(at, parts[-1], path, is_directory=is_directory)
+        check_cover(point, root, path, taken=(at.nodeid, parts[-1]) in self._grafts)
+        at.refs += 1  # kept for good: its nodeid says where the graft is
+        self._grafts[at.nodeid, parts[-1]] = root
+
+    def _find_or_make(
+        self, directory: ShareNode, name: bytes, path: str, *, is_directory: bool
+    ) -> Node:
+        found = self.lookup(directory, name)
+        if found is not None:
+            return found
+        if self._read_only:
+            raise UsageError(
+                f"Cannot share at {path}: it does not exist in the read-only share around it.",
+                code="share.target",
+                hint="Create it there first.",
+            )
+        if is_directory:
+            return self.mkdir(directory, name, 0o755, _ROOT)
+        return self.mknod(directory, name, stat.S_IFREG | 0o644, 0, _ROOT)
+
+    def _check_uncovered(self, directory: ShareNode, name: bytes) -> None:
+        """EBUSY for a name that another share covers, as for a mount point."""
+        if (directory.nodeid, name) in self._grafts:
+            fail(errno.EBUSY)
+
+    # Names.
+
+    def lookup(self, directory: ShareNode, name: bytes) -> Node | None:
+        """See Filesystem."""
+        if self._grafts and (directory.nodeid, name) in self._grafts:
+            return self._grafts[directory.nodeid, name]
+        try:
+            return self.nodes.find(directory, name)
+        except FileNotFoundError:
+            return None
+
+    def remember(self, node: ShareNode) -> None:
+        """See Filesystem."""
+        self.nodes.remember(node)
+
+    def forget(self, node: ShareNode, count: int) -> None:
+        """See Filesystem."""
+        self.nodes.forget(node, count)
+
+    def mknod(
+        self, directory: ShareNode, name: bytes, mode: int, rdev: int, caller: Caller
+    ) -> Node:
+        """See Filesystem. Device nodes would be the host's devices: EPERM."""
+        self._check_writable()
+        kind = stat.S_IFMT(mode) or stat.S_IFREG
+        if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK) or rdev:
+            fail(errno.EPERM)
+        os.mknod(name, kind | stat.S_IMODE(mode) & 0o777, dir_fd=self.nodes.fd(directory))
+        return self._made(directory, name, mode, caller)
+
+    def mkdir(self, directory: ShareNode, name: bytes, mode: int, caller: Caller) -> Node:
+        """See Filesystem."""
+        self._check_writable()
+        os.mkdir(name, stat.S_IMODE(mode) & 0o777, dir_fd=self.nodes.fd(directory))
+        return self._made(directory, name, mode, caller)
+
+    def symlink(self, directory: ShareNode, name: bytes, target: bytes, caller: Caller) -> Node:
+        """See Filesystem."""
+        self._check_writable()
+        os.symlink(target, name, dir_fd=self.nodes.fd(directory))
+        return self._made(directory, name, None, caller)
+
+    def _made(
+        self, directory: ShareNode, name: bytes, mode: int | None, caller: Caller
+    ) -> ShareNode:
+        """The node of what was just made, with its owner and mode set."""
+        node = self.nodes.find(directory, name)
+        self._own(node, os.fstat(self.nodes.fd(directory)), mode, caller)
+        return node
+
+    def unlink(self, directory: ShareNode, name: bytes) -> None:
+        """See Filesystem."""
+        self._check_writable()
+        self._keep_open(directory, name)
+        os.unlink(name, dir_fd=self.nodes.fd(directory))
+
+    def rmdir(self, directory: ShareNode, name: bytes) -> None:
+        """See Filesystem."""
+        self._check_writable()
+        self._keep_open(directory, name)
+        os.rmdir(name, dir_fd=self.nodes.fd(directory))
+
+    def _keep_open(self, directory: ShareNode, name: bytes) -> None:
+        """What is at `name` loses it, and the guest may have it open."""
+        self._check_uncovered(directory, name)
+        node = self.nodes.known_at(directory, name)
+        if node is not None:
+            self.nodes.pin(node)
+
+    def rename(
+        self, old: ShareNode, name: bytes, new: ShareNode, new_name: bytes, flags: int
+    ) -> None:
+        """See Filesystem."""
+        self._check_writable()
+        self._check_uncovered(old, name)
+        self._check_uncovered(new, new_name)
+        node, target = self.nodes.known_at(old, name), self.nodes.known_at(new, new_name)
+        if target is not None and target is not node:
+            self.nodes.pin(target)
+        files.renameat2(self.nodes.fd(old), name, self.nodes.fd(new), new_name, flags)
+        if node is not None and node is not target:
+            self.nodes.moved(node, new, new_name)
+        if flags & 2 and target is not None:
+            self.nodes.moved(target, old, name)
+
+    def link(self, node: ShareNode, directory: ShareNode, name: bytes) -> None:
+        """See Filesystem."""
+        self._check_writable()
+        os.link(self.nodes.path(node), name, dst_dir_fd=self.nodes.fd(directory))
+
+    # Attributes.
+
+    def attr(self, node: ShareNode) -> bytes:
+        """See Filesystem."""
+        status = os.fstat(self.nodes.fd(node))
+        is_mount = node is self.root and self.submounts and not self._is_root
+        is_mount = is_mount and stat.S_ISDIR(status.st_mode)
+        return self.nodes.pack(node, status, submount=is_mount)
+
+    def btime(self, node: ShareNode) -> int | None:
+        """See Filesystem."""
+        return node.key[2] or None
+
+    def setattr(self, node: ShareNode, handle: Handle | None, changes: Changes) -> None:
+        """See Filesystem."""
+        self._check_writable()
+        status = os.fstat(self.nodes.fd(node))
+        if changes.mode is not None:
+            if stat.S_ISLNK(status.st_mode):
+                fail(errno.EOPNOTSUPP)
+            chmod(self.nodes.path(node), stat.S_IMODE(changes.mode))
+        if changes.uid is not None or changes.gid is not None:
+            self._chown(node, status, changes.uid, changes.gid)
+        if changes.size is not None:
+            self._truncate(node, handle, changes.size)
+            if changes.kill_suidgid:
+                self._kill_suidgid(node)
+        if changes.atime is not None or changes.mtime is not None:
+            atime = status.st_atime_ns if changes.atime is None else changes.atime
+            mtime = status.st_mtime_ns if changes.mtime is None else changes.mtime
+            os.utime(self.nodes.path(node), ns=(atime, mtime))
+
+    def _chown(
+        self, node: ShareNode, status: os.stat_result, uid: int | None, gid: int | None
+    ) -> None:
+        """An ordinary user can only "give" files to whom they belong."""
+        ours, our_group = os.geteuid(), os.getegid()
+        if ours != 0:
+            asked = (uid, guest_id(status.st_uid, ours)), (gid, guest_id(status.st_gid, our_group))
+            if any(wanted not in (None, had) for wanted, had in asked):
+                fail(errno.EPERM)
+            return
+        chown(self.nodes.path(node), uid, gid)
+
+    def _own(
+        self, node: ShareNode, parent: os.stat_result, mode: int | None, caller: Caller
+    ) -> None:
+        """Gives what was just made to who made it, and its exact mode (without the umask of ours)."""
+        uid = host_id(caller.uid, os.geteuid())
+        gid = None if parent.st_mode & stat.S_ISGID else host_id(caller.gid, os.getegid())
+        if os.geteuid() == 0:
+            with contextlib.suppress(PermissionError):  # root of a container: it stays ours
+                chown(self.nodes.path(node), uid, gid)
+        if mode is not None:
+            had = os.fstat(self.nodes.fd(node)).st_mode
+            inherited = had & stat.S_ISGID if stat.S_ISDIR(had) else 0
+            wanted = stat.S_IMODE(mode) | inherited
+            if stat.S_IMODE(had) != wanted:
+                chmod(self.nodes.path(node), wanted)
+
+    def readlink(self, node: ShareNode) -> bytes:
+        """See Filesystem."""
+        if not stat.S_ISLNK(node.mode):
+            fail(errno.EINVAL)
+        return os.fsencode(os.readlink(b"", dir_fd=self.nodes.fd(node)))
+
+    def getxattr(self, node: ShareNode, name: bytes) -> bytes:
+        """See Filesystem."""
+        self._check_attribute(node, name)
+        return os.getxattr(self.nodes.path(node), name)
+
+    def setxattr(self, node: ShareNode, name: bytes, value: bytes, flags: int) -> None:
+        """See Filesystem."""
+        self._check_writable()
+        self._check_attribute(node, name)
+        os.setxattr(self.nodes.path(node), name, value, flags)
+
+    def listxattr(self, node: ShareNode) -> list[bytes]:
+        """See Filesystem."""
+        if stat.S_ISLNK(node.mode):
+            return []
+        names = [os.fsencode(name) for name in os.listxattr(self.nodes.path(node))]
+        return [name for name in names if name.startswith(b"user.")]
+
+    def removexattr(self, node: ShareNode, name: bytes) -> None:
+        """See Filesystem."""
+        self._check_writable()
+        self._check_attribute(node, name)
+        os.removexattr(self.nodes.path(node), name)
+
+    @staticmethod
+    def _check_attribute(node: ShareNode, name: bytes) -> None:
+        if not name.startswith(b"user.") or stat.S_ISLNK(node.mode):
+            fail(errno.EOPNOTSUPP)
+
+    def statfs(self, node: ShareNode) -> Statfs:
+        """See Filesystem."""
+        have = os.fstatvfs(self.nodes.fd(node))
+        return Statfs(
+            have.f_blocks, have.f_bfree, have.f_bavail, have.f_files, have.f_ffree,
+            have.f_frsize, have.f_namemax,
+        )  # fmt: skip
+
+    # Directories.
+
+    def opendir(self, node: ShareNode) -> tuple[Handle | None, int]:
+        """See Filesystem."""
+        fd = os.open(self.nodes.path(node), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return DirectoryHandle(node, fd), FOPEN_CACHE_DIR
+
+    def entries(
+        self, node: ShareNode, handle: Handle | None, cookie: int, *, nodes: bool
+    ) -> Iterator[Dirent]:
+        """See Filesystem."""
+        if not isinstance(handle, DirectoryHandle):
+            fail(errno.EBADF)
+        if cookie == 0 or handle.names is None:
+            handle.names = handle.read()
+        if cookie == 0:
+            yield Dirent(1, b".", self._ino(node), stat.S_IFDIR, None)
+        if cookie <= 1:
+            yield Dirent(2, b"..", self._ino(node.parent or node), stat.S_IFDIR, None)
+        for at in range(max(cookie - 2, 0), len(handle.names)):
+            name, inode, kind = handle.names[at]
+            child: Node | None = None
+            if nodes:
+                child = self.lookup(node, name)
+                if child is None:
+                    continue
+                kind = child.mode
+            yield Dirent(at + 3, name, self.nodes.ino(node.key[0], inode), kind, child)
+
+    def _ino(self, node: ShareNode) -> int:
+        return self.nodes.ino(*node.key[:2])
+
+
+def _open_source(source: str) -> int:
+    try:
+        fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"The share {source} does not exist on the host.",
+            code="share.missing",
+            hint="Create it first, or correct the path.",
+        ) from error
+    except OSError as error:
+        raise HostError(
+            f"Cannot open the share {source}: {error.strerror}.", code="share.open"
+        ) from error
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        os.close(fd)
+        raise UsageError(
+            f"The share {source} is neither a directory nor a regular file.", code="share.kind"
+        )
+    if not os.access(source, os.R_OK):
+        os.close(fd)
+        raise UsageError(f"The share {source} cannot be read by this user.", code="share.open")
+    return fd
+
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
