@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import cache
 
@@ -232,6 +233,24 @@ def test_flags_are_sticky_and_separate() -> None:
         for before in (0, NX, 31):
             outcome = hart().run(address, f={1: sources[0], 2: sources[1]}, fcsr=before)
             assert outcome.fcsr == before | flags
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_tininess_is_judged_after_rounding(suffix: str) -> None:
+    """Products next to the smallest normal number: some round up to it and are not tiny."""
+    f = FORMATS[suffix]
+    point = f.precision - 1
+    seeded = random.Random(1)
+    rounded_up = 0
+    for _ in range(500):
+        rm = seeded.randrange(5)
+        a = f.emax << point | seeded.getrandbits(point)
+        b = ieee754.div(f, 1 << point, a, 0)[0] + seeded.randrange(-1, 2)
+        expected = ieee754.mul(f, a, b, rm)
+        below = f.value(a) * f.value(b) < f.value(1 << point)
+        rounded_up += below and expected == (1 << point, NX)
+        check_float(f"fmul.{suffix}", f, [a, b], rm, expected)
+    assert rounded_up > 5
 
 
 def test_infinity_times_zero_plus_quiet_nan_is_invalid() -> None:
