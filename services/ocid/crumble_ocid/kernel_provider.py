@@ -144,7 +144,6 @@ class KernelProvider:
                 shutil.rmtree(target)
             made.rename(target)
             sync_directory(target.parent)
-            right[1].unlink(missing_ok=True)
         collect_garbage(self._store)  # the package: 112 MB of which 31 were wanted
 
 
@@ -200,7 +199,7 @@ class KernelPackage:
 
     def _missing(self) -> set[str]:
         needs = {need for data in self._modules.values() for need in module_needs(data)}
-        return needs - self._modules.keys()
+        return (needs | self._wanted()) - self._modules.keys()
 
     def _scan(self, target: Path, wanted: set[str] | None) -> None:
         """One pass: the image and config (first pass), and `wanted` modules (None: as the config says)."""

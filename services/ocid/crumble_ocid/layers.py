@@ -40,24 +40,19 @@ def index_layer(store: Store, digest: str, diff_id: str, reporter: Reporter = QU
             step.finish()
             return
         contents, temporary = right
-        try:
-            contents.truncate(0)  # whatever a killed process left
-            builder = LayerBuilder(contents)
-            with path.open("rb") as blob:
-                chunks = _counted(read_chunks(blob), step.add)
-                root, found = read_layer(chunks, builder)
-            if found != diff_id:
-                raise RemoteError(
-                    f"A layer's content has the digest {found} where the image says {diff_id}.",
-                    code="image.digest",
-                    hint="The image is damaged; pull it again, or ask who made it.",
-                )
-            with store.temporary("index") as (index, index_path):
-                index.write(pack_index(root, builder.contents_size))
-                store.commit_layer(diff_id, contents, temporary, index, index_path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        contents.truncate(0)  # whatever a killed process left
+        builder = LayerBuilder(contents)
+        with path.open("rb") as blob:
+            root, found = read_layer(_counted(read_chunks(blob), step.add), builder)
+        if found != diff_id:
+            raise RemoteError(
+                f"A layer's content has the digest {found} where the image says {diff_id}.",
+                code="image.digest",
+                hint="The image is damaged; pull it again, or ask who made it.",
+            )
+        with store.temporary("index") as (index, index_path):
+            index.write(pack_index(root, builder.contents_size))
+            store.commit_layer(diff_id, contents, temporary, index, index_path)
     step.finish()
 
 

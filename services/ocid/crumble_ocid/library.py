@@ -95,10 +95,7 @@ class Library:
 
         with self.store.work(f"image-{name}", done, lambda _: reporter.check()) as right:
             if right is not None:
-                try:
-                    return self._fetch(reference, platform, reporter)
-                finally:
-                    right[1].unlink(missing_ok=True)
+                return self._fetch(reference, platform, reporter)
         image = find_image(self.store, str(reference), str(platform))
         assert image is not None
         return image

@@ -136,21 +136,27 @@ class Store:
 
     @contextlib.contextmanager
     def work(
-        self, name: str, done: Callable[[], bool], waiting: Callable[[int], None]
+        self,
+        name: str,
+        done: Callable[[], bool],
+        waiting: Callable[[int], None],
+        *,
+        keep: bool = False,
     ) -> Iterator[tuple[IO[bytes], Path] | None]:
-        """The one right to make something, through its locked file in work/ (kept when not renamed).
+        """The one right to make something, through its locked file in work/.
 
         Waits while another thread or process makes it, telling `waiting` the file's size; gives None
-        when `done` says that it is made.
+        when `done` says that it is made. keep: what is in the file is left for the next one.
         """
         path = self.root / "work" / name
         while not done():
             with path.open("a+b") as file:
                 if try_lock(file) and is_same_file(file, path):
-                    if done():
-                        path.unlink(missing_ok=True)
-                        break
-                    yield file, path
+                    try:
+                        yield None if done() else (file, path)
+                    finally:
+                        if (not keep or done()) and is_same_file(file, path):
+                            path.unlink()
                     return
                 waiting(file.seek(0, 2))
             time.sleep(_POLL)

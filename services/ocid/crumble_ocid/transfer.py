@@ -178,7 +178,7 @@ def fetch_blob(store: Store, digest: str, size: int, open_from: Opener, step: St
     given (a Range). size: what it must have, in bytes.
     """
     name = f"{digest.replace(':', '-')}.partial"
-    with store.work(name, lambda: store.has_blob(digest), step.peek) as right:
+    with store.work(name, lambda: store.has_blob(digest), step.peek, keep=True) as right:
         if right is None:
             step.add(size)
             return

@@ -40,6 +40,14 @@ def registry() -> Iterator[Registry]:
 
 @pytest.fixture
 def library(store: Store) -> Iterator[Library]:
+    made = Library(store)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def hasty(store: Store) -> Iterator[Library]:
+    """A library for servers that hang: it waits for no answer longer than 0.4 s."""
     made = Library(store, transport=Transport(read_timeout=0.4))
     yield made
     made.close()

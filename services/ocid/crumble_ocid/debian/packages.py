@@ -37,7 +37,7 @@ _FIELD = re.compile(
 )
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _VERSION = re.compile(r"[0-9A-Za-z.+~:-]+")
-_FILENAME = re.compile(r"[A-Za-z0-9_.+~%/:-]+")
+_FILENAME = re.compile(r"[A-Za-z0-9_.+~%/-]+")
 _PROVIDED = re.compile(r"([a-z0-9][a-z0-9+.-]+)(?::\S+)?\s*(?:\(\s*=\s*([^)\s]+)\s*\))?")
 _SCHEMA = """
 create table packages (name text, version text, architecture text, essential int, priority text,
@@ -139,7 +139,6 @@ def open_packages(
             blob = store.blob_path(f"sha256:{sha256}")
             _make(store, blob, path)
             blob.unlink(missing_ok=True)
-            right[1].unlink(missing_ok=True)
             _remove_older(path, f"{release.suite}-{architecture}-")
     return PackageIndex(path)
 

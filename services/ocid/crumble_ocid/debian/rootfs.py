@@ -67,7 +67,6 @@ def prepare(tree: Tree, essential: list[str]) -> None:
 def finish(tree: Tree, packages: list[Installed], architecture: str, apt_source: str) -> None:
     """After unpacking: everything else. apt_source: the sources file, in deb822."""
     newest = tree.builder.newest_mtime_ns
-    _settle(tree.builder.root, newest)
     for source, target in _DEFAULTS:
         tree.copy(source, target)
     for name, mode, gid in _DIRECTORIES:
@@ -83,6 +82,7 @@ def finish(tree: Tree, packages: list[Installed], architecture: str, apt_source:
     install_accounts(tree, newest // _DAY)
     install_alternatives(tree, [_script(item) for item in packages])
     write_database(tree, packages, architecture)
+    _settle(tree.builder.root, newest)
 
 
 def _settle(root: Inode, mtime_ns: int) -> None:

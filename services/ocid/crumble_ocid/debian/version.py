@@ -21,11 +21,12 @@ def version_key(text: str) -> tuple[object, ...]:
 
 
 def _part_key(text: str) -> tuple[tuple[tuple[int, ...], int], ...]:
-    """Alternating words and numbers. A trailing empty pair makes "1" sort after "1~"."""
+    """Alternating words and numbers, one pair at least ("" is "0"), then the end as an empty pair,
+    which sorts after "~" and before all else."""
+    found = [(word, digits) for word, digits in _PARTS.findall(text) if word or digits]
     pairs = [
         ((*map(_order, word), _END), int(digits[:4000] or 0))
-        for word, digits in _PARTS.findall(text)
-        if word or digits
+        for word, digits in found or [("", "")]
     ]
     return (*pairs, ((_END,), 0))
 
