@@ -20,6 +20,12 @@ from crumble_common.service import Context
 CHUNK = 64 << 10
 
 
+def _default_signals() -> None:
+    """A service ignores some; a guest's process begins with the defaults."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class FakeProcess:
     """Output is read only within credit, so what a slow caller does not take stays in the pipe."""
 
@@ -53,7 +59,7 @@ class FakeProcess:
         try:
             return subprocess.Popen(
                 start.argv, env=start.env, cwd=start.cwd if start.cwd != "/" else root,
-                start_new_session=True, **streams,
+                start_new_session=True, preexec_fn=_default_signals, **streams,
             )  # fmt: skip
         except FileNotFoundError:
             raise GuestError(f"{start.argv[0]}: not found.", code="exec.not_found") from None

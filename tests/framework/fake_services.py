@@ -25,7 +25,7 @@ from crumble_common.messages.service import Ok
 from crumble_common.service import Context, Reply, Service
 from framework.fake_process import FakeProcess
 
-JANITOR = 'while read pid; do pids="$pids -$pid"; done; kill -9 -- $pids; rm -rf "$1"'
+JANITOR = 'while read pid; do pids="$pids -$pid"; done; [ "$pids" ] && kill -9 $pids; rm -rf "$1"'
 
 
 class Unconfined(Service[Any]):

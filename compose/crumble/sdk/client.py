@@ -87,6 +87,10 @@ class Client:
             if self.lost is not None:
                 listener(self.lost)
 
+    def listen_all(self, listener: OnEvent) -> None:
+        """Who gets the events that nobody else listens for."""
+        self.listen("", listener)
+
     def call(self, body: wire.Message, *, to: str = "", deadline: float = 0.0) -> Any:
         """Asks and runs the loop until the answer is there; raises the error."""
         answers: list[tuple[Any, CrumbleError | None]] = []
@@ -99,7 +103,8 @@ class Client:
         return answer
 
     def close(self) -> None:
-        """Ends the connection; the supervisor ends what was not detached."""
+        """Ends the connection; the supervisor ends what was not detached. Listeners hear nothing."""
+        self._listeners.clear()
         self.lose(InternalError("The connection was closed.", code="client.closed"))
         self.loop.remove_socket(self._socket)
         self._socket.close()
@@ -148,7 +153,7 @@ class Client:
             return
         if envelope.reply_to:
             self._resolve(envelope.reply_to, envelope.body, envelope.error)
-        elif listener := self._listeners.get(envelope.to):
+        elif listener := self._listeners.get(envelope.to) or self._listeners.get(""):
             listener(envelope.body)
 
     def _resolve(self, number: int, body: Any, error: CrumbleError | None) -> None:

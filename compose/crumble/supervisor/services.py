@@ -120,7 +120,7 @@ class ServiceProcess:
 
     def exited(self, status: int) -> None:
         """The process is gone; `status` as subprocess.Popen.returncode."""
-        known = self._failure is not None or self._expected or status <= 0
+        known = self._failure is not None or self._expected or status < 0
         wait = 0.0 if known else _FAILED_MAY_FOLLOW
         self._owner.loop.call_later(wait, lambda: self._end(status))
 
@@ -143,7 +143,7 @@ class ServiceProcess:
             how = f"ended with status {status}"
         hint = "" if self._expected else self._owner.log_hint(self.name)
         return InternalError(
-            f"{self.name} {how}.", code="service.died", hint=hint, service=self.name
+            f"{self.name} {how}.", code="service.died", hint=hint, service=self.name, signal=number
         )
 
     def _replied(self, envelope: wire.Envelope) -> None:
@@ -243,7 +243,7 @@ class Services:
 
     def log_hint(self, name: str) -> str:
         """What to tell a person about a service that died; its log would be gone otherwise."""
-        return f"The end of its log: {tail}" if (tail := _last_line(self.log_path(name))) else ""
+        return f"The end of its log: {tail}" if (tail := _complaint(self.log_path(name))) else ""
 
     def close(self) -> None:
         """Frees the sockets; every process must have ended."""
@@ -304,14 +304,17 @@ def _pass_error(outcome: Future[Any], target: Future[Any]) -> None:
         target.fail(error)
 
 
-def _last_line(path: Path) -> str:
+def _complaint(path: Path) -> str:
+    """The last line of a log that says what is wrong, if one does."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 2000))
+            file.seek(max(0, path.stat().st_size - 4000))
             lines = file.read().decode("utf-8", "replace").split("\n")
     except OSError:
         return ""
     kept = [line for line in lines if line.strip()]
+    if not any(line.startswith("Traceback") for line in kept):
+        kept = [line for line in kept if line.split()[1:2] in (["error"], ["warning"])]
     return "".join(mark if mark.isprintable() else "?" for mark in kept[-1])[-300:] if kept else ""
 
 

@@ -274,10 +274,10 @@ class Supervisor:
         if self._spawner is not None:
             self._spawner.close()
         self.services.close()
-        self._clients.close()
         self.fds.close_all()
-        self.loop.close()
         self.instance.close()
+        self._clients.close()  # last: who waits for its lease to end finds nothing left
+        self.loop.close()
         if self._own_context:
             self._context.term()
 

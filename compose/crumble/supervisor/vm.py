@@ -151,7 +151,7 @@ class Vm:
 
     def fail(self, error: CrumbleError) -> None:
         """Ends the VM because of `error`."""
-        if self.alive:
+        if self.alive and self.failure is None:
             self.failure = error
             self.detail = error.message
             self.agent.fail(error)

@@ -1,0 +1,86 @@
+"""The command's connection to a supervisor: the daemon's, or one of its own in a thread."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import zmq
+
+from crumble.sdk.client import Client
+from crumble.supervisor.instance import find_daemon
+from crumble_common import wire
+from crumble_common.errors import InternalError, UsageError
+from crumble_common.eventloop import EventLoop
+
+if TYPE_CHECKING:
+    from crumble.sdk.embedded import Embedded
+
+
+class Link:
+    """A client and its loop, in the main thread.
+
+    Without `own` there must be a daemon: UsageError "up.none". lease: what is started ends with us.
+    """
+
+    def __init__(self, *, own: bool = True, lease: bool = False) -> None:
+        self.loop = EventLoop()
+        self._embedded: Embedded | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        daemon = find_daemon()
+        if daemon is None and not own:
+            raise no_daemon()
+        if daemon is not None:
+            address = f"ipc://{daemon}/client"
+            self.client = Client(
+                self.loop, self._context, address, daemon / "lease" if lease else None
+            )
+        else:
+            self.client = self._embed()
+
+    @property
+    def shared(self) -> bool:
+        """The supervisor is a daemon, which others use too."""
+        return self._embedded is None
+
+    def call(self, body: wire.Message, *, to: str = "", deadline: float = 0.0) -> Any:
+        """Asks and waits for the answer; raises the error."""
+        return self.client.call(body, to=to, deadline=deadline)
+
+    def close(self) -> None:
+        """Ends the connection; with a supervisor of our own, everything."""
+        embedded, self._embedded = self._embedded, None
+        if embedded is not None:
+            embedded.on_end = lambda: None
+            embedded.stop()
+        self.client.close()
+        self.loop.close()
+        self._context.destroy(200)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _embed(self) -> Client:
+        from crumble.sdk.embedded import Embedded
+
+        self._embedded = Embedded(self._context)
+        client = Client(self.loop, self._context, self._embedded.address)
+        ended = InternalError("Crumble's supervisor ended.", code="supervisor.gone")
+        self._embedded.on_end = lambda: self.loop.call_soon_threadsafe(lambda: client.lose(ended))
+        self._embedded.start()
+        return client
+
+
+def no_daemon() -> UsageError:
+    """What a verb says that needs a supervisor."""
+    return UsageError(
+        "No supervisor is running.", code="up.none", hint="`crumble up --detach` starts one."
+    )

@@ -1,0 +1,62 @@
+"""Progress of long work on stderr: bars on a terminal, nothing in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from crumble.cli.output import clean
+from crumble_common.messages.image import Progress as ProgressEvent
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Bars:
+    """One bar for each step. Silent unless stderr is a terminal; `rich` is loaded when needed."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.shown = not quiet and sys.stderr.isatty()
+        self._progress: Progress | None = None
+        self._steps: dict[str, TaskID] = {}
+
+    def event(self, event: Any) -> None:
+        """Shows a Progress event; others are not its business."""
+        if not self.shown or not isinstance(event, ProgressEvent):
+            return
+        if self._progress is None:
+            self._progress = _start()
+        total = event.total or None
+        if event.step not in self._steps:
+            self._steps[event.step] = self._progress.add_task(clean(event.step), total=total)
+        self._progress.update(self._steps[event.step], completed=event.done, total=total)
+
+    def close(self) -> None:
+        """Removes the bars; the terminal is as before."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+            self._steps.clear()
+
+
+def _start() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    progress.start()
+    return progress

@@ -1,0 +1,176 @@
+"""`crumble run IMAGE [CMD...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from crumble.cli import run_options, terminal
+from crumble.cli.attach import Attached, CommandLateError
+from crumble.cli.link import Link, no_daemon
+from crumble.cli.main import say
+from crumble.cli.phases import Phases
+from crumble.cli.progress import Bars
+from crumble.cli.signals import Interrupted, Signals
+from crumble.sdk.options import image_reference, memory_size, shares
+from crumble.supervisor.command import argv
+from crumble.supervisor.names import invent
+from crumble_common.errors import CrumbleError
+from crumble_common.messages import client as messages
+from crumble_common.messages.vm import ConsoleOutput, ProcessStart, VmEvent
+
+_LATE = 124
+# Writable shares: what the guest may take to write its pages back before it ends, s.
+_SYNC_GRACE = 10.0
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the verb; returns the exit status."""
+    options = run_options.run_parser().parse_args(arguments)
+    start = _process(options)
+    request = _vm(options, start)
+    phases = Phases()
+    with Link(lease=not options.detach) as link:
+        phases.mark("supervisor")
+        if options.detach:
+            return _detached(link, request)
+        try:
+            return _Run(link, request, start, options, phases).live()
+        except Interrupted as interrupted:
+            return interrupted.status
+        except CommandLateError as error:
+            say(str(error))
+            return _LATE
+
+
+def _process(options: argparse.Namespace) -> ProcessStart:
+    rows, cols = terminal.size(1)
+    env = run_options.environment(options)
+    if options.tty and "TERM" in os.environ:
+        env.setdefault("TERM", os.environ["TERM"])
+    return ProcessStart(
+        argv=options.command,
+        env=env,
+        cwd=options.workdir,
+        user=options.user,
+        tty=options.tty,
+        rows=rows,
+        cols=cols,
+        stdin=options.interactive,
+    )
+
+
+def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
+    kernel = str(Path(options.kernel).absolute()) if options.kernel else ""
+    entrypoint = None if options.entrypoint is None else shlex.split(options.entrypoint)
+    return messages.VmCreate(
+        image=image_reference(options.image),
+        name=options.name or invent(),
+        cpus=options.cpus,
+        memory=memory_size(options.memory),
+        kernel=kernel,
+        cmdline=options.cmdline,
+        hypervisor=options.hv,
+        pull=options.pull,
+        dmesg=options.dmesg,
+        shares=shares(options.volume),
+        hostname=options.hostname,
+        detach=options.detach,
+        main=start if options.detach else None,
+        entrypoint=entrypoint,
+        operation="run",
+    )
+
+
+def _detached(link: Link, request: messages.VmCreate) -> int:
+    if not link.shared:
+        raise no_daemon()
+    bars = Bars()
+    link.client.listen(f"vm:{request.name}", bars.event)
+    try:
+        info = link.call(request)
+    finally:
+        bars.close()
+    print(info.name)
+    return 0
+
+
+class _Run:
+    """One attached run: boot, process, end."""
+
+    def __init__(
+        self,
+        link: Link,
+        request: messages.VmCreate,
+        start: ProcessStart,
+        options: argparse.Namespace,
+        phases: Phases,
+    ) -> None:
+        self._link = link
+        self._request = request
+        self._start = start
+        self._options = options
+        self._phases = phases
+        self._target = f"vm:{request.name}"
+        self._bars = Bars()
+        self._attached: Attached | None = None
+
+    def live(self) -> int:
+        """Everything, and then nothing is left."""
+        self._link.client.listen(self._target, self._event)
+        try:
+            with Signals(self._link.loop, _interrupt):
+                info = self._link.call(self._request)
+                self._phases.mark("boot")
+            return self._run(info)
+        finally:
+            self._bars.close()
+            self._end()
+
+    def _run(self, info: messages.VmInfo) -> int:
+        words = argv(info.entrypoint, info.cmd, self._start.argv, self._request.entrypoint)
+        start = ProcessStart(**{**vars(self._start), "argv": words})
+        self._attached = Attached(self._link, self._target, start)
+        status = self._attached.run()
+        self._phases.mark("command")
+        if self._options.timeline:
+            self._phases.show(self._link, self._target)
+        return status
+
+    def _end(self) -> None:
+        """Stops the VM; with writable shares, after it has written its pages back."""
+        writable = any(not share.read_only for share in self._request.shares)
+        grace = _SYNC_GRACE if writable and self._attached is not None else 0.0
+        try:
+            with Signals(self._link.loop, _interrupt):
+                self._link.call(messages.VmStop(self._request.name, grace))
+        except (CrumbleError, Interrupted):
+            pass  # it had ended, or was never made; our own supervisor ends everything
+
+    def _event(self, event: Any) -> None:
+        if isinstance(event, ConsoleOutput):
+            sys.stderr.buffer.write(event.data)
+            sys.stderr.flush()
+        elif isinstance(event, VmEvent) and event.kind == "booting":
+            self._phases.mark("image")
+            self._bars.close()
+            if self._options.timeout:
+                self._link.loop.call_later(self._options.timeout, self._late)
+        elif self._attached is not None:
+            self._attached.event(event)
+        else:
+            self._bars.event(event)
+
+    def _late(self) -> None:
+        if self._attached is None or not self._attached.ended:
+            raise CommandLateError(self._options.timeout)
+
+
+def _interrupt(number: int) -> None:
+    if number != signal.SIGWINCH:
+        raise Interrupted(number)

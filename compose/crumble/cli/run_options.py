@@ -1,0 +1,95 @@
+"""The options of `crumble run`, and those it shares with `exec`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from crumble.cli.parser import Parser
+from crumble_common.errors import UsageError
+
+_EPILOG = """\
+IMAGE is NAME[:TAG][@DIGEST] in a registry, oci:DIR[:TAG], docker-archive:FILE, or deb:SUITE[/PKG,...].
+The exit status is the command's; 124 after --timeout, 125 when Crumble failed, 126 when the command
+is not executable, 127 when it is not in the image, 130 after ^C."""
+
+
+def run_parser() -> Parser:
+    """The parser of `crumble run`."""
+    parser = Parser("run", "Boots a VM around an image and runs a command in it.", _EPILOG)
+    process_options(parser)
+    add = parser.add_argument
+    add("--entrypoint", metavar="WORD", help="instead of the image's ENTRYPOINT; drops its CMD")
+    add(
+        "-v",
+        "--volume",
+        action="append",
+        default=[],
+        metavar="HOST:GUEST[:ro]",
+        help="share a path",
+    )
+    add("--name", default="", help="the VM's name (default: invented)")
+    add("--hostname", default="", help="the guest's host name (default: the VM's name)")
+    add("-d", "--detach", action="store_true", help="leave it running under `crumble up`")
+    add("--rm", action="store_true", help="accepted: an attached VM is always removed")
+    add("-m", "--memory", default="512m", metavar="SIZE", help="guest memory (default: 512m)")
+    add("-c", "--cpus", type=int, default=1, metavar="N", help="virtual CPUs (default: 1)")
+    add("--pull", choices=("missing", "always", "never"), default="missing", help="when to fetch")
+    add("--kernel", default="", metavar="FILE", help="boot this kernel")
+    add("--cmdline", default="", metavar="WORDS", help="append to the kernel's command line")
+    add("--hv", choices=("auto", "soft", "kvm"), default="auto", help="back end (default: auto)")
+    add("--dmesg", action="store_true", help="show the guest kernel's messages on stderr")
+    add("--timeline", action="store_true", help="show where the time went on stderr")
+    add("image", metavar="IMAGE")
+    add("command", metavar="CMD", nargs=argparse.REMAINDER)
+    return parser
+
+
+def process_options(parser: Parser) -> None:
+    """The options of a process in a guest."""
+    add = parser.add_argument
+    add("-e", "--env", action="append", default=[], metavar="KEY[=VALUE]", help="set a variable")
+    add("--env-file", action="append", default=[], metavar="FILE", help="set variables from a file")
+    add("-w", "--workdir", default="", metavar="DIR", help="working directory")
+    add("-u", "--user", default="", metavar="USER[:GROUP]", help="user, by name or number")
+    add("-i", "--interactive", action="store_true", help="pass stdin on")
+    add("-t", "--tty", action="store_true", help="give it a terminal")
+    add("--timeout", type=_seconds, default=0.0, metavar="S", help="end it after so many seconds")
+
+
+def environment(options: argparse.Namespace) -> dict[str, str]:
+    """The variables that -e and --env-file name; KEY alone takes ours, and is left out when unset."""
+    found: dict[str, str] = {}
+    for path in options.env_file:
+        for line in _lines(path):
+            _add(found, line)
+    for text in options.env:
+        _add(found, text)
+    return found
+
+
+def _add(found: dict[str, str], text: str) -> None:
+    name, separator, value = text.partition("=")
+    if not name or "\0" in text:
+        raise UsageError(f"{text!r} is no variable.", code="usage.env", hint="Write KEY=VALUE.")
+    if separator:
+        found[name] = value
+    elif name in os.environ:
+        found[name] = os.environ[name]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Cannot read {path}: {error}.", code="usage.env_file") from None
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise ValueError
+    return value

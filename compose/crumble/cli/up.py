@@ -1,0 +1,88 @@
+"""`crumble up`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+from crumble.cli.main import say
+from crumble.cli.parser import Parser
+from crumble.supervisor.supervisor import Supervisor
+from crumble_common import log
+from crumble_common.errors import CrumbleError, InternalError
+
+# What VMs and services may take to end after a signal, s.
+_GRACE = 10.0
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the verb; returns the exit status."""
+    parser = Parser("up", "Runs the supervisor, which VMs need that outlive the command.")
+    parser.add_argument("-d", "--detach", action="store_true", help="go to the background")
+    options = parser.parse_args(arguments)
+    if options.detach:
+        return _detach()
+    supervisor = Supervisor(daemon=True)
+    supervisor.bind()
+    say(f"The supervisor is running in {supervisor.instance.path}. ^C or `crumble down` ends it.")
+    _serve(supervisor)
+    return 0
+
+
+def _serve(supervisor: Supervisor) -> None:
+    def stop(_number: int, _frame: object) -> None:
+        # A second signal ends everything by force.
+        supervisor.stop(0 if signals.count else _GRACE)
+        signals.count += 1
+
+    signals = _Count()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    log.setup("supervisor")
+    supervisor.run()
+
+
+class _Count:
+    count = 0
+
+
+def _detach() -> int:
+    """Forks before anything is started; the child says over a pipe how it went."""
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            said = pipe.read()
+        if said != "ready":
+            raise InternalError(said or "The supervisor ended at once.", code="up.failed")
+        return 0
+    os.close(reader)
+    os.setsid()
+    status = 1
+    try:
+        status = _daemon(writer)
+    except BaseException as error:  # noqa: BLE001  told to who waits
+        text = str(error) if isinstance(error, CrumbleError) else repr(error)
+        with contextlib.suppress(OSError):
+            os.write(writer, text.encode())
+    finally:
+        os._exit(status)
+
+
+def _daemon(writer: int) -> int:
+    supervisor = Supervisor(daemon=True)
+    supervisor.bind()
+    path = supervisor.instance.logs / "supervisor.log"
+    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.write(writer, b"ready")
+    os.close(writer)
+    os.chdir("/")
+    sys.stdout.flush()
+    _serve(supervisor)
+    return 0
