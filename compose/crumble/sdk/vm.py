@@ -224,10 +224,10 @@ class VM:
             link.post(lambda: self._fail(stopped))
 
     def _connected(self) -> Session:
-        if self._failure is not None:
-            raise self._failure
         if self._session is None or not self._target:
             raise UsageError("This VM is not running.", code="vm.not_running")
+        if self._failure is not None:
+            raise self._failure
         return self._session
 
     def _arguments(self, command: Command) -> list[str]:

@@ -24,6 +24,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -182,7 +183,12 @@ def main(fd: int, runtime: str, preload: list[str]) -> None:
     server = ForkServer(fd, preload)
     server.run()
     server.bury()
-    shutil.rmtree(runtime, ignore_errors=True)
+    place = Path(runtime)
+    shutil.rmtree(place, ignore_errors=True)
+    link = place.with_name("daemon")
+    with contextlib.suppress(OSError):
+        if link.readlink() == Path(place.name):
+            link.unlink()
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from crumble.supervisor import memory
 from crumble.supervisor.images import OnProgress
 from crumble.supervisor.tasks import Task, both, limited
 from crumble_common.errors import GuestError
+from crumble_common.guest_memory import GuestMemory
 from crumble_common.messages.fs import FsConfig, InjectedFile
 from crumble_common.messages.image import Image, ImageGet, Kernel, KernelGet
 from crumble_common.messages.vm import VirtioFs, VmConfig, VmEvent
@@ -28,7 +28,7 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
     """Takes a VM from its request to a running agent; raises CrumbleError."""
     image, kernel = await _materials(vm, on_progress)
     vm.image = image
-    fds = memory.allocate(vm.memory)
+    fds = GuestMemory.create(vm.memory).detach()
     for name, fd in fds.items():
         vm.host.fds.put(vm.id, name, fd)
     device_side, driver_side = socket.socketpair()

@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 
 from crumble.supervisor.forkserver import MAX_MESSAGE
-from crumble_common import log
+from crumble_common import log as logger
 from crumble_common.errors import HostError, InternalError
 from crumble_common.eventloop import EventLoop
 
@@ -52,7 +52,7 @@ class Child:
 class Spawner:
     """Owns the forkserver process. Not thread-safe but for `start`, which another thread may call."""
 
-    def __init__(self, runtime: Path, preload: tuple[str, ...]) -> None:
+    def __init__(self, runtime: Path, log: Path, preload: tuple[str, ...]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_MESSAGE)
@@ -62,10 +62,11 @@ class Spawner:
             json.dumps([str(Path(entry).absolute()) for entry in sys.path]),
         ]
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),), start_new_session=True, cwd="/",
-            )  # fmt: skip
+            with log.open("ab") as stderr:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
+                    pass_fds=(theirs.fileno(),), start_new_session=True, cwd="/",
+                )  # fmt: skip
         except OSError as error:
             ours.close()
             raise HostError(f"Cannot start a process: {error}.", code="host.process") from error
@@ -163,7 +164,7 @@ class Spawner:
 
     def _lose(self) -> None:
         """The forkserver died: its children are orphans, and end by their lifelines; make sure."""
-        log.error("forkserver lost", pid=self.pid)
+        logger.error("forkserver lost", pid=self.pid)
         assert self._loop is not None
         self._loop.remove_fd(self._socket.fileno())
         for child in (*self._children.values(), *self._unnamed.values()):

@@ -104,7 +104,8 @@ class Supervisor:
 
     def _new_spawner(self) -> Spawner:
         entries = tuple(row.entry.partition(":")[0] for row in self.table.values())
-        return Spawner(self.instance.path, PRELOAD + entries)
+        log_path = self.instance.logs / "forkserver.log"
+        return Spawner(self.instance.path, log_path, PRELOAD + entries)
 
     def _spawning(self) -> Spawner:
         if self._spawner is None:

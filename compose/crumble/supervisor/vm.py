@@ -130,7 +130,8 @@ class Vm:
             self.log.append(event.data)
             self.owner.deliver(event, self.source)
         elif isinstance(event, VmEvent):
-            self._vm_event(event)
+            if self.alive or event.kind in ("poweroff", "reset"):
+                self._vm_event(event)
         else:
             log.warning("unexpected event", vm=self.name, type=event.wire_type)
 
@@ -205,14 +206,14 @@ class Vm:
 
     def _vm_event(self, event: VmEvent) -> None:
         if event.kind == "agent_ready":
-            self.agent.set(None)
             if self.state == "starting":
                 self.state = "running"
+            self.agent.set(None)
         elif event.kind in ("poweroff", "reset"):
             self._powered_off(event)
         elif event.kind in ("panic", "crash", "failed"):
-            self.fail(_guest_failure(event))
-            return  # `fail` has told everybody
+            self._failed(self.vmm, _guest_failure(event))
+            return  # everybody is told when it is clear why
         self._tell(event)
 
     def _powered_off(self, event: VmEvent) -> None:
@@ -235,9 +236,12 @@ class Vm:
 
     def _service_ended(self, service: ServiceProcess, error: CrumbleError) -> None:
         if self.alive:
-            self._failures.append((service, error))
-            if len(self._failures) == 1:
-                self.host.loop.call_later(_SETTLE, self._settle)
+            self._failed(service, error)
+
+    def _failed(self, service: ServiceProcess, error: CrumbleError) -> None:
+        self._failures.append((service, error))
+        if len(self._failures) == 1:
+            self.host.loop.call_later(_SETTLE, self._settle)
 
     def _settle(self) -> None:
         """Names the cause: a killed process before one that complains about another's end."""

@@ -14,6 +14,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from crumble_ocid.service import OcidService
 
         return service_main(OcidService)
+    if list(arguments) == ["--probe"]:
+        from crumble_ocid.probe import main as probe
+
+        return probe()
     from crumble_ocid.cli import run
 
     return run(list(arguments))

@@ -22,7 +22,9 @@ class Nursery:
         self.exits: dict[int, int] = {}
         self.lost = False
         self.log = os.open(where / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        self.spawner = Spawner(self.runtime, ("framework.forked", "no.such.module"))
+        self.spawner = Spawner(
+            self.runtime, where / "fork.log", ("framework.forked", "no.such.module")
+        )
         self.spawner.attach(self.loop, self.on_lost)
 
     def on_lost(self) -> None:
