@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ class AgentHost:
         self.closed = False
         self._reader = FrameReader()
         self._last = 0
+        self.sent: Counter[int] = Counter()
 
     def channel(self) -> int:
         self._last += 1
@@ -131,6 +133,24 @@ class AgentHost:
         frame = self.wait(number, ToHost.FAILED)
         assert self.of(number) == [frame]
         return frame.flags, frame.argument
+
+    def taken(self, channel: int) -> int:
+        """Bytes of stdin the agent has given credit for."""
+        frames = self.of(channel, ToHost.CREDIT)
+        return sum(protocol.decode_credit(frame.argument)[1] for frame in frames)
+
+    def feed(self, channel: int, data: bytes, *, eof: bool = True) -> None:
+        """Sends stdin as fast as credit allows."""
+        view = memoryview(data)
+        while view:
+            self.until(lambda: self.taken(channel) > self.sent[channel] - protocol.STDIN_WINDOW)
+            assert self.taken(channel) <= self.sent[channel]
+            room = protocol.STDIN_WINDOW - (self.sent[channel] - self.taken(channel))
+            self.sent[channel] += len(view[:room])
+            self.send(protocol.encode_stdin(channel, bytes(view[:room])))
+            view = view[room:]
+        if eof:
+            self.send(protocol.encode_stdin(channel, b"", eof=True))
 
     # Files.
 

@@ -38,6 +38,8 @@ GRACE = 200 * system.MILLISECOND
 # How often to look for a host that is not there.
 ABSENT_PAUSE = 100 * system.MILLISECOND
 FOREVER = 1 << 62
+# How many pages to read before anything else gets its turn: two large frames.
+READS = 32
 
 
 @struct
@@ -57,7 +59,9 @@ _owners = static(array[u16, LIMIT])
 _count = static(i64)
 _first = static(i64)
 _signal_fd = static(i32)
+# No child is left; nobody will ever read what is still to be said.
 _alone = static(bool)
+_abandoned = static(bool)
 
 
 def start(fd: i32, phases: ptr[u8], phases_size: i64) -> None:
@@ -93,7 +97,9 @@ def run() -> None:
         _frames()
         _settle(now)
         port.flush()
-        system.continue_shutdown(now, _alone)
+        if system.phase != 0:
+            _reap_all(now)
+            system.continue_shutdown(now, _alone and (_abandoned or not state.any_open()))
     _drain()
 
 
@@ -138,21 +144,28 @@ def _collect_process(index: i64) -> None:
         _add(process.exec_fd, linux.POLLIN, EXEC, index)
     if process.ring_count > 0 and process.stdin_fd >= 0:
         _add(process.stdin_fd, linux.POLLOUT, STDIN, index)
+    process.heard = True
     for stream in range(state.OUTPUTS):
-        if streams.readable(process, stream):
+        if process.output_fd[stream] < 0:
+            continue
+        if not streams.readable(process, stream):
+            process.heard = False
+        else:
             _add(process.output_fd[stream], linux.POLLIN, OUTPUT + u8(stream), index)
 
 
 def _next_deadline() -> i64:
     """When something is due without any event, in CLOCK_MONOTONIC ns."""
     due: i64 = FOREVER
+    if port.buffered() and port.room() >= port.ANSWER_ROOM:
+        return 0
     if port.absent:
         due = state.now() + ABSENT_PAUSE
     if system.phase != 0:
         due = min(due, system.deadline)
     for index in range(state.used):
         process = state.table[index]
-        if process.state == state.RUNNING and process.reaped and _quiet(process):
+        if process.state == state.RUNNING and process.reaped and process.heard:
             due = min(due, process.quiet_since + GRACE)
     return due
 
@@ -202,14 +215,24 @@ def _serve_one(role: u8, process: ptr[Process], events: i16, now: i64) -> None:
 
 
 def _receive(events: i16) -> None:
-    """Reads from the port. Nobody there: a guest waits for a new host, a test's agent ends."""
+    """Reads from the port."""
     if events & (linux.POLLIN | linux.POLLHUP | linux.POLLERR) == 0:
         return
-    count = port.fill()
-    if count > 0 or count in (-linux.EAGAIN, -linux.EINTR):
-        return
+    for _ in range(READS):
+        count = port.fill()
+        if count in (-linux.EAGAIN, -linux.EINTR):
+            return
+        if count <= 0:
+            _host_left()
+            return
+
+
+def _host_left() -> None:
+    """Nobody has the other end open: a guest waits for a new host, a test's agent ends."""
+    global _abandoned
     port.absent = True
     if not state.is_init:
+        _abandoned = True
         system.begin_shutdown(0)
 
 
@@ -283,7 +306,6 @@ def _dispatch(kind: u32, flags: u32, channel: u32, header: ptr[u8]) -> None:
         system.setup(data, count)
     elif kind == ToGuest.SHUTDOWN:
         system.begin_shutdown(argument)
-        _reap_all(state.now())
     elif kind == ToGuest.PING:
         _pong(argument, data, count)
     elif kind in (ToGuest.STDIN, ToGuest.SIGNAL, ToGuest.RESIZE, ToGuest.CREDIT):
@@ -320,14 +342,6 @@ def _pong(argument: u32, data: ptr[u8], count: i64) -> None:
 # -- exits ------------------------------------------------------------------------------------
 
 
-def _quiet(process: ptr[Process]) -> bool:
-    """Whether every open output is being read, so that silence means there is none."""
-    for stream in range(state.OUTPUTS):
-        if process.output_fd[stream] >= 0 and not streams.readable(process, stream):
-            return False
-    return True
-
-
 def _settle(now: i64) -> None:
     """Credit for input taken; EXITED for what has ended; slots whose last holder has gone."""
     for index in range(state.used):
@@ -340,8 +354,10 @@ def _settle(now: i64) -> None:
             if not open_streams:
                 state.release(process)
         elif process.state == state.RUNNING and process.reaped:
-            over = not open_streams or (_quiet(process) and now >= process.quiet_since + GRACE)
-            if over:
+            if not process.heard:
+                # Not silence: there was no credit or no room to listen.
+                process.quiet_since = now
+            if not open_streams or now >= process.quiet_since + GRACE:
                 _exited(process, open_streams)
 
 

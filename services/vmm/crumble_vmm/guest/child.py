@@ -91,7 +91,11 @@ def _limit() -> None:
     files: array[u64, 2]
     files[0] = OPEN_FILES
     files[1] = OPEN_FILES_MAX
-    linux.prlimit64(0, linux.RLIMIT_NOFILE, files, None)
+    if linux.prlimit64(0, linux.RLIMIT_NOFILE, files, None) < 0:
+        # Not allowed to raise the hard one (in tests): it stays.
+        linux.prlimit64(0, linux.RLIMIT_NOFILE, None, files)
+        files[0] = min(files[1], OPEN_FILES)
+        linux.prlimit64(0, linux.RLIMIT_NOFILE, files, None)
 
 
 def _identify() -> u32:

@@ -13,12 +13,15 @@ from crumble_ir.dialect import array, format_into, i32, i64, ptr, static, u8, u1
 from crumble_ir.runtime import memory
 from crumble_vmm.guest import protocol, state
 
+# A virtio-console port gives at most a page at a time.
+READ_ROOM = 4096
 OUT_SIZE = 4 * protocol.MAX_PAYLOAD
 IN_SIZE = 2 * protocol.MAX_PAYLOAD
-# Any one frame that can come in is answered by at most one frame, and perhaps a LOG.
-ANSWER_ROOM = protocol.MAX_PAYLOAD + 8 * protocol.HEADER_SIZE + 512
-# Room for the small frames of all processes at once, which output never takes.
-OUTPUT_ROOM = protocol.MAX_PROCESSES * 3 * protocol.HEADER_SIZE + ANSWER_ROOM
+# What the processes there are can still want to say without being asked: STARTED, EXITED, and credit for
+# a whole window of stdin each, in quarters.
+SMALL_ROOM = protocol.MAX_PROCESSES * 8 * protocol.HEADER_SIZE
+# A frame that comes in is answered by at most one frame, and perhaps a LOG.
+ANSWER_ROOM = SMALL_ROOM + protocol.MAX_PAYLOAD + 4 * protocol.HEADER_SIZE + 512
 
 fd = static(i32)
 # The host end is not there now: do not ask poll about it.
@@ -94,7 +97,7 @@ def fill() -> i64:
     if _in_start == _in_end:
         _in_start = 0
         _in_end = 0
-    elif IN_SIZE - _in_end < protocol.MAX_PAYLOAD:
+    elif _in_start > 0 and IN_SIZE - _in_end < READ_ROOM:
         memory.copy(_in, _in + _in_start, _in_end - _in_start)
         _in_end -= _in_start
         _in_start = 0
@@ -121,6 +124,14 @@ def next_frame() -> ptr[u8]:
         _in_start += protocol.HEADER_SIZE + count
         return header
     return None
+
+
+def buffered() -> bool:
+    """Whether a complete frame waits, which poll() does not know of."""
+    size = _in_end - _in_start
+    if size < protocol.HEADER_SIZE:
+        return False
+    return size >= protocol.HEADER_SIZE + i64(state.get32(_in + _in_start))
 
 
 def _resynchronize(count: i64) -> None:

@@ -31,6 +31,7 @@ class Process:
     stdin_fd: i32
     output_fd: array[i32, OUTPUTS]
     credit: array[i64, OUTPUTS]
+    heard: bool
     quiet_since: i64
     ring_start: i64
     ring_count: i64
@@ -68,6 +69,14 @@ def find(channel: u32) -> ptr[Process]:
         if process.channel == channel and process.state in (STARTING, RUNNING):
             return process
     return None
+
+
+def any_open() -> bool:
+    """Whether the host still waits for the end of some process."""
+    for index in range(used):
+        if table[index].state in (STARTING, RUNNING):
+            return True
+    return False
 
 
 def allocate() -> ptr[Process]:

@@ -37,7 +37,7 @@ def readable(process: ptr[Process], stream: i64) -> bool:
         return True
     if process.state != state.RUNNING or process.credit[stream] <= 0:
         return False
-    return port.room() >= port.OUTPUT_ROOM + CHUNK
+    return port.room() >= port.ANSWER_ROOM + protocol.HEADER_SIZE + CHUNK
 
 
 def read_output(process: ptr[Process], stream: i64, now: i64) -> None:

@@ -116,20 +116,19 @@ def begin_shutdown(grace_ms: u32) -> None:
         deadline = due
         signal_all(linux.SIGTERM)
         signal_all(linux.SIGCONT)
-    deadline = min(deadline, due)
+    if phase == TERMINATING:
+        deadline = min(deadline, due)
 
 
-def continue_shutdown(now: i64, alone: bool) -> None:
-    """Called on every round; `alone` when no child is left."""
+def continue_shutdown(now: i64, over: bool) -> None:
+    """Called on every round of a shutdown; `over` when no child is left and all is reported."""
     global phase, deadline
-    if phase == 0:
-        return
-    if phase == TERMINATING and now >= deadline and not alone:
+    if phase == TERMINATING and now >= deadline and not over:
         phase = KILLING
         deadline = now + KILL_PATIENCE
         signal_all(linux.SIGKILL)
         return
-    if alone or now >= deadline:
+    if over or now >= deadline:
         state.finished = True
 
 
