@@ -99,6 +99,15 @@ class Comparison:
         return path
 
 
+def guest_kernel() -> Path:
+    """The riscv64 Linux Image that guests boot: $CRUMBLE_KERNEL, or the one that ocid fetches."""
+    if given := os.environ.get("CRUMBLE_KERNEL"):
+        return Path(given)
+    command = [sys.executable, "-m", "crumble_ocid", "kernel", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Path(json.loads(done.stdout)["image"])
+
+
 def ratios(sides: Sequence[str], summaries: Mapping[str, Summary]) -> dict[str, float]:
     """Our median over each peer's."""
     ours = summaries.get(sides[0])

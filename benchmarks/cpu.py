@@ -1,6 +1,6 @@
 """CPU seconds of guest programs (benchmarks/guest/cpu.c) on the soft CPU beside QEMU's TCG.
 
-    python -m benchmarks.cpu --kernel vmlinux [--rounds 5] [--scale 100] [PROGRAM...]
+    python -m benchmarks.cpu [--kernel IMAGE] [--rounds 5] [--scale 100] [PROGRAM...]
 
 Both boot the same kernel with the same initramfs, whose /init is the program, and run everything in one
 boot. The host's view counts: the emulator process's CPU time between the lines that the guest prints
@@ -11,7 +11,6 @@ Needs riscv64-linux-gnu-gcc and qemu-system-riscv64.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks._common import Comparison, Sample, process_cpu_seconds
+from benchmarks._common import Comparison, Sample, guest_kernel, process_cpu_seconds
 from crumble_vmm.boot.initramfs import Initramfs
 
 SOURCE = Path(__file__).resolve().parent / "guest" / "cpu.c"
@@ -114,7 +113,7 @@ def run_guest(command: list[str | Path], results: dict[str, str]) -> Sample:
 def main() -> None:
     """Measures, prints the table, writes benchmarks/results/cpu.json."""
     parser = argparse.ArgumentParser(prog="benchmarks.cpu", description=__doc__)
-    parser.add_argument("--kernel", type=Path, default=os.environ.get("CRUMBLE_KERNEL"))
+    parser.add_argument("--kernel", type=Path, help="default: ocid's")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=int, default=100, help="percent of the full work")
     parser.add_argument("programs", nargs="*", help="all when none is named")
@@ -122,15 +121,14 @@ def main() -> None:
     for tool in (COMPILER, QEMU):
         if shutil.which(tool) is None:
             fail(f"{tool} is not installed.")
-    if options.kernel is None or not Path(options.kernel).is_file():
-        fail("give a riscv64 Linux Image with --kernel or $CRUMBLE_KERNEL.")
+    kernel = options.kernel or guest_kernel()
     words = " ".join([str(options.scale), *options.programs])
     command_line = f"{COMMAND_LINE} -- {words}"
     with tempfile.TemporaryDirectory() as folder:
         initramfs = build_initramfs(Path(folder))
         commands = {
-            "soft": soft_command(options.kernel, initramfs, command_line),
-            "qemu-tcg": qemu_command(options.kernel, initramfs, command_line),
+            "soft": soft_command(kernel, initramfs, command_line),
+            "qemu-tcg": qemu_command(kernel, initramfs, command_line),
         }
         results: dict[str, str] = {}
         comparison = Comparison(
