@@ -105,6 +105,8 @@ static crb_hart *new_hart(crb_machine *machine, uint32_t id) {
     hart->id = id;
     hart->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     hart->stimecmp = UINT64_MAX;
+    // As OpenSBI leaves it: Linux's vDSO reads `time` in U-mode and never enables that itself.
+    hart->scounteren = 7;
     hart->hsm = id == 0 ? 0 : 1;
     hart->status = CRB_STATUS_UXL;
     hart->privilege = machine->mode == CRB_MODE_USER ? 0 : 1;

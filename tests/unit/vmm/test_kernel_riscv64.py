@@ -2,6 +2,7 @@
 
 import gzip
 import mmap
+import os
 import struct
 from pathlib import Path
 
@@ -24,10 +25,12 @@ def packed(data: bytes, level: int = 9) -> bytes:
     return gzip.compress(data, level, mtime=0)
 
 
-def ram(size: int = 8 * MIB) -> Ram:
+def ram(size: int = 8 * MIB, *, file: bool = True) -> Ram:
     memory = Memory()
-    memory.add(BASE, mmap.mmap(-1, size))
-    return Ram(memory, BASE, size)
+    fd = os.memfd_create("ram")
+    os.ftruncate(fd, size)
+    memory.add(BASE, mmap.mmap(fd, size))
+    return Ram(memory, BASE, size, fd if file else -1)
 
 
 def image(
@@ -70,10 +73,11 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
+@pytest.mark.parametrize("file", [True, False])
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_kernel_is_placed_where_its_header_says(tmp_path: Path, wrapping: str) -> None:
+def test_kernel_is_placed_where_its_header_says(tmp_path: Path, wrapping: str, file: bool) -> None:
     data = image(2_500_000)
-    guest = ram()
+    guest = ram(file=file)
     loaded = load_kernel(write(tmp_path / "k", WRAPPINGS[wrapping](data)), guest)
     assert loaded.entry == BASE + 2 * MIB
     assert loaded.end == BASE + 5 * MIB

@@ -65,6 +65,13 @@ def test_a_bomb_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             load_module(path)
 
 
+def test_a_signature_is_taken_off(tmp_path: Path) -> None:
+    path = tmp_path / "x.ko"
+    signature = b"s" * 300 + bytes(8) + struct.pack(">I", 300)
+    path.write_bytes(elf() + signature + b"~Module signature appended~\n")
+    assert load_module(path).data == elf()
+
+
 def test_a_missing_module(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Cannot read kernel module"):
         load_module(tmp_path / "none.ko")

@@ -109,13 +109,8 @@ def _load_raw(source: _Source, ram: Ram) -> LoadedKernel:
     if source.size > size:
         # image_size covers .bss, so a longer file is damaged or has something appended.
         raise source.bad(f"the file has {source.size} bytes, its header says {size}")
-    target = ram.window(address, source.size)
-    done = 0
-    while done < len(target):
-        count = os.preadv(source.fd, [target[done:]], source.offset + done)
-        if count == 0:
-            raise source.bad("the file became shorter while it was read")
-        done += count
+    if ram.copy_from(source.fd, source.offset, source.size, address) < source.size:
+        raise source.bad("the file became shorter while it was read")
     return LoadedKernel(address, address + size)
 
 

@@ -2,7 +2,7 @@
 
 A back end owns what must be fast (the run loop, the interrupt controller, doorbells); the machine
 owns what is the same everywhere (memory map, chipset, boot). A vCPU's `run` serves device accesses
-itself, through the `MmioHandler` it was created with, and returns only for what the machine as a
+itself, through its `MmioHandler`, and returns only for what the machine as a
 whole must decide.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -68,16 +68,6 @@ class MmioHandler(Protocol):
         """Stores the low `size` bytes of `value`."""
 
 
-@dataclass(frozen=True, slots=True)
-class VmSettings:
-    """What a virtual machine is created with. console: takes what the guest prints by firmware call."""
-
-    memory: Memory
-    cpus: int
-    mmio: MmioHandler
-    console: Callable[[bytes], None] = field(default=lambda _data: None)
-
-
 class VirtualCPU(ABC):
     """One vCPU. `run` is called by one thread, its own; `cancel` by any."""
 
@@ -124,8 +114,13 @@ class VirtualMachine(ABC):
     """A guest's vCPUs and interrupt controller over its memory."""
 
     @abstractmethod
-    def create_cpu(self, index: int) -> VirtualCPU:
-        """The vCPU `index`; each is created once."""
+    def create_cpu(
+        self, index: int, mmio: MmioHandler, console: Callable[[bytes], None]
+    ) -> VirtualCPU:
+        """The vCPU `index`; each is created once.
+
+        console: takes what the guest prints by a call to firmware, in the vCPU's thread.
+        """
 
     @abstractmethod
     def set_line(self, source: int, level: bool) -> None:
@@ -165,5 +160,5 @@ class Hypervisor(ABC):
         """What it can do here. Cheap after the first call."""
 
     @abstractmethod
-    def create_vm(self, settings: VmSettings) -> VirtualMachine:
-        """A new virtual machine. Raises HostError when the host refuses."""
+    def create_vm(self, memory: Memory, cpus: int) -> VirtualMachine:
+        """A new virtual machine over all of `memory`. Raises HostError when the host refuses."""

@@ -1,0 +1,80 @@
+"""What the guest's kernel prints: kept, passed on, and read for the reason of its end.
+
+Bytes come one by one from the UART, in vCPU threads; they are handed on in batches, in the loop's
+thread. The last KEPT bytes stay for who asks why a guest died.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+KEPT = 64 << 10
+_PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
+_PREFIX = re.compile(rb"^\[ *\d+\.\d+\] ?(\[ *T\d+\] ?)?")
+
+
+class Loop(Protocol):
+    """What is needed of the event loop."""
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        """Calls in the loop's thread."""
+
+
+class ConsoleLog:
+    """One guest's console. `forward(data)` gets everything, in the loop's thread."""
+
+    def __init__(self, loop: Loop, forward: Callable[[bytes], None]) -> None:
+        self._loop = loop
+        self._forward = forward
+        self._lock = threading.Lock()
+        self._kept = bytearray()
+        self._fresh = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """The guest printed. Any thread."""
+        with self._lock:
+            self._kept += data
+            if len(self._kept) > 2 * KEPT:
+                del self._kept[:-KEPT]
+            first = not self._fresh
+            self._fresh += data
+        if first:
+            self._loop.call_soon_threadsafe(self.flush)
+
+    def flush(self) -> None:
+        """Hands on what has not been yet. In the loop's thread."""
+        with self._lock:
+            data = bytes(self._fresh)
+            self._fresh.clear()
+        if data:
+            self._forward(data)
+
+    def tail(self) -> bytes:
+        """The last bytes, at most KEPT."""
+        with self._lock:
+            return bytes(self._kept[-KEPT:])
+
+    def panic(self) -> str:
+        """What the kernel said when it panicked, "" when it didn't."""
+        found = _PANIC.search(self.tail())
+        return _text(found[1]) if found else ""
+
+    def after(self, marker: str) -> str:
+        """The rest of the last line that holds `marker`, "" when there is none."""
+        _, there, rest = self.tail().rpartition(marker.encode())
+        return _text(re.split(rb"[\r\n]", rest)[0]) if there else ""
+
+    def last_lines(self, count: int) -> str:
+        """The last lines without the kernel's time stamps, for an error message."""
+        lines = [line.strip() for line in self.tail().splitlines()]
+        kept = [_PREFIX.sub(b"", line) for line in lines if line]
+        return "\n".join(_text(line) for line in kept[-count:])
+
+
+def _text(data: bytes) -> str:
+    """For a person's terminal: no control characters."""
+    text = data.decode("utf-8", "replace")
+    return "".join(char if char.isprintable() else "?" for char in text).strip()

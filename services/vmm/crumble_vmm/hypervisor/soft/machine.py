@@ -1,0 +1,184 @@
+"""Hypervisor, VirtualMachine and VirtualCPU over `crumble_native.rv64`.
+
+Doorbells, virtio interrupts, the PLIC, the timer and SBI are served in C with the GIL released; a
+vCPU's thread comes here for device registers and for what ends or stops a hart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
+
+from crumble_common.errors import HostError
+from crumble_native import rv64
+from crumble_native.memory import Memory
+from crumble_vmm.hypervisor.base import (
+    Exit,
+    ExitReason,
+    Hypervisor,
+    MmioHandler,
+    Probe,
+    VirtioInterrupt,
+    VirtualCPU,
+    VirtualMachine,
+)
+
+# SBI v2.0, chapter 10 (SRST): reset types and reasons.
+_SHUTDOWN = 0
+_RESET_TYPES = {0: "shutdown", 1: "cold reboot", 2: "warm reboot"}
+_SYSTEM_FAILURE = 1
+# DBCN: the most a guest prints by one call that is taken at once; it goes on with the rest.
+_MAX_PRINT = 4096
+
+
+class SoftHypervisor(Hypervisor):
+    """The back end that works everywhere."""
+
+    name: ClassVar[str] = "soft"
+
+    def probe(self) -> Probe:
+        """Always usable: the CPU is ours."""
+        return Probe("soft", True, True, "Crumble's own RISC-V CPU; needs nothing.", ("riscv64",))
+
+    def create_vm(self, memory: Memory, cpus: int) -> VirtualMachine:
+        """A machine with `cpus` harts."""
+        return SoftMachine(memory, cpus)
+
+
+class SoftMachine(VirtualMachine):
+    """One guest: harts and PLIC in C."""
+
+    def __init__(self, memory: Memory, cpus: int) -> None:
+        self._memory = memory
+        self._cpus = cpus
+        try:
+            self._machine = rv64.Machine(memory, cpus)
+        except OSError as error:
+            raise HostError(
+                f"Cannot create a virtual machine: {error.strerror}.",
+                code="vmm.memory",
+                hint="Free some memory on this host.",
+            ) from None
+
+    def create_cpu(
+        self, index: int, mmio: MmioHandler, console: Callable[[bytes], None]
+    ) -> VirtualCPU:
+        """Hart `index`; those after the first wait for the guest to start them (HSM)."""
+        return SoftCpu(self._machine.hart(index), self._memory, mmio, console)
+
+    def set_line(self, source: int, level: bool) -> None:
+        """A PLIC source."""
+        self._machine.set_line(source, level)
+
+    def virtio_interrupt(self, source: int, status: int, acknowledge: int) -> VirtioInterrupt:
+        """Served in the run loop."""
+        self._machine.add_virtio_irq(source, status, acknowledge)
+        return _Interrupt(self._machine, source)
+
+    def add_doorbell(self, address: int, size: int, value: int, fd: int) -> None:
+        """Rung in the run loop."""
+        self._machine.add_doorbell(address, size, fd, value)
+
+    def remove_doorbell(self, address: int, size: int, value: int) -> None:  # noqa: ARG002
+        """Undone in the run loop."""
+        self._machine.remove_doorbell(address, value)
+
+    def counters(self) -> dict[str, int]:
+        """Sums over all harts."""
+        total: dict[str, int] = {}
+        for index in range(self._cpus):
+            for name, count in self._machine.hart(index).counters().items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def close(self) -> None:
+        """Frees the harts."""
+        self._machine.close()
+
+
+class _Interrupt(VirtioInterrupt):
+    """A virtio source of the PLIC."""
+
+    def __init__(self, machine: rv64.Machine, source: int) -> None:
+        self._machine = machine
+        self._source = source
+
+    def signal(self, bits: int) -> None:
+        self._machine.virtio_raise(self._source, bits)
+
+    def status(self) -> int:
+        return self._machine.virtio_status(self._source)
+
+    def acknowledge(self, bits: int) -> None:
+        self._machine.virtio_acknowledge(self._source, bits)
+
+    def add_call_fd(self, fd: int) -> None:
+        self._machine.add_call_fd(self._source, fd)
+
+    def remove_call_fd(self, fd: int) -> None:
+        self._machine.remove_call_fd(self._source, fd)
+
+
+class SoftCpu(VirtualCPU):
+    """One hart."""
+
+    def __init__(
+        self,
+        hart: rv64.Hart,
+        memory: Memory,
+        mmio: MmioHandler,
+        console: Callable[[bytes], None],
+    ) -> None:
+        self.index = hart.index
+        self._hart = hart
+        self._memory = memory
+        self._mmio = mmio
+        self._console = console
+
+    def set_entry(self, pc: int, arguments: tuple[int, ...]) -> None:
+        """arguments: a0, a1, … (Linux, Documentation/arch/riscv/boot.rst)."""
+        state = self._hart.get_state()
+        registers = list(state.x)
+        registers[10 : 10 + len(arguments)] = arguments
+        self._hart.set_state(dataclasses.replace(state, pc=pc, x=registers, hsm=0))
+
+    def cancel(self) -> None:
+        """Any thread, also from a signal handler."""
+        self._hart.cancel()
+
+    def run(self) -> Exit:
+        """Serves register accesses and DBCN; the rest is for the machine."""
+        hart, mmio = self._hart, self._mmio
+        answer = 0
+        while True:
+            stop = hart.run(answer)
+            reason = stop.reason
+            if reason == rv64.EXIT_MMIO_READ:
+                answer = mmio.read(stop.gpa, stop.size)
+            elif reason == rv64.EXIT_MMIO_WRITE:
+                mmio.write(stop.gpa, stop.size, stop.data)
+            elif reason == rv64.EXIT_CONSOLE:
+                answer = self._print(stop.gpa, stop.size)
+            else:
+                return _outcome(stop)
+
+    def _print(self, gpa: int, size: int) -> int:
+        size = min(size, _MAX_PRINT)
+        if size and self._memory.has(gpa, size):
+            self._console(self._memory.read(gpa, size))
+        return size
+
+
+def _outcome(stop: rv64.Exit) -> Exit:
+    """What a hart's exit means for the machine."""
+    if stop.reason == rv64.EXIT_CANCELED:
+        return Exit(ExitReason.CANCELED)
+    if stop.reason == rv64.EXIT_STOPPED:
+        return Exit(ExitReason.HALT)
+    if stop.reason == rv64.EXIT_RESET:
+        failed = " after a system failure" if stop.extra == _SYSTEM_FAILURE else ""
+        detail = _RESET_TYPES.get(stop.data, f"reset of type {stop.data:#x}") + failed
+        return Exit(ExitReason.POWER_OFF if stop.data == _SHUTDOWN else ExitReason.RESET, detail)
+    detail = f"trap {stop.data:#x} (value {stop.extra:#x}) inside the trap vector"
+    return Exit(ExitReason.CRASH, detail)

@@ -1,0 +1,124 @@
+"""A built machine: its vCPU threads, and the few things that can be done with the whole.
+
+    built ──run──► running ◄──pause/resume──► paused
+                      └──guest ends, or stop──► stopped
+
+Each vCPU has a thread that sits in `VirtualCPU.run`, in C, without the GIL. The first vCPU that comes
+back with something final (reset, power-off, crash) ends the machine: `on_end` is called once, in the
+loop's thread, and the owner then calls `stop`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from crumble_common import log
+from crumble_common.errors import InternalError
+from crumble_vmm.chipset.builder import Chipset
+from crumble_vmm.hypervisor.base import Exit, ExitReason, VirtualCPU, VirtualMachine
+
+# A vCPU looks at `cancel` between two blocks of guest code, so it comes back within microseconds,
+# unless a device keeps its thread (a back end that does not answer: 10 s at most, twice).
+_STOP_LIMIT = 30.0
+
+
+class Loop(Protocol):
+    """What a machine needs of the event loop."""
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        """Calls in the loop's thread."""
+
+
+class Machine:
+    """One VM, ready to run. `run`, `pause`, `resume` and `stop` belong to the loop's thread."""
+
+    def __init__(
+        self, vm: VirtualMachine, cpus: Sequence[VirtualCPU], chipset: Chipset, loop: Loop
+    ) -> None:
+        self.vm = vm
+        self.chipset = chipset
+        self.on_end: Callable[[Exit], None] = lambda _exit: None
+        self._cpus = list(cpus)
+        self._loop = loop
+        self._threads: list[threading.Thread] = []
+        self._turn = threading.Condition()
+        self._paused = self._stopping = self._ended = False
+        self._parked = 0
+
+    def run(self) -> None:
+        """Starts devices, then vCPUs."""
+        self.chipset.start()
+        for cpu in self._cpus:
+            thread = threading.Thread(
+                target=self._run_cpu, args=(cpu,), name=f"vcpu{cpu.index}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def pause(self) -> None:
+        """Returns when no vCPU runs any more."""
+        with self._turn:
+            self._paused = True
+            self._cancel_all()
+            self._turn.wait_for(lambda: self._parked == len(self._threads) or self._ended)
+
+    def resume(self) -> None:
+        """Lets the vCPUs run again."""
+        with self._turn:
+            self._paused = False
+            self._turn.notify_all()
+
+    def stop(self) -> None:
+        """Ends the vCPUs, then the devices, then frees the VM. Once, in whatever state."""
+        with self._turn:
+            if self._stopping:
+                return
+            self._stopping = True
+            self._cancel_all()
+            self._turn.notify_all()
+        for thread in self._threads:
+            thread.join(_STOP_LIMIT)
+        if any(thread.is_alive() for thread in self._threads):
+            raise InternalError("A vCPU does not stop.", code="vmm.stuck")
+        self.chipset.stop()
+        self.vm.close()
+
+    def _cancel_all(self) -> None:
+        for cpu in self._cpus:
+            cpu.cancel()
+
+    def _run_cpu(self, cpu: VirtualCPU) -> None:
+        """A vCPU's thread."""
+        try:
+            while self._may_run():
+                stop = cpu.run()
+                if stop.reason not in (ExitReason.CANCELED, ExitReason.HALT):
+                    self._end(stop)
+                    break
+        except Exception as error:  # noqa: BLE001  a bug here must end the VM, with a report
+            log.exception("vcpu failed", error, vcpu=cpu.index)
+            self._end(Exit(ExitReason.CRASH, f"the monitor failed: {error!r}"))
+        with self._turn:
+            self._parked += 1
+            self._turn.notify_all()
+
+    def _may_run(self) -> bool:
+        """Waits while paused; False when it is time to end."""
+        with self._turn:
+            self._parked += 1
+            self._turn.notify_all()
+            self._turn.wait_for(lambda: not self._paused or self._stopping or self._ended)
+            self._parked -= 1
+            return not (self._stopping or self._ended)
+
+    def _end(self, stop: Exit) -> None:
+        """The guest is over; the first reason counts."""
+        with self._turn:
+            if self._ended:
+                return
+            self._ended = True
+            self._cancel_all()
+            self._turn.notify_all()
+        self._loop.call_soon_threadsafe(lambda: self.on_end(stop))

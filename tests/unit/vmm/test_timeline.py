@@ -1,0 +1,31 @@
+"""Phases of a boot on one clock."""
+
+import time
+
+from crumble_vmm.timeline import Timeline
+
+
+def test_phases_of_the_guest_are_placed_on_the_hosts_clock() -> None:
+    timeline = Timeline()
+    with timeline.phase("kernel load"):
+        pass
+    timeline.enter_guest()
+    entry = timeline.entry
+    timeline.guest_ready([("mounts", 600), ("modules", 800), ("ready", 1000)])
+    slices = {item.name: item for item in timeline.slices()}
+    assert list(slices) == ["kernel load", "guest: kernel", "guest: mounts", "guest: modules"]
+    assert slices["guest: kernel"].start == entry
+    assert slices["guest: modules"].end <= time.monotonic_ns()
+    assert slices["guest: mounts"].end == slices["guest: modules"].start
+
+
+def test_a_guest_that_says_nothing_or_nonsense() -> None:
+    timeline = Timeline()
+    timeline.enter_guest()
+    timeline.guest_ready([])
+    assert [item.name for item in timeline.slices()] == ["guest: kernel and init"]
+    timeline = Timeline()
+    timeline.enter_guest()
+    timeline.guest_ready([("a" * 200, 2**63), ("b", 0), ("c", 2**64 - 1)])
+    for item in timeline.slices():
+        assert timeline.entry <= item.start <= item.end <= time.monotonic_ns()
