@@ -4,15 +4,16 @@ stands still; `Machine.run` lets it go.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crumble_common.errors import CrumbleError, HostError, UsageError
+from crumble_common.errors import CrumbleError, UsageError
+from crumble_common.eventloop import EventLoop
+from crumble_common.guest_memory import GuestMemory, RamRegion
 from crumble_common.vhost_user import MemoryRegion
-from crumble_native.memory import PAGE_SIZE, Memory
+from crumble_native.memory import PAGE_SIZE
 from crumble_vmm.boot.initramfs import Initramfs
 from crumble_vmm.boot.kernel_riscv64 import load_kernel
 from crumble_vmm.boot.modules import load_modules
@@ -23,12 +24,11 @@ from crumble_vmm.chipset.bus import Mapping as BusMapping
 from crumble_vmm.chipset.lines import Line, LineSet
 from crumble_vmm.config import MEMORY_UNIT, MachineConfig
 from crumble_vmm.devices import goldfish_rtc, uart8250
-from crumble_vmm.devices.goldfish_rtc import GoldfishRtc, Schedule
+from crumble_vmm.devices.goldfish_rtc import GoldfishRtc
 from crumble_vmm.devices.uart8250 import Uart8250
 from crumble_vmm.devices.virtio import mmio
 from crumble_vmm.devices.virtio.console import Console, Port
 from crumble_vmm.devices.virtio.device import VirtioDevice
-from crumble_vmm.devices.virtio.local import Loop
 from crumble_vmm.devices.virtio.mmio import MmioTransport
 from crumble_vmm.devices.virtio.rng import Rng
 from crumble_vmm.devices.virtio.vhost_user import virtio_fs
@@ -72,15 +72,13 @@ _SEED_SIZE = 64
 class Ends:
     """Where a machine's devices meet the rest of this process.
 
-    memory_fd, page_state_fd (-1: none): guest memory. sockets: of vhost-user back ends by fd name.
-    console: kernel console output, from vCPU threads. ports: of virtio-console, hvc0 first.
+    memory: the fds of guest memory and its page state, taken over. sockets: of vhost-user back ends, by
+    fd name. console: kernel console output, from vCPU threads. ports: of virtio-console, hvc0 first.
     init: the ELF file for /init. lost: a back end is gone.
     """
 
-    loop: Loop
-    schedule: Schedule
-    memory_fd: int
-    page_state_fd: int
+    loop: EventLoop
+    memory: tuple[int, int]
     sockets: Mapping[str, socket.socket]
     console: Callable[[bytes], None]
     ports: tuple[Port, ...]
@@ -89,53 +87,28 @@ class Ends:
 
 
 def build_machine(config: MachineConfig, ends: Ends, timeline: Timeline) -> Machine:
-    """A machine, loaded and standing still. Raises CrumbleError; then nothing of it is left."""
+    """A machine, loaded and standing still. Raises CrumbleError."""
     hypervisor, _ = choose(config.hypervisor)
     with timeline.phase("memory map"):
         space = AddressSpace()
         space.add_ram("ram", RAM_BASE, config.memory)
         space.add_mmio("plic", PLIC_BASE, PLIC_SIZE)
-        memory = map_memory(ends.memory_fd, ends.page_state_fd, config.memory)
-        ram = Ram(memory, RAM_BASE, config.memory, ends.memory_fd)
+        memory = GuestMemory.attach(*ends.memory, [RamRegion(RAM_BASE, config.memory)])
+        ram = Ram(memory.memory, RAM_BASE, config.memory, memory.fd)
     with timeline.phase("kernel load"):
         kernel = load_kernel(config.kernel, ram)
     with timeline.phase("initramfs"):
         initrd = _load_initramfs(config, ends, ram, kernel.end)
     with timeline.phase("machine build"):
-        vm = hypervisor.create_vm(memory, config.cpus)
-        try:
-            board = _Board(vm, space, memory)
-            board.add_platform(ends)
-            board.add_virtio(config, ends)
-            tree = _place_tree(config, board, ram, initrd)
-            chipset = board.chipset.build()
-            cpus = [vm.create_cpu(index, chipset.bus, ends.console) for index in range(config.cpus)]
-            cpus[0].set_entry(kernel.entry, (0, tree))
-        except BaseException:
-            board.close()
-            vm.close()
-            raise
-    return Machine(vm, cpus, chipset, ends.loop)
-
-
-def map_memory(memory_fd: int, page_state_fd: int, size: int) -> Memory:
-    """Guest memory at RAM_BASE over fds that the supervisor made; raises HostError."""
-    try:
-        ram = mmap.mmap(memory_fd, size)
-        state = mmap.mmap(page_state_fd, 0) if page_state_fd >= 0 else None
-        memory = Memory(state)
-        memory.add(RAM_BASE, ram)
-    except (OSError, ValueError) as error:
-        raise HostError(
-            f"Cannot map {size >> 20} MiB of guest memory: {error}.",
-            code="vmm.memory",
-            hint="Free some memory on this host, or give the VM less.",
-        ) from None
-    try:
-        ram.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:
-        pass  # an optimization this kernel does not have
-    return memory
+        vm = hypervisor.create_vm(memory.memory, config.cpus)
+        board = _Board(vm, space, memory)
+        board.add_platform(ends)
+        board.add_virtio(config, ends)
+        tree = _place_tree(config, board, ram, initrd)
+        chipset = board.chipset.build()
+        cpus = [vm.create_cpu(index, chipset.bus, ends.console) for index in range(config.cpus)]
+        cpus[0].set_entry(kernel.entry, (0, tree))
+    return Machine(vm, cpus, chipset, memory, ends.loop)
 
 
 def _load_initramfs(config: MachineConfig, ends: Ends, ram: Ram, after: int) -> tuple[int, int]:
@@ -207,12 +180,12 @@ def _place_tree(config: MachineConfig, board: _Board, ram: Ram, initrd: tuple[in
 class _Board:
     """The devices, as they are put on the board, and their nodes in the device tree."""
 
-    def __init__(self, vm: VirtualMachine, space: AddressSpace, memory: Memory) -> None:
+    def __init__(self, vm: VirtualMachine, space: AddressSpace, memory: GuestMemory) -> None:
         self.chipset = ChipsetBuilder()
         self.nodes: list[DeviceNode] = []
         self._vm, self._space, self._memory = vm, space, memory
         self._lines = LineSet(PLIC_SOURCES, vm.set_line)
-        self._transports: list[MmioTransport] = []
+        self._slots = 0
 
     def add_platform(self, ends: Ends) -> None:
         """The devices that are there whatever the VM is for."""
@@ -223,7 +196,7 @@ class _Board:
         clock = (("clock-frequency", _UART_CLOCK),)
         self._describe("serial", "ns16550a", region, line, clock)
         line = self._lines.claim("rtc", RTC_LINE)
-        rtc = GoldfishRtc("rtc", line, ends.schedule)
+        rtc = GoldfishRtc("rtc", line, ends.loop)
         region = self._space.add_mmio("rtc", RTC_BASE, goldfish_rtc.SIZE)
         self.chipset.add(rtc, [BusMapping(region, rtc)])
         self._describe("rtc", "google,goldfish-rtc", region, line)
@@ -232,14 +205,14 @@ class _Board:
         """A slot for each virtio device, lowest first."""
         self._add_slot(Console("console", ends.ports, ends.loop))
         self._add_slot(Rng("rng", ends.loop))
-        regions = [MemoryRegion(RAM_BASE, config.memory, ends.memory_fd)]
+        regions = [MemoryRegion(RAM_BASE, config.memory, self._memory.fd)]
         for item in config.filesystems:
             sock = ends.sockets[item.socket_fd]
             name = f"fs {item.tag}"
             self._add_slot(virtio_fs(name, item.tag, sock, regions, ends.loop, ends.lost))
 
     def _add_slot(self, device: VirtioDevice) -> None:
-        slot = len(self._transports)
+        slot, self._slots = self._slots, self._slots + 1
         if slot == VIRTIO_SLOTS:
             raise UsageError(
                 f"A VM has room for {VIRTIO_SLOTS} virtio devices.", code="vmm.devices"
@@ -250,8 +223,7 @@ class _Board:
         interrupt = self._vm.virtio_interrupt(
             line.number, region.base + mmio.INTERRUPT_STATUS, region.base + mmio.INTERRUPT_ACK
         )
-        transport = MmioTransport(device, region.base, self._memory, interrupt)
-        self._transports.append(transport)
+        transport = MmioTransport(device, region.base, self._memory.memory, interrupt)
         transport.connect_doorbells(self._vm)
         self.chipset.add(transport, [BusMapping(region, transport)])
         self._describe("virtio_mmio", "virtio,mmio", region, line)
@@ -266,8 +238,3 @@ class _Board:
     ) -> None:
         node = DeviceNode(name, compatible, region.base, region.size, line.number, properties)
         self.nodes.append(node)
-
-    def close(self) -> None:
-        """Gives back what devices hold, when there will be no machine."""
-        for transport in self._transports:
-            transport.stop()

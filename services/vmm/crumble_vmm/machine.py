@@ -16,6 +16,7 @@ from typing import Protocol
 
 from crumble_common import log
 from crumble_common.errors import InternalError
+from crumble_common.guest_memory import GuestMemory
 from crumble_vmm.chipset.builder import Chipset
 from crumble_vmm.hypervisor.base import Exit, ExitReason, VirtualCPU, VirtualMachine
 
@@ -35,9 +36,15 @@ class Machine:
     """One VM, ready to run. `run`, `pause`, `resume` and `stop` belong to the loop's thread."""
 
     def __init__(
-        self, vm: VirtualMachine, cpus: Sequence[VirtualCPU], chipset: Chipset, loop: Loop
+        self,
+        vm: VirtualMachine,
+        cpus: Sequence[VirtualCPU],
+        chipset: Chipset,
+        memory: GuestMemory,
+        loop: Loop,
     ) -> None:
         self.vm = vm
+        self._memory = memory
         self.chipset = chipset
         self.on_end: Callable[[Exit], None] = lambda _exit: None
         self._cpus = list(cpus)
@@ -84,6 +91,7 @@ class Machine:
             raise InternalError("A vCPU does not stop.", code="vmm.stuck")
         self.chipset.stop()
         self.vm.close()
+        self._memory.close()
 
     def _cancel_all(self) -> None:
         for cpu in self._cpus:

@@ -16,17 +16,23 @@ class FakeTimer:
 
 
 class Bench:
+    """The RTC and its loop in one."""
+
     def __init__(self) -> None:
         self.level = False
         self.now = 0x1234_5678_9ABC_DEF0
         self.timers: list[tuple[float, Callable[[], None], FakeTimer]] = []
+        self.soon: list[Callable[[], None]] = []
         line = Line("rtc", 11, Trigger.LEVEL, self.set_line)
-        self.rtc = GoldfishRtc("rtc", line, self.schedule, lambda: self.now)
+        self.rtc = GoldfishRtc("rtc", line, self, lambda: self.now)
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        self.soon.append(callback)
 
     def set_line(self, number: int, level: bool) -> None:
         self.level = level
 
-    def schedule(self, seconds: float, call: Callable[[], None]) -> FakeTimer:
+    def call_later(self, seconds: float, call: Callable[[], None]) -> FakeTimer:
         timer = FakeTimer()
         self.timers.append((seconds, call, timer))
         return timer
@@ -36,6 +42,8 @@ class Bench:
 
     def write(self, offset: int, value: int) -> None:
         self.rtc.mmio_write(offset, 4, value)
+        while self.soon:
+            self.soon.pop()()
 
     def set_alarm(self, when: int) -> None:
         self.write(r.ALARM_HIGH, when >> 32)
@@ -88,12 +96,26 @@ def test_alarm_in_the_past_fires_at_once_and_far_ones_in_steps() -> None:
     assert bench.timers[-1][0] == 400
 
 
-def test_clear_alarm_stop_and_reset_cancel_the_timer() -> None:
-    bench = Bench()
-    ends = (lambda: bench.write(r.CLEAR_ALARM, 1), bench.rtc.stop, bench.rtc.reset)
-    for end in ends:
+def test_an_alarm_that_was_cleared_or_reset_does_not_fire() -> None:
+    for end in ("clear", "reset"):
+        bench = Bench()
+        bench.write(r.IRQ_ENABLED, 1)
         bench.set_alarm(bench.now + 10**9)
-        end()
-        assert bench.timers[-1][2].canceled
-    assert bench.read(r.ALARM_STATUS) == 0
+        if end == "clear":
+            bench.write(r.CLEAR_ALARM, 1)
+        else:
+            bench.rtc.reset()
+        bench.now += 2 * 10**9
+        bench.timers[-1][1]()
+        assert not bench.level
+        assert bench.read(r.ALARM_STATUS) == 0
+
+
+def test_stop_and_another_alarm_cancel_the_timer() -> None:
+    bench = Bench()
+    bench.set_alarm(bench.now + 10**9)
+    bench.set_alarm(bench.now + 2 * 10**9)
+    assert bench.timers[0][2].canceled
+    bench.rtc.stop()
+    assert bench.timers[1][2].canceled
     assert bench.read(0x100) == 0

@@ -30,18 +30,25 @@ class Timer(Protocol):
         """It will not come."""
 
 
-Schedule = Callable[[float, Callable[[], None]], Timer]
+class Loop(Protocol):
+    """What the alarm needs of crumble_common.eventloop.EventLoop."""
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        """Calls in the loop's thread."""
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Calls later; only from the loop's thread."""
 
 
 class GoldfishRtc(Device):
-    """The clock. `schedule(seconds, call)` is asked from any thread and calls from any."""
+    """The clock. The alarm's timer belongs to the loop's thread, the registers to whoever has the lock."""
 
     def __init__(
-        self, name: str, line: Line, schedule: Schedule, clock: Callable[[], int] = time.time_ns
+        self, name: str, line: Line, loop: Loop, clock: Callable[[], int] = time.time_ns
     ) -> None:
         self.name = name
         self._line = line
-        self._schedule = schedule
+        self._loop = loop
         self._clock = clock
         self._lock = threading.Lock()
         self._timer: Timer | None = None
@@ -51,13 +58,12 @@ class GoldfishRtc(Device):
         """No alarm, the host's time."""
         self._offset = self._time_high = self._alarm_high = self._alarm = 0
         self._enabled = self._pending = self._armed = False
-        self._disarm()
         self._line.set(False)
 
     def stop(self) -> None:
         """Gives the timer back."""
-        with self._lock:
-            self._disarm()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def mmio_read(self, offset: int, _size: int, /) -> int:
         """TIME_LOW latches TIME_HIGH, so the guest reads it first."""
@@ -87,10 +93,9 @@ class GoldfishRtc(Device):
             elif offset == ALARM_LOW:
                 self._alarm = self._alarm_high << 32 | value
                 self._armed = True
-                self._arm()
+                self._loop.call_soon_threadsafe(self._look)
             elif offset == CLEAR_ALARM:
                 self._armed = False
-                self._disarm()
             elif offset in (IRQ_ENABLED, CLEAR_INTERRUPT):
                 self._interrupt(offset, value)
 
@@ -104,22 +109,15 @@ class GoldfishRtc(Device):
     def _now(self) -> int:
         return self._clock() + self._offset
 
-    def _arm(self) -> None:
-        self._disarm()
-        left = (self._alarm - self._now()) / 1e9
-        if left <= 0:
-            self._armed, self._pending = False, True
-            self._line.set(self._enabled)
-        else:
-            self._timer = self._schedule(min(left, _MAX_WAIT), self._fire)
-
-    def _disarm(self) -> None:
+    def _look(self) -> None:
+        """Raises the alarm when it is due, or looks again then. In the loop's thread."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _fire(self) -> None:
         with self._lock:
-            self._timer = None
-            if self._armed:
-                self._arm()
+            left = (self._alarm - self._now()) / 1e9
+            if self._armed and left <= 0:
+                self._armed, self._pending = False, True
+                self._line.set(self._enabled)
+            elif self._armed:
+                self._timer = self._loop.call_later(min(left, _MAX_WAIT), self._look)

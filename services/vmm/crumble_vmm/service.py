@@ -1,0 +1,297 @@
+"""`vmm` as a service: one machine, its console, and the agent in it, on the control plane.
+
+The loop's thread serves control messages and the virtio devices of this process; each vCPU has a
+thread of its own. What goes on inside the guest comes out as events: the agent's answers, the
+console's bytes, and one VmEvent that says how it ended.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+from crumble_common import log
+from crumble_common.errors import CrumbleError, GuestError, HostError
+from crumble_common.eventloop import Timer
+from crumble_common.messages import vm as messages
+from crumble_common.messages.service import Ok
+from crumble_common.messages.vm import VmConfig, VmEvent
+from crumble_common.sandbox import Profile
+from crumble_common.service import Context, Reply, Service
+from crumble_common.wire import Message
+from crumble_vmm.agent import events
+from crumble_vmm.agent.session import AgentSession
+from crumble_vmm.builder import Ends, build_machine
+from crumble_vmm.config import MachineConfig
+from crumble_vmm.console_log import ConsoleLog
+from crumble_vmm.devices.virtio.console import Port
+from crumble_vmm.guest.protocol import INIT_FAILED, PORT_NAME
+from crumble_vmm.hypervisor.base import Exit, ExitReason
+from crumble_vmm.machine import Machine
+from crumble_vmm.timeline import Timeline
+
+# From kernel entry to the agent's first word, s. A hundred times what it takes on an idle host, and
+# less than the supervisor waits, so that it is told why.
+BOOT_LIMIT = 240.0
+# A guest that powers off closes the agent's port a moment before, s.
+_PORT_GRACE = 3.0
+# What a guest may take beyond the grace it was given, to sync and power off, s.
+_SHUTDOWN_MARGIN = 5.0
+_LAST_LINES = 12
+_SEED_SIZE = 64
+# vCPU threads need the interpreter for a few µs at a time, and should not wait 5 ms for it.
+_SWITCH_INTERVAL = 0.0002
+
+
+class VmmService(Service[VmConfig]):
+    """One VM, from its configuration to its end."""
+
+    name = "vmm"
+    config_type = VmConfig
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.timeline = Timeline()
+        self.session = AgentSession()
+        self.console = ConsoleLog(context.loop, self._console_output)
+        self.agent_port = Port(PORT_NAME, self._from_agent, self._agent_opened)
+        self._machine: Machine | None = None
+        self._boot_timer: Timer | None = None
+        self._ended = False
+
+    def open(self, config: VmConfig) -> None:
+        """Builds the machine; everything wrong with its parts is said here."""
+        self.config = MachineConfig.from_message(config)
+        self.session = AgentSession(self.config.hostname)
+        context = self.context
+        sockets = {
+            item.socket_fd: socket.socket(fileno=context.fd(item.socket_fd))
+            for item in self.config.filesystems
+        }
+        ends = Ends(
+            loop=context.loop,
+            memory=(context.fd("memory"), context.fd("page_state")),
+            sockets=sockets,
+            console=self.console.write,
+            ports=(Port("", self.console.write), self.agent_port),
+            init=self.init_program,
+            lost=self._device_lost,
+        )
+        self._machine = build_machine(self.config, ends, self.timeline)
+        self._machine.on_end = self._guest_ended
+        # However this process ends: no vCPU may run while the interpreter takes itself apart.
+        atexit.register(self._machine.stop)
+
+    def init_program(self) -> bytes:
+        """The guest's /init."""
+        from crumble_vmm import guest
+
+        return guest.build("riscv64")
+
+    def sandbox(self) -> Profile:
+        """Everything is open; a VM needs no path and no network."""
+        return Profile()
+
+    def start(self) -> None:
+        """Lets the guest run."""
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        self._boot_timer = self.context.loop.call_later(BOOT_LIMIT, self._no_agent)
+        self.timeline.enter_guest()
+        self.machine.run()
+
+    @property
+    def machine(self) -> Machine:
+        """The machine, once it is built."""
+        assert self._machine is not None
+        return self._machine
+
+    def emit(self, event: Message) -> None:
+        """Tells the supervisor. Any thread."""
+        self.context.send(event)
+
+    def stats(self) -> dict[str, int]:
+        """Counters of the vCPUs."""
+        return {} if self._machine is None or self._ended else self._machine.vm.counters()
+
+    def stop(self, grace: float) -> None:  # noqa: ARG002
+        """Ends the VM as it is: who wants it orderly asks for Shutdown first."""
+        self._halt()
+
+    # Requests.
+
+    def handle(self, message: Any, reply: Reply) -> None:
+        """A control message; those about processes and files are answered by the agent later."""
+        session = self.session
+        match message:
+            case messages.ProcessInput(process, data, eof):
+                session.input(process, data, eof)
+            case messages.ProcessCredit(process, stream, size):
+                session.credit(process, stream, size)
+            case messages.ProcessResize(process, rows, cols):
+                session.resize(process, rows, cols)
+            case messages.ProcessSignal(process, signal):
+                session.signal(process, signal)
+                reply.ok()
+            case messages.Timeline():
+                slices = self.timeline.slices()
+                reply.ok(messages.TimelineSlices(slices, self.stats()))
+            case messages.Shutdown(grace):
+                self._shut_down(grace)
+                reply.ok()
+            case _:
+                self._ask_agent(message, reply)
+        self._pump()
+
+    def _ask_agent(self, message: Any, reply: Reply) -> None:
+        match message:
+            case messages.ProcessStart():
+                self._need_agent()
+                self.session.start(message, reply)
+            case messages.FileRead(path, offset, size):
+                self._need_agent()
+                self.session.read_file(path, offset, size, reply)
+            case messages.FileWrite(path, data, offset, mode):
+                self._need_agent()
+                self.session.write_file(path, data, offset, mode, reply)
+            case _:
+                super().handle(message, reply)
+
+    def _need_agent(self) -> None:
+        if not self.session.ready:
+            raise GuestError("The guest's agent is not ready.", code="guest.no_agent")
+
+    def _pump(self) -> None:
+        """Gives the agent's port what the session wants to say."""
+        if data := self.session.take():
+            self.agent_port.send(data)
+
+    def _shut_down(self, grace: float) -> None:
+        if not self.session.ready:
+            self._end(VmEvent(self.config.name, "poweroff", "It had not finished booting."))
+            return
+        self.session.shutdown(grace)
+        self.context.loop.call_later(max(grace, 0) + _SHUTDOWN_MARGIN, self._not_off)
+
+    def _not_off(self) -> None:
+        self._end(VmEvent(self.config.name, "poweroff", "It was cut off: it did not end in time."))
+
+    # The agent.
+
+    def _agent_opened(self, is_open: bool) -> None:
+        if is_open:
+            self.session.setup(time.time_ns(), os.urandom(_SEED_SIZE))
+            self._pump()
+        elif self.session.ready:
+            self.context.loop.call_later(_PORT_GRACE, self._agent_gone)
+
+    def _agent_gone(self) -> None:
+        if not self._ended:
+            self._agent_failed(
+                GuestError("The guest's agent ended.", code="guest.agent", hint=self._why())
+            )
+
+    def _from_agent(self, data: bytes) -> None:
+        try:
+            for event in self.session.receive(data):
+                self._agent_event(event)
+        except GuestError as error:
+            self._agent_failed(error)
+            return
+        self._pump()
+
+    def _agent_failed(self, error: GuestError) -> None:
+        """Without an agent a VM is no use to anyone."""
+        for event in self.session.close(error):
+            self._agent_event(event)
+        self._end(VmEvent(self.config.name, "failed", str(error)))
+
+    def _agent_event(self, event: events.Event) -> None:
+        match event:
+            case events.Output(process, stream, data):
+                self.emit(messages.ProcessOutput(process, stream, data))
+            case events.InputTaken(process, size):
+                self.emit(messages.ProcessCredit(process, 0, size))
+            case events.Exited(process, status, signal):
+                self.emit(messages.ProcessExit(process, status, signal))
+            case events.Started(token, process, pid):
+                token.ok(messages.ProcessStarted(process, pid))
+            case events.Refused(token, error):
+                token.error(error)
+            case events.FileRead(token, data, eof):
+                token.ok(messages.FileData(data, eof))
+            case events.FileWritten(token):
+                token.ok(Ok())
+            case events.AgentLog(text):
+                log.info("agent", text=text)
+            case events.AgentReady(phases):
+                self._agent_ready(phases)
+
+    def _agent_ready(self, phases: list[tuple[str, int]]) -> None:
+        self.timeline.guest_ready(phases)
+        if self._boot_timer is not None:
+            self._boot_timer.cancel()
+        self.emit(VmEvent(self.config.name, "agent_ready"))
+
+    def _no_agent(self) -> None:
+        self._end(
+            VmEvent(
+                self.config.name,
+                "failed",
+                f"The guest's agent did not answer within {BOOT_LIMIT:.0f} s.{self._why()}",
+            )
+        )
+
+    # The machine.
+
+    def _console_output(self, data: bytes) -> None:
+        if self.config.dmesg:
+            self.emit(messages.ConsoleOutput(self.config.name, data))
+
+    def _device_lost(self, error: CrumbleError) -> None:
+        self._end(VmEvent(self.config.name, "failed", str(error)))
+
+    def _guest_ended(self, stop: Exit) -> None:
+        """A vCPU came back for good."""
+        self.console.flush()
+        name, panic = self.config.name, self.console.panic()
+        failed = self.console.after(INIT_FAILED)
+        if panic:
+            event = VmEvent(name, "panic", f"The guest's kernel panicked: {panic}.{self._why()}")
+        elif failed:
+            event = VmEvent(name, "failed", f"The guest's init failed: {failed}")
+        elif stop.reason is ExitReason.POWER_OFF:
+            event = VmEvent(name, "poweroff", "The guest powered off.")
+        elif stop.reason is ExitReason.RESET:
+            event = VmEvent(name, "reset", f"The guest asked for a {stop.detail}.")
+        else:
+            event = VmEvent(name, "crash", f"The guest crashed: {stop.detail}.{self._why()}")
+        self._end(event)
+
+    def _why(self) -> str:
+        """The last lines of the console, to go behind a sentence."""
+        lines = self.console.last_lines(_LAST_LINES)
+        return f" Its console ended with:\n{lines}" if lines else ""
+
+    def _end(self, event: VmEvent) -> None:
+        """The VM is over: says so, once, and ends this process."""
+        if self._ended:
+            return
+        self._halt()
+        log.info("vm ended", kind=event.kind, detail=event.detail)
+        self.emit(event)
+        self.context.finish()
+
+    def _halt(self) -> None:
+        """Stops the machine; what still waits for the agent is refused."""
+        if self._ended:
+            return
+        self._ended = True
+        gone = GuestError(f"The VM {self.config.name} ended.", code="vm.ended")
+        for event in self.session.close(gone):
+            self._agent_event(event)
+        if self._machine is not None:
+            self._machine.stop()
