@@ -32,6 +32,7 @@ from crumble_vmm.devices.virtio.device import VirtioDevice
 from crumble_vmm.devices.virtio.mmio import MmioTransport
 from crumble_vmm.devices.virtio.rng import Rng
 from crumble_vmm.devices.virtio.vhost_user import virtio_fs
+from crumble_vmm.guest.build import module_path
 from crumble_vmm.guest.protocol import ROOT_PARAMETER
 from crumble_vmm.hypervisor import choose
 from crumble_vmm.hypervisor.address_space import AddressSpace, Region
@@ -117,7 +118,7 @@ def _load_initramfs(config: MachineConfig, ends: Ends, ram: Ram, after: int) -> 
     archive.character_device("dev/console", 5, 1)
     archive.file("init", ends.init(), 0o755)
     for number, module in enumerate(load_modules(config.modules)):
-        archive.file(f"modules/{number:02}-{module.name}.ko", module.data)
+        archive.file(module_path(number, module.name), module.data)
     start = _up(after, MEMORY_UNIT)
     size = archive.size
     archive.write_into(_window(ram, start, size))

@@ -68,10 +68,10 @@ class ConsoleLog:
         return _text(re.split(rb"[\r\n]", rest)[0]) if there else ""
 
     def last_lines(self, count: int) -> str:
-        """The last lines without the kernel's time stamps, for an error message."""
-        lines = [line.strip() for line in self.tail().splitlines()]
-        kept = [_PREFIX.sub(b"", line) for line in lines if line]
-        return "\n".join(_text(line) for line in kept[-count:])
+        """The last lines, of a panic those above its stack; without the kernel's time stamps."""
+        before_stack = self.tail().split(b"Call Trace:")[0]
+        lines = [_text(_PREFIX.sub(b"", line)) for line in before_stack.splitlines()]
+        return "\n".join(list(filter(None, lines))[-count:])
 
 
 def _text(data: bytes) -> str:

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from crumble_common import log
-from crumble_common.errors import CrumbleError, GuestError, HostError
+from crumble_common.errors import CrumbleError, GuestError
 from crumble_common.eventloop import Timer
 from crumble_common.messages import vm as messages
 from crumble_common.messages.service import Ok
@@ -28,6 +28,7 @@ from crumble_vmm.agent.session import AgentSession
 from crumble_vmm.builder import Ends, build_machine
 from crumble_vmm.config import MachineConfig
 from crumble_vmm.console_log import ConsoleLog
+from crumble_vmm.devices.uart8250 import Uart8250
 from crumble_vmm.devices.virtio.console import Port
 from crumble_vmm.guest.protocol import INIT_FAILED, PORT_NAME
 from crumble_vmm.hypervisor.base import Exit, ExitReason
@@ -108,6 +109,12 @@ class VmmService(Service[VmConfig]):
         """The machine, once it is built."""
         assert self._machine is not None
         return self._machine
+
+    def type_at_console(self, data: bytes) -> None:
+        """Bytes for the guest's serial console; what it has no room for is lost, as on a real one."""
+        uart = self.machine.chipset.devices["serial"]
+        assert isinstance(uart, Uart8250)
+        uart.receive(data)
 
     def emit(self, event: Message) -> None:
         """Tells the supervisor. Any thread."""

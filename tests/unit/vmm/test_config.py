@@ -31,7 +31,16 @@ def test_from_message(kernel: Path) -> None:
         filesystems=[VirtioFs("root", "root_fs")],
     )
     assert MachineConfig.from_message(message) == MachineConfig(
-        "vm1", kernel, 512 * MIB, 2, (kernel,), "a=b", "auto", "box", True, (Filesystem("root", "root_fs"),)
+        "vm1",
+        kernel,
+        512 * MIB,
+        2,
+        (kernel,),
+        "a=b",
+        "auto",
+        "box",
+        True,
+        (Filesystem("root", "root_fs"),),
     )
 
 

@@ -8,7 +8,8 @@ PANIC = (
     b"[    1.5] Run /init as init process\r\n"
     b"[    1.570226] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000004\r\n"
     b"[    1.570556] [   T1] CPU: 0 UID: 0 PID: 1 Comm: init\r\n"
-    b"[    1.570912] Call \x1b[1mTrace:\r\n"
+    b"[    1.570912] Hardware \x1b[1mname\r\n"
+    b"[    1.570912] Call Trace:\r\n[    1.570950] [<ffffffff80006f7c>] dump_backtrace\r\n"
 )
 
 
@@ -48,7 +49,7 @@ def test_a_panic_is_found_and_told() -> None:
     assert log.panic() == ""
     log.write(PANIC)
     assert log.panic() == "Attempted to kill init! exitcode=0x00000004"
-    assert log.last_lines(2) == "CPU: 0 UID: 0 PID: 1 Comm: init\nCall ?[1mTrace:"
+    assert log.last_lines(2) == "CPU: 0 UID: 0 PID: 1 Comm: init\nHardware ?[1mname"
 
 
 def test_the_rest_of_a_marked_line() -> None:

@@ -17,7 +17,9 @@ def tree(cpus: int = 2) -> bytes:
         plic=(0x0C00_0000, 0x0400_0000),
         plic_sources=95,
         devices=[
-            DeviceNode("serial", "ns16550a", 0x1000_0000, 0x100, 10, (("clock-frequency", 3686400),)),
+            DeviceNode(
+                "serial", "ns16550a", 0x1000_0000, 0x100, 10, (("clock-frequency", 3686400),)
+            ),
             DeviceNode("virtio_mmio", "virtio,mmio", 0x1000_1000, 0x1000, 1),
         ],
         cmdline="console=ttyS0",

@@ -1,0 +1,230 @@
+"""`vmm` by itself: makes what a supervisor would have made, and connects this terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+
+from crumble_common import log
+from crumble_common.errors import CrumbleError
+from crumble_common.guest_memory import GuestMemory
+from crumble_common.messages.vm import (
+    ConsoleOutput,
+    ProcessExit,
+    ProcessOutput,
+    ProcessStart,
+    ProcessStarted,
+    Slice,
+    VirtioFs,
+    VmConfig,
+    VmEvent,
+)
+from crumble_common.service import Context, service_main
+from crumble_common.vhost_user import connect
+from crumble_common.wire import Message
+from crumble_vmm.config import MEMORY_UNIT, MachineConfig
+from crumble_vmm.service import VmmService
+
+# Ctrl-A then x ends the VM, as in QEMU; Ctrl-A twice sends one.
+_ESCAPE, _QUIT = 0x01, b"x"
+_CHUNK = 16 << 10
+_FAILED = 125
+
+
+class _Answer:
+    """A Reply to ourselves."""
+
+    def __init__(self, service: TerminalService) -> None:
+        self._service = service
+
+    def ok(self, body: Message | None = None) -> None:
+        if isinstance(body, ProcessStarted):
+            self._service.started(body.process)
+
+    def error(self, error: CrumbleError) -> None:
+        self._service.quit(error)
+
+
+class TerminalService(VmmService):
+    """A VM whose console, or whose one command, has this terminal."""
+
+    command: tuple[str, ...] = ()
+    timeline_wanted = False
+    status = 0
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._process = 0
+        self._escaped = False
+
+    def start(self) -> None:
+        """Also listens to the terminal."""
+        super().start()
+        if not self.command:
+            self._listen()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(PermissionError):  # a file cannot be polled; nobody types there
+            self.context.loop.add_fd(0, "terminal", self._typed)
+
+    def emit(self, event: Message) -> None:
+        """Shows what a supervisor would have been told."""
+        match event:
+            case ConsoleOutput(_, data) | ProcessOutput(_, 1, data):
+                _write(1, data)
+            case ProcessOutput(_, _, data):
+                _write(2, data)
+            case ProcessExit(_, status):
+                type(self).status = status
+                self.quit()
+            case VmEvent(_, "agent_ready"):
+                self._ready()
+            case VmEvent(_, kind, detail):
+                if kind not in ("poweroff", "reset"):
+                    type(self).status = _FAILED
+                    _say(detail)
+        if isinstance(event, ProcessOutput):
+            self.session.credit(event.process, event.stream, len(event.data))
+
+    def _ready(self) -> None:
+        if self.timeline_wanted:
+            show_timeline(self.timeline.slices())
+        if self.command:
+            on_terminal = os.isatty(0) and os.isatty(1)
+            rows, cols = _terminal_size()
+            start = ProcessStart(
+                list(self.command), tty=on_terminal, rows=rows, cols=cols, stdin=True
+            )
+            self.session.start(start, _Answer(self))
+
+    def started(self, process: int) -> None:
+        """The command runs: the terminal is its own."""
+        self._process = process
+        self._listen()
+        loop = self.context.loop
+        signal.signal(signal.SIGWINCH, lambda *_: loop.call_soon_threadsafe(self._resized))
+
+    def _resized(self) -> None:
+        self.session.resize(self._process, *_terminal_size())
+        self._pump()
+
+    def _typed(self) -> None:
+        data = os.read(0, _CHUNK)
+        if not data:
+            self.context.loop.remove_fd(0)
+        if os.isatty(0) and self._escape(data):
+            return
+        if self.command:
+            self.session.input(self._process, data, not data)
+            self._pump()
+        elif data:
+            self.type_at_console(data)
+
+    def _escape(self, data: bytes) -> bool:
+        """True when these bytes were for us."""
+        if self._escaped:
+            self._escaped = False
+            if data[:1] == _QUIT:
+                self.quit()
+                return True
+            return False
+        self._escaped = data == bytes((_ESCAPE,))
+        return self._escaped
+
+    def quit(self, error: CrumbleError | None = None) -> None:
+        """Ends the VM as it is."""
+        if error is not None:
+            type(self).status = {"exec.not_found": 127, "exec.not_executable": 126}.get(
+                error.code, _FAILED
+            )
+            _say(str(error))
+        self._end(VmEvent(self.config.name, "poweroff"))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Boots what the command line says; returns the exit status."""
+    filesystems, fds = [], {}
+    for number, spec in enumerate(options.fs):
+        path, _, tag = spec.partition(":")
+        filesystems.append(VirtioFs(tag or (f"fs{number}" if number else "root"), f"fs{number}"))
+        fds[f"fs{number}"] = _connected(path)
+    memory = -(-options.memory // MEMORY_UNIT) * MEMORY_UNIT
+    config = VmConfig(
+        vm="vm",
+        kernel=str(options.kernel),
+        memory=memory,
+        cpus=options.cpus,
+        modules=[str(path) for path in options.initrd_module],
+        cmdline=options.cmdline,
+        hypervisor=options.hypervisor,
+        hostname=options.hostname,
+        dmesg=not options.quiet,
+        filesystems=filesystems,
+    )
+    MachineConfig.from_message(config)
+    os.environ.setdefault("CRUMBLE_LOG", "warning")
+    fds.update(GuestMemory.create(memory).detach())
+    TerminalService.command = tuple(options.command)
+    TerminalService.timeline_wanted = options.timeline
+    with _raw_terminal():
+        failed = service_main(TerminalService, config, name="vmm", fds=fds)
+    return _FAILED if failed else TerminalService.status
+
+
+def _connected(path: str) -> int:
+    """A connection's descriptor, detached from its socket object."""
+    sock: socket.socket = connect(path)
+    return sock.detach()
+
+
+@contextlib.contextmanager
+def _raw_terminal() -> Iterator[None]:
+    """The terminal passes every key on, and is put back afterwards."""
+    if not os.isatty(0):
+        yield
+        return
+    before = termios.tcgetattr(0)
+    tty.setraw(0, termios.TCSANOW)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _terminal_size() -> tuple[int, int]:
+    try:
+        size = os.get_terminal_size(1)
+    except OSError:
+        return 24, 80
+    return size.lines, size.columns
+
+
+def _say(text: str) -> None:
+    end = "\r\n" if os.isatty(0) else "\n"
+    sys.stderr.write(f"crumble-vmm: {text}".replace("\n", end) + end)
+    sys.stderr.flush()
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BrokenPipeError:
+            log.debug("output closed")
+            return
+
+
+def show_timeline(slices: list[Slice]) -> None:
+    """A line a phase: start and length in ms."""
+    first = min((item.start for item in slices), default=0)
+    for item in slices:
+        start, length = (item.start - first) / 1e6, (item.end - item.start) / 1e6
+        _say(f"{start:9.1f} ms  {length:9.1f} ms  {item.name}")
