@@ -117,7 +117,10 @@ class AgentHost:
 
     def exit(self, channel: int, timeout: float = TIMEOUT) -> tuple[int, int]:
         """(code, signal), when the process has ended. Nothing may follow."""
-        frame = self.wait(channel, ToHost.EXITED, timeout)
+        ends = (ToHost.EXITED, ToHost.FAILED)
+        self.until(lambda: any(frame.type in ends for frame in self.of(channel)), timeout)
+        assert not self.of(channel, ToHost.FAILED), self.of(channel)
+        (frame,) = self.of(channel, ToHost.EXITED)
         assert self.of(channel)[-1] is frame
         return protocol.decode_exit(frame.argument)
 

@@ -23,7 +23,7 @@ from crumble_ir.runtime import memory
 from crumble_vmm.guest import protocol, state, system
 
 # A device that is not there after this long is not coming: guests can be slow, hosts can be busy.
-PATIENCE = 30 * system.SECOND
+PATIENCE = 10 * system.SECOND
 # struct linux_dirent64: the record's length, and where its name begins.
 RECORD_SIZE_AT, NAME_AT = 16, 19
 PORTS = b"/sys/class/virtio-ports"
