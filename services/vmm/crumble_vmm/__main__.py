@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return service_main(VmmService)
     options = _parser().parse_args(arguments)
     try:
-        return _probe(options.json) if options.probe else _run(options)
+        return _probe(options.json or not sys.stdout.isatty()) if options.probe else _run(options)
     except CrumbleError as error:
         sys.stderr.write(f"crumble-vmm: {error}\n")
         return 125
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="crumble-vmm", description="Runs one virtual machine.")
     add = parser.add_argument
     add("--probe", action="store_true", help="say which hypervisors work here, and end")
-    add("--json", action="store_true", help="with --probe: as JSON")
+    add("--json", action="store_true", help="with --probe: as JSON, also on a terminal")
     add("--kernel", type=Path, metavar="FILE", help="riscv64 Image: raw, gzip, zstd or EFI zboot")
     add("--initrd-module", type=Path, action="append", default=[], metavar="FILE",
         help="kernel module to load before anything else; in order, repeatable")  # fmt: skip

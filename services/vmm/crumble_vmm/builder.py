@@ -5,9 +5,9 @@ stands still; `Machine.run` lets it go.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.eventloop import EventLoop
@@ -36,13 +36,9 @@ from crumble_vmm.guest.build import module_path
 from crumble_vmm.guest.protocol import ROOT_PARAMETER
 from crumble_vmm.hypervisor import choose
 from crumble_vmm.hypervisor.address_space import AddressSpace, Region
+from crumble_vmm.hypervisor.base import VirtualMachine
 from crumble_vmm.machine import Machine
 from crumble_vmm.timeline import Timeline
-
-if TYPE_CHECKING:
-    import socket
-
-    from crumble_vmm.hypervisor.base import VirtualMachine
 
 # The machine's map: that of QEMU's riscv "virt" board where both have the device.
 RTC_BASE, RTC_LINE = 0x0010_1000, 11

@@ -3,6 +3,9 @@
 The loop's thread serves control messages and the virtio devices of this process; each vCPU has a
 thread of its own. What goes on inside the guest comes out as events: the agent's answers, the
 console's bytes, and one VmEvent that says how it ended.
+
+Everything a VM needs is imported with this module, so that a forkserver that has it starts a VM at
+once.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from crumble_common.messages.vm import VmConfig, VmEvent
 from crumble_common.sandbox import Profile
 from crumble_common.service import Context, Reply, Service
 from crumble_common.wire import Message
+from crumble_vmm import guest
 from crumble_vmm.agent import events
 from crumble_vmm.agent.session import AgentSession
 from crumble_vmm.builder import Ends, build_machine
@@ -89,8 +93,6 @@ class VmmService(Service[VmConfig]):
 
     def init_program(self) -> bytes:
         """The guest's /init."""
-        from crumble_vmm import guest
-
         return guest.build("riscv64")
 
     def sandbox(self) -> Profile:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from crumble_native.memory import Memory
+from crumble_native.memory import Memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from crumble_common.errors import HostError, UsageError
 from crumble_vmm.hypervisor.base import Hypervisor, Probe
+from crumble_vmm.hypervisor.soft import SoftHypervisor
 
 
 def probe_all() -> list[Probe]:
     """What each back end says of this host, the preferred first."""
-    from crumble_vmm.hypervisor.kvm.probe import probe_kvm
-    from crumble_vmm.hypervisor.soft import SoftHypervisor
+    from crumble_vmm.hypervisor.kvm.probe import probe_kvm  # nothing else needs it
 
     return [probe_kvm(), SoftHypervisor().probe()]
 
 
 def choose(name: str) -> tuple[Hypervisor, Probe]:
     """The back end called `name`, or for "auto" the best usable one; raises when it can't be used."""
-    from crumble_vmm.hypervisor.soft import SoftHypervisor
-
     if name in ("auto", SoftHypervisor.name):
         soft = SoftHypervisor()
         return soft, soft.probe()

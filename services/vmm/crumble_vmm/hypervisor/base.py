@@ -12,10 +12,9 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
-if TYPE_CHECKING:
-    from crumble_native.memory import Memory
+from crumble_native.memory import Memory
 
 
 @dataclass(frozen=True, slots=True)

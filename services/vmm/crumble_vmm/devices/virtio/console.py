@@ -11,13 +11,10 @@ import enum
 import functools
 import struct
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from crumble_common.errors import InternalError
+from crumble_common.virtqueue import Chain
 from crumble_vmm.devices.virtio.local import ByteSource, LocalDevice, Loop, MessageSource, Source
-
-if TYPE_CHECKING:
-    from crumble_common.virtqueue import Chain
 
 F_SIZE, F_MULTIPORT = 1 << 0, 1 << 1
 # §5.3.4: cols, rows, max_nr_ports, emerg_wr

@@ -11,11 +11,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from crumble_native.memory import Memory
-    from crumble_vmm.hypervisor.base import VirtioInterrupt
+from crumble_native.memory import Memory
+from crumble_vmm.hypervisor.base import VirtioInterrupt
 
 # §6, feature bits every device of ours offers.
 F_INDIRECT_DESC, F_EVENT_IDX, F_VERSION_1 = 1 << 28, 1 << 29, 1 << 32

@@ -10,8 +10,9 @@ import os
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from crumble_common.virtqueue import Chain, RingError, Virtqueue
 from crumble_vmm.devices.virtio.device import (
     F_EVENT_IDX,
     F_INDIRECT_DESC,
@@ -20,9 +21,6 @@ from crumble_vmm.devices.virtio.device import (
     VirtioDevice,
     Wiring,
 )
-
-if TYPE_CHECKING:
-    from crumble_common.virtqueue import Chain, Virtqueue
 
 
 class Loop(Protocol):
@@ -143,8 +141,6 @@ class LocalDevice(VirtioDevice):
 
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
         """Opens the rings."""
-        from crumble_common.virtqueue import Virtqueue
-
         assert self.wiring is not None
         self.queues = {
             queue.index: Virtqueue(
@@ -181,8 +177,6 @@ class LocalDevice(VirtioDevice):
                 self._serve(index, queue, self.wiring)
 
     def _serve(self, index: int, queue: Virtqueue, wiring: Wiring) -> None:
-        from crumble_common.virtqueue import RingError
-
         try:
             self._drain(index, queue)
             if self.queues.get(index) is queue and queue.should_notify():

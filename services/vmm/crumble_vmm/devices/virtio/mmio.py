@@ -11,10 +11,10 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from crumble_common import log
 from crumble_common.errors import CrumbleError
+from crumble_native.memory import Memory
 from crumble_vmm.chipset.builder import Device
 from crumble_vmm.devices.virtio.device import (
     F_VERSION_1,
@@ -24,10 +24,7 @@ from crumble_vmm.devices.virtio.device import (
     VirtioDevice,
     Wiring,
 )
-
-if TYPE_CHECKING:
-    from crumble_native.memory import Memory
-    from crumble_vmm.hypervisor.base import VirtioInterrupt, VirtualMachine
+from crumble_vmm.hypervisor.base import VirtioInterrupt, VirtualMachine
 
 SIZE = 0x1000
 # §4.2.2, table 4.1

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
+from crumble_common.virtqueue import Chain
 from crumble_vmm.devices.virtio.local import LocalDevice, Loop
-
-if TYPE_CHECKING:
-    from crumble_common.virtqueue import Chain
 
 # A driver asks for tens of bytes; a hostile one may offer all its memory as one buffer.
 MAX_FILL = 64 << 10
