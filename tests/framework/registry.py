@@ -81,9 +81,16 @@ class Parts:
 
 
 def make_image(
-    *layers: bytes, diff_ids: list[str] | None = None, architecture: str = "riscv64", **run: Any
+    *layers: bytes,
+    diff_ids: list[str] | None = None,
+    architecture: str = "riscv64",
+    suffix: str = "",
+    **run: Any,
 ) -> Parts:
-    """An image of (compressed) layer archives. diff_ids: when they are not the layers' own digests."""
+    """An image of (compressed) layer archives. diff_ids: when they are not the layers' own digests.
+
+    suffix: of the layers' media type, "+gzip".
+    """
     archives = layers or (tar(Item("etc/hello", b"hello\n")),)
     config = encode(
         {
@@ -97,7 +104,9 @@ def make_image(
             },
         }
     )
-    described = [{"mediaType": LAYER, "digest": sha256(a), "size": len(a)} for a in archives]
+    described = [
+        {"mediaType": LAYER + suffix, "digest": sha256(a), "size": len(a)} for a in archives
+    ]
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,

@@ -29,10 +29,10 @@ def run(arguments: list[str]) -> int:
     """Runs one command; the exit status. Errors are one sentence on stderr."""
     options = _parser().parse_args(arguments)
     stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: _interrupt(stop))
     meter = Meter()
     try:
         library = Library(Store(_store(options.store)), insecure=_insecure(options))
+        signal.signal(signal.SIGINT, lambda *_: _interrupt(stop, library))
         options.command(library, options, Reporter(meter.show, stop=stop))
     except CrumbleError as error:
         meter.clear()
@@ -47,9 +47,10 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _interrupt(stop: threading.Event) -> None:
+def _interrupt(stop: threading.Event, library: Library) -> None:
     """The first ^C ends the work in an orderly way, a second one at once."""
     stop.set()
+    library.abort()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -17,12 +17,14 @@ from crumble_common.messages.image import (
     KernelGet,
     Removed,
 )
+from crumble_ocid.files import host_errors
 from crumble_ocid.images import (
     find_image,
     inspect_image,
     list_images,
     load_image,
     lookup,
+    read_manifest,
     remove_image,
 )
 from crumble_ocid.outside import Outside
@@ -56,6 +58,10 @@ class Library:
         self._outside = outside or Outside()
         self._transport = transport or Transport()
         self._insecure = frozenset(insecure)
+
+    def abort(self) -> None:
+        """Ends waiting for the network everywhere, so that a stop is noticed."""
+        self._transport.abort()
 
     def close(self) -> None:
         """Closes connections."""
@@ -93,7 +99,10 @@ class Library:
         def done() -> bool:
             return not fresh and find_image(self.store, str(reference), str(platform)) is not None
 
-        with self.store.work(f"image-{name}", done, lambda _: reporter.check()) as right:
+        with (
+            host_errors("use the image store", self.store.root),
+            self.store.work(f"image-{name}", done, lambda _: reporter.check()) as right,
+        ):
             if right is not None:
                 return self._fetch(reference, platform, reporter)
         image = find_image(self.store, str(reference), str(platform))
@@ -160,13 +169,11 @@ class Library:
         from crumble_ocid.kernel_provider import KernelProvider
 
         provider = KernelProvider(self.store, self._transport)
-        return provider.get(
-            request.architecture, request.version, reporter or Reporter(), refresh=refresh
-        )
+        reporter = reporter or Reporter()
+        with host_errors("use the image store", self.store.root):
+            return provider.get(request.architecture, request.version, reporter, refresh=refresh)
 
     def _parts(self, image: Image) -> set[str]:
-        from crumble_ocid.images import read_manifest
-
         manifest, config = read_manifest(self.store, image.digest)
         layers = {layer.digest for layer in manifest.layers}
         return {image.digest, image.id, *layers, *config.diff_ids}

@@ -82,6 +82,7 @@ class OcidService(Service[ImagesConfig]):
     def stop(self, grace: float) -> None:
         """Running operations end at their next step; what they had is kept for resuming."""
         self._stop.set()
+        self._library.abort()
         deadline = self.context.loop.now() + grace
         for thread in tuple(self._running):
             thread.join(max(0.0, deadline - self.context.loop.now()))

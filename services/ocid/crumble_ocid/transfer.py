@@ -8,10 +8,12 @@ may pass (connection lost, 429, 5xx) are tried again with growing pauses. Raises
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from crumble_common.errors import RemoteError
@@ -58,6 +60,7 @@ class Transport:
 
     def __init__(self, read_timeout: float = READ_TIMEOUT) -> None:
         self._read_timeout = read_timeout
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._made: httpx.Client | None = None
 
@@ -71,6 +74,17 @@ class Transport:
                 limits = httpx.Limits(max_connections=32, max_keepalive_connections=16)
                 self._made = httpx.Client(timeout=timeout, limits=limits, mounts=direct)
             return self._made
+
+    def abort(self) -> None:
+        """Breaks all connections off: whoever waits for one gets a TransientError at once."""
+        for used in tuple(self._sockets):
+            with contextlib.suppress(OSError):
+                used.shutdown(socket.SHUT_RDWR)
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Told by httpcore what happens to a request: takes note of the sockets that are made."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._sockets.add(info["return_value"].get_extra_info("socket"))
 
     def close(self) -> None:
         """Closes all connections."""
@@ -97,7 +111,9 @@ class Transport:
         base = {"Accept-Encoding": "identity", "User-Agent": "crumble", **(headers or {})}
         try:
             for _ in range(_REDIRECTS + 1):
-                request = self._client().build_request(method, url, headers=base, content=data)
+                request = self._client().build_request(
+                    method, url, headers=base, content=data, extensions={"trace": self._trace}
+                )
                 response = self._client().send(request, stream=True)
                 try:
                     target = response.headers.get("location")

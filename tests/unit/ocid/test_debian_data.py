@@ -195,7 +195,7 @@ if [ "$1" = configure ]; then
     update-alternatives --quiet --remove x /y
     update-alternatives --install "$link" "$name" /usr/bin/x 5
     # update-alternatives --install /usr/bin/no no /usr/bin/no 5
-    update-alternatives --install /usr/bin/vi vi /usr/bin/vim 30; echo
+    update-alternatives --quiet --install /usr/bin/vi vi /usr/bin/vim 30; echo
     update-alternatives --install /usr/bin/q 'unclosed
     update-alternatives --install /usr/bin/r ../../etc /usr/bin/x 1
 fi

@@ -31,7 +31,7 @@ def parse_script(script: str) -> list[Choice]:
     """The choices a maintainer script installs."""
     found = []
     for line in script.replace("\\\n", " ").splitlines():
-        at = line.find(f"{_COMMAND} --install")
+        at = line.find(f"{_COMMAND} -")
         if at < 0 or line.lstrip().startswith("#"):
             continue
         try:
@@ -44,11 +44,14 @@ def parse_script(script: str) -> list[Choice]:
 
 
 def _parse_words(words: list[str]) -> Choice | None:
-    """update-alternatives --install LINK NAME PATH PRIORITY [--slave LINK NAME PATH]…"""
+    """update-alternatives [--quiet] --install LINK NAME PATH PRIORITY [--slave LINK NAME PATH]…"""
+    options = next((n for n, word in enumerate(words[1:], 1) if not word.startswith("-")), 0)
+    if options == 0 or words[options - 1] != "--install":
+        return None
     end = next(
         (n for n, word in enumerate(words) if word in ("||", "&&", ";", "|", ">")), len(words)
     )
-    words = [word.rstrip(";") for word in words[2:end]]
+    words = [word.rstrip(";") for word in words[options:end]]
     if len(words) < 4 or not words[3].isdecimal() or not _is_name(words[1]):
         return None
     if not all(word.startswith("/") and "$" not in word for word in (words[0], words[2])):
