@@ -22,9 +22,10 @@ int crb_blocks_init(crb_hart *hart) {
     hart->page_index = map_pages(hart->machine->n_pages * sizeof *hart->page_index);
     hart->hash = map_pages(CRB_HASH_SIZE * sizeof *hart->hash);
     hart->young = map_pages(CRB_MAX_CODE_PAGES * sizeof *hart->young);
+    hart->stored = map_pages(hart->machine->n_pages / 8 + sizeof *hart->stored);
     if (hart->ops == NULL || hart->meta == NULL || hart->blocks == NULL ||
         hart->code_pages == NULL || hart->page_index == NULL || hart->hash == NULL ||
-        hart->young == NULL)
+        hart->young == NULL || hart->stored == NULL)
         return -1;
     hart->n_ops = hart->n_blocks = hart->n_code_pages = 1;
     return 0;
@@ -42,6 +43,7 @@ void crb_blocks_free(crb_hart *hart) {
     unmap(hart->page_index, hart->machine->n_pages * sizeof *hart->page_index);
     unmap(hart->hash, CRB_HASH_SIZE * sizeof *hart->hash);
     unmap(hart->young, CRB_MAX_CODE_PAGES * sizeof *hart->young);
+    unmap(hart->stored, hart->machine->n_pages / 8 + sizeof *hart->stored);
 }
 
 static uint8_t *page_state(const crb_machine *machine, uint64_t page) {
@@ -159,7 +161,7 @@ static void mark_code(crb_hart *hart, crb_code_page *code, uint64_t granules) {
     if (before != 0) return;
     uint8_t *state = page_state(machine, code->page);
     if (state != NULL) __atomic_or_fetch(state, CRB_PAGE_CODE, __ATOMIC_SEQ_CST);
-    crb_tlb_purge_page(hart, crb_page_gpa(machine, code->page), true);
+    crb_tlb_purge_page(hart, code->page);
     if (machine->n_harts > 1) ask_purge(hart, (uint32_t)(code - hart->code_pages));
 }
 

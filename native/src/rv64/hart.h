@@ -78,11 +78,11 @@ typedef struct crb_tlb_entry {
     uint64_t addend;
 } crb_tlb_entry;
 
-#define CRB_TLB_SIZE  1024
+#define CRB_TLB_SIZE  4096
 #define CRB_TLB_EMPTY 0xfffull
 // In a write entry's tag: the page holds decoded code, so the fast path must miss.
 #define CRB_TLB_CODE 1ull
-#define CRB_TLB_LOG  256
+#define CRB_TLB_LOG  512
 
 typedef struct crb_tlb {
     crb_tlb_entry read[CRB_TLB_SIZE];
@@ -90,6 +90,16 @@ typedef struct crb_tlb {
     uint32_t filled;           // since the last flush
     uint16_t log[CRB_TLB_LOG]; // which entries, while they fit
 } crb_tlb;
+
+// The last table of a walk by 2 MiB of virtual addresses.
+typedef struct crb_walk_entry {
+    uint64_t span;
+    uint64_t table;
+    uint64_t gen;
+} crb_walk_entry;
+
+#define CRB_SPAN_SHIFT 21
+#define CRB_WALKS      64
 
 // What may be cached at once: user pages as U sees them, supervisor pages as S sees them, and both
 // as S sees them with SUM set. So neither a trap nor a change of SUM flushes anything.
@@ -175,12 +185,14 @@ typedef struct crb_hart {
     uint32_t mode_gen[2]; // jump_gen by privilege
     uint64_t stale_seen;
     uint64_t super_low[2], super_high[2]; // superpage fills, by half of the address space
+    uint64_t walk_gen;                    // walks are valid while theirs is this
     bool s_nonglobal;                     // supervisor entries that an ASID change must drop
     crb_block *blocks;
     crb_code_page *code_pages;
     uint32_t *page_index; // page number to code page, 0 none
     uint64_t *hash;
-    uint32_t *young; // code pages other harts may have written unseen
+    uint64_t *stored; // a bit a page: was ever in a write TLB
+    uint32_t *young;  // code pages other harts may have written unseen
     uint32_t n_young;
 
     struct crb_machine *machine;
@@ -188,6 +200,7 @@ typedef struct crb_hart {
     crb_hart_counters counters;
 
     crb_tlb tlbs[CRB_MODES];
+    crb_walk_entry walks[CRB_WALKS];
     crb_jump jumps[CRB_JUMPS];
     crb_exec_entry exec[CRB_EXEC_ENTRIES];
     uint64_t exec_filter[2][CRB_EXEC_FILTER / 64]; // by privilege: pages that may be in jumps
@@ -357,8 +370,8 @@ void crb_tlb_flush(crb_hart *hart);
 void crb_tlb_flush_asid(crb_hart *hart);
 void crb_tlb_flush_va(crb_hart *hart, uint64_t va);
 void crb_tlb_flush_writes(crb_hart *hart);
-// Forgets all virtual aliases of a page: writable ones, or with `write` false the readable ones.
-void crb_tlb_purge_page(crb_hart *hart, uint64_t gpa, bool write);
+// Forgets all virtual aliases through which a page can be written.
+void crb_tlb_purge_page(crb_hart *hart, uint64_t page);
 void crb_set_mode(crb_hart *hart);
 // The page number of a guest-physical address, false when it is not RAM.
 bool crb_page_number(const crb_machine *machine, uint64_t gpa, uint64_t *page);

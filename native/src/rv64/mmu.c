@@ -45,49 +45,61 @@ static bool permitted(const crb_hart *hart, uint64_t pte, crb_access access) {
     return (pte & PTE_R) != 0 || ((hart->status & CRB_STATUS_MXR) != 0 && (pte & PTE_X) != 0);
 }
 
-// Our own writes to decoded code are tracked by granule, so a page whose state would not change but
-// for STALE is translated as if for reading.
-static bool marked(const crb_machine *machine, uint64_t page) {
-    const uint32_t i = crb_page_region(machine, page);
-    const crb_region *region = &machine->memory->regions[i];
-    if (region->state == NULL) return true;
-    const uint8_t state =
-        __atomic_load_n(&region->state[page - machine->first_page[i]], __ATOMIC_ACQUIRE);
-    const bool over = region->base == NULL || (state & CRB_PAGE_OVERLAY) != 0;
-    return over && (state & CRB_PAGE_DIRTY) != 0;
-}
-
-// The host address of RAM. With several harts a page of the base is copied when it is first read:
-// another hart's first write could not otherwise be seen without a fence (see README.md).
-static uint8_t *ram(crb_hart *hart, uint64_t gpa, uint64_t page, bool write) {
+// The host address of RAM that may have a base, or whose state a write changes. With several harts
+// a page of the base is copied when it is first read: another hart's first write could not
+// otherwise be seen without a fence (see README.md).
+static CRB_COLD uint8_t *translate(crb_hart *hart, uint64_t gpa, bool write) {
     crb_machine *machine = hart->machine;
     uint64_t length = 1;
     const uint64_t before = __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE);
-    const bool to_overlay = write ? !marked(machine, page) : machine->copy_on_read;
-    uint8_t *host = crb_translate(machine->memory, gpa, &length, to_overlay);
+    uint8_t *host = crb_translate(machine->memory, gpa, &length, write || machine->copy_on_read);
     if (before != __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE)) crb_moved(hart);
     return host;
 }
 
+// The host address of RAM and its page number; NULL when it is none. A write needs crb_translate
+// only for what it marks: once a page is dirty, our own stores to decoded code are tracked by
+// granule, and marking it STALE as well would only drop good blocks.
+static inline uint8_t *ram(crb_hart *hart, uint64_t gpa, bool write, uint64_t *page) {
+    const crb_machine *machine = hart->machine;
+    for (uint32_t i = 0; i < machine->memory->n_regions; i++) {
+        const crb_region *region = &machine->memory->regions[i];
+        const uint64_t offset = gpa - region->gpa;
+        if (offset >= region->size) continue;
+        *page = machine->first_page[i] + (offset >> CRB_PAGE_SHIFT);
+        if (region->base == NULL && !write) return region->overlay + offset;
+        const uint8_t *at = &region->state[offset >> CRB_PAGE_SHIFT];
+        const uint8_t state = region->state == NULL ? CRB_PAGE_OVERLAY | CRB_PAGE_DIRTY
+                                                    : __atomic_load_n(at, __ATOMIC_ACQUIRE);
+        const bool over = region->base == NULL || (state & CRB_PAGE_OVERLAY) != 0;
+        if (over && (!write || (state & CRB_PAGE_DIRTY) != 0)) return region->overlay + offset;
+        return translate(hart, gpa, write);
+    }
+    return NULL;
+}
+
 static uint64_t *pte_address(crb_hart *hart, uint64_t gpa, bool write) {
     uint64_t page;
-    if (!crb_page_number(hart->machine, gpa, &page)) return NULL;
-    return (uint64_t *)(void *)ram(hart, gpa, page, write);
+    return (uint64_t *)(void *)ram(hart, gpa, write, &page);
 }
 
 // Sets A, and D for a write. False when the entry changed meanwhile: walk again.
 static bool set_accessed(crb_hart *hart, uint64_t at, uint64_t *pte, crb_access access) {
     const uint64_t wanted = *pte | PTE_A | (access == CRB_WRITE ? PTE_D : 0);
     if (wanted == *pte) return true;
-    uint64_t *host = pte_address(hart, at, true);
+    uint64_t page = 0;
+    uint64_t *host = (uint64_t *)(void *)ram(hart, at, true, &page);
     if (!__atomic_compare_exchange_n(host, pte, wanted, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
         return false;
-    // Page tables may lie in a page that also holds code.
-    uint64_t page;
-    if (crb_page_number(hart->machine, at, &page))
-        crb_code_written(hart, page, CRB_OFFSET(at), sizeof(uint64_t));
+    // A table may lie in a page that also holds code.
+    crb_code_written(hart, page, CRB_OFFSET(at), sizeof(uint64_t));
     *pte = wanted;
     return true;
+}
+
+// Where the last level's table for an address is, kept until the next fence or change of satp.
+static crb_walk_entry *walk_entry(crb_hart *hart, uint64_t va) {
+    return &hart->walks[va >> CRB_SPAN_SHIFT & (CRB_WALKS - 1)];
 }
 
 // One walk: CRB_NEXT, CRB_TRAP, or CRB_AGAIN when another hart changed the entry.
@@ -96,7 +108,10 @@ static crb_result walk_once(crb_hart *hart, uint64_t va, crb_access access, foun
     const int unused = 64 - (12 + 9 * levels);
     if ((uint64_t)((int64_t)(va << unused) >> unused) != va) return page_fault(hart, va, access);
     uint64_t table = (hart->satp & 0xfffffffffffull) << CRB_PAGE_SHIFT;
-    for (int level = levels - 1; level >= 0; level--) {
+    crb_walk_entry *cached = walk_entry(hart, va);
+    const bool hit = cached->span == va >> CRB_SPAN_SHIFT && cached->gen == hart->walk_gen;
+    if (hit) table = cached->table;
+    for (int level = hit ? 0 : levels - 1; level >= 0; level--) {
         const int shift = CRB_PAGE_SHIFT + 9 * level;
         const uint64_t at = table + (va >> shift & 511) * 8;
         const uint64_t *host = pte_address(hart, at, false);
@@ -107,6 +122,9 @@ static crb_result walk_once(crb_hart *hart, uint64_t va, crb_access access, foun
         table = PTE_PPN(pte) << CRB_PAGE_SHIFT;
         if ((pte & (PTE_R | PTE_X)) == 0) {
             if ((pte & (PTE_A | PTE_D | PTE_U)) != 0) break;
+            if (level == 1)
+                *cached = (crb_walk_entry){
+                    .span = va >> CRB_SPAN_SHIFT, .table = table, .gen = hart->walk_gen};
             continue;
         }
         const uint64_t within = (1ull << shift) - 1;
@@ -163,6 +181,7 @@ static void flush_set(crb_tlb *tlb) {
 
 void crb_tlb_flush(crb_hart *hart) {
     hart->counters.tlb_flushes++;
+    hart->walk_gen++;
     if (hart->gen == 0)
         for (int mode = 0; mode < CRB_MODES; mode++)
             hart->tlbs[mode].filled = UINT32_MAX;
@@ -184,6 +203,7 @@ void crb_tlb_flush_asid(crb_hart *hart) {
         crb_tlb_flush(hart);
         return;
     }
+    hart->walk_gen++;
     flush_set(&hart->tlbs[CRB_MODE_U]);
     flush_set(&hart->tlbs[CRB_MODE_SUM]);
     crb_exec_flush(hart, 0);
@@ -198,6 +218,7 @@ void crb_tlb_flush_va(crb_hart *hart, uint64_t va) {
         crb_tlb_flush(hart);
         return;
     }
+    hart->walk_gen++;
     for (int mode = 0; mode < CRB_MODES; mode++) {
         hart->tlbs[mode].read[index].tag = CRB_TLB_EMPTY;
         hart->tlbs[mode].write[index].tag = CRB_TLB_EMPTY;
@@ -217,11 +238,13 @@ static void purge(crb_tlb_entry *entries, uint64_t host) {
             entries[i].tag = CRB_TLB_EMPTY;
 }
 
-void crb_tlb_purge_page(crb_hart *hart, uint64_t gpa, bool write) {
+void crb_tlb_purge_page(crb_hart *hart, uint64_t page) {
+    if ((hart->stored[page / 64] >> (page % 64) & 1) == 0) return;
     uint64_t length = 1;
+    const uint64_t gpa = crb_page_gpa(hart->machine, page);
     const uint64_t host = (uintptr_t)crb_translate(hart->machine->memory, gpa, &length, false);
     for (int mode = 0; mode < CRB_MODES; mode++)
-        purge(write ? hart->tlbs[mode].write : hart->tlbs[mode].read, host);
+        purge(hart->tlbs[mode].write, host);
 }
 
 void crb_set_mode(crb_hart *hart) {
@@ -254,8 +277,8 @@ static uint8_t *fill(crb_hart *hart, uint64_t va, bool write, crb_result *result
     *result = walk(hart, va, write ? CRB_WRITE : CRB_READ, &out);
     if (*result != CRB_NEXT) return NULL;
     *gpa = out.gpa;
-    if (!crb_page_number(hart->machine, out.gpa, page)) return NULL;
-    uint8_t *host = ram(hart, out.gpa & CRB_PAGE_MASK, *page, write);
+    uint8_t *host = ram(hart, out.gpa & CRB_PAGE_MASK, write, page);
+    if (host == NULL) return NULL;
     const uint64_t tag = va & CRB_PAGE_MASK;
     const uint32_t index = tag >> CRB_PAGE_SHIFT & (CRB_TLB_SIZE - 1);
     const uint64_t addend = (uintptr_t)host - tag;
@@ -266,6 +289,7 @@ static uint8_t *fill(crb_hart *hart, uint64_t va, bool write, crb_result *result
     if (!write) {
         tlb->read[index] = (crb_tlb_entry){.tag = tag, .addend = addend};
     } else {
+        hart->stored[*page / 64] |= 1ull << (*page % 64);
         const bool code = __atomic_load_n(&hart->machine->granules[*page], __ATOMIC_SEQ_CST) != 0;
         tlb->write[index] =
             (crb_tlb_entry){.tag = tag | (code ? CRB_TLB_CODE : 0), .addend = addend};
