@@ -123,6 +123,7 @@ def test_virtiofs_root(tmp_path: Path, root: Path) -> None:
         kinds = [line.split()[1:3] for line in mounts]
         assert ["/", "virtiofs"] in kinds
         assert {"/dev", "/proc", "/sys", "/run", "/dev/pts"} <= {mount for mount, _ in kinds}
+        assert shell(guest, "stat -c '%a' /tmp /run/lock /run /dev") == "1777\n1777\n755\n755\n"
         assert shell(guest, "ls /") == "bin\ndev\netc\nproc\nrun\nsys\ntmp\n"
         assert guest.host.write_file(b"/etc/file", b"written\n", mode=0o600) == 0
         assert shell(guest, "cat /etc/file; stat -c %a /etc/file; pwd") == "written\n600\n/\n"

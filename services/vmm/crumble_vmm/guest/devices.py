@@ -21,6 +21,7 @@ from crumble_ir.dialect import (
 )
 from crumble_ir.runtime import memory
 from crumble_vmm.guest import protocol, state, system
+from crumble_vmm.guest.system import give_up, sentence
 
 # A device that is not there after this long is not coming: guests can be slow, hosts can be busy.
 PATIENCE = 10 * system.SECOND
@@ -57,7 +58,6 @@ _entries = static(array[u8, 16384])
 _entries_size = static(i64)
 _path = static(array[u8, 320])
 _name = static(array[u8, 256])
-_sentence = static(array[u8, 256])
 
 
 def listen() -> None:
@@ -70,8 +70,7 @@ def listen() -> None:
     address.port = 0
     address.groups = 1
     if linux.bind(_uevents, address, sizeof(NetlinkAddress)) < 0:
-        format_into(_sentence, "cannot listen for devices.")
-        system.last_words(_sentence)
+        give_up(format_into(sentence, "cannot listen for devices."))
 
 
 def _set_uevents(fd: i64) -> None:
@@ -187,8 +186,7 @@ def wait_for_port() -> i32:
         if fd >= 0:
             return i32(fd)
         if not wait(due):
-            format_into(_sentence, f"there is no virtio-console port {protocol.PORT_NAME}.")
-            system.last_words(_sentence)
+            give_up(format_into(sentence, f"there is no virtio-console port {protocol.PORT_NAME}."))
 
 
 def _find_port() -> i64:

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 from crumble_ir import linux
 from crumble_ir.dialect import (
-    array,
     i32,
     ptr,
-    static,
     u8,
     u64,
 )
@@ -28,7 +26,6 @@ from crumble_vmm.guest import agent, devices, mounts, phases, state, system
 USAGE = 2
 FAILED = 70
 BASE_HOSTNAME = b"crumble"
-_sentence = static(array[u8, 192])
 
 
 def main(stack: ptr[u64]) -> i32:
@@ -76,6 +73,7 @@ def _open_null() -> None:
 
 def _initialize() -> None:
     phases.mark("init")
+    linux.umask(0)
     mounts.base()
     _open_null()
     for number in range(3):

@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 from crumble_ir import linux
-from crumble_ir.dialect import array, format_into, i64, ptr, static, u8
+from crumble_ir.dialect import array, format_into, i64, ptr, static, u8, u32
 from crumble_ir.runtime import memory
-from crumble_vmm.guest import devices, protocol, state, system
+from crumble_vmm.guest import devices, protocol, state
+from crumble_vmm.guest.system import give_up, sentence
 
 SPACE, NEWLINE = b" "[0], b"\n"[0]
 MAX_TAG = 36  # virtio-fs's own limit (virtio 1.2 §5.11.4)
@@ -16,14 +17,6 @@ SAFE = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _command_line = static(array[u8, 4096])
 _tag = static(array[u8, MAX_TAG + 1])
 _path = static(array[u8, 64])
-_other = static(array[u8, 64])
-_sentence = static(array[u8, 192])
-
-
-def fail(length: i64) -> None:
-    """Ends the machine with what was formatted into _sentence."""
-    assert length >= 0
-    system.last_words(_sentence)
 
 
 def base() -> None:
@@ -38,7 +31,7 @@ def _mount(source: ptr[u8], target: ptr[u8], kind: ptr[u8], flags: i64, options:
     linux.mkdirat(linux.AT_FDCWD, target, 0o755)
     error = state.error_of(linux.mount(source, target, kind, flags, options))
     if error != 0 and error != linux.EBUSY:
-        fail(format_into(_sentence, f"cannot mount {kind:s} on {target:s} (error {error})."))
+        give_up(format_into(sentence, f"cannot mount {kind:s} on {target:s} (error {error})."))
 
 
 # -- the root ---------------------------------------------------------------------------------
@@ -66,7 +59,7 @@ def _take_tag(text: ptr[u8]) -> bool:
     size: i64 = 0
     while text[size] not in (0, SPACE, NEWLINE):
         if size == MAX_TAG:
-            fail(format_into(_sentence, "the root's tag is too long."))
+            give_up(format_into(sentence, "the root's tag is too long."))
         _tag[size] = text[size]
         size += 1
     _tag[size] = 0
@@ -83,9 +76,9 @@ def mount_root() -> None:
             return
         # EINVAL: no device has this tag, yet.
         if error != linux.EINVAL or not devices.wait(due):
-            fail(
+            give_up(
                 format_into(
-                    _sentence, f"cannot mount the root, virtio-fs tag {_tag:s} (error {error})."
+                    sentence, f"cannot mount the root, virtio-fs tag {_tag:s} (error {error})."
                 )
             )
 
@@ -102,14 +95,14 @@ def switch_root() -> None:
     if error == 0:
         error = state.error_of(linux.chroot(b"."))
     if error != 0:
-        fail(format_into(_sentence, f"cannot switch to the root (error {error})."))
+        give_up(format_into(sentence, f"cannot switch to the root (error {error})."))
     linux.chdir(b"/")
 
 
 def _move(source: ptr[u8], target: ptr[u8]) -> None:
     error = state.error_of(linux.mount(source, target, None, linux.MS_MOVE, None))
     if error != 0:
-        fail(format_into(_sentence, f"the root has no usable {target:s} (error {error})."))
+        give_up(format_into(sentence, f"the root has no usable {target:s} (error {error})."))
 
 
 # -- around the root --------------------------------------------------------------------------
@@ -117,10 +110,10 @@ def _move(source: ptr[u8], target: ptr[u8]) -> None:
 
 def populate(root: ptr[u8]) -> None:
     """What programs expect of a machine. Of these, what cannot be had is done without."""
-    _directory(root, b"/dev")
-    _directory(root, b"/proc")
-    _directory(root, b"/sys")
-    _directory(root, b"/tmp")
+    _directory(root, b"/dev", 0o755)
+    _directory(root, b"/proc", 0o755)
+    _directory(root, b"/sys", 0o755)
+    _directory(root, b"/tmp", 0o1777)
     _extra(
         b"",
         b"/dev/pts",
@@ -132,17 +125,19 @@ def populate(root: ptr[u8]) -> None:
     _extra(b"", b"/dev/mqueue", b"mqueue", SAFE, None)
     _extra(b"", b"/sys/fs/cgroup", b"cgroup2", SAFE, None)
     _extra(root, b"/run", b"tmpfs", linux.MS_NOSUID | linux.MS_NODEV, b"mode=755")
+    _directory(root, b"/run/lock", 0o1777)
     linux.symlinkat(b"/proc/self/fd", linux.AT_FDCWD, b"/dev/fd")
     linux.symlinkat(b"/proc/self/fd/0", linux.AT_FDCWD, b"/dev/stdin")
     linux.symlinkat(b"/proc/self/fd/1", linux.AT_FDCWD, b"/dev/stdout")
     linux.symlinkat(b"/proc/self/fd/2", linux.AT_FDCWD, b"/dev/stderr")
 
 
-def _directory(root: ptr[u8], path: ptr[u8]) -> None:
+def _directory(root: ptr[u8], path: ptr[u8], mode: u32) -> None:
+    """Makes it if it isn't there."""
     format_into(_path, f"{root:s}{path:s}")
-    linux.mkdirat(linux.AT_FDCWD, _path, 0o755)
+    linux.mkdirat(linux.AT_FDCWD, _path, mode)
 
 
 def _extra(root: ptr[u8], path: ptr[u8], kind: ptr[u8], flags: i64, options: ptr[u8]) -> None:
-    _directory(root, path)
+    _directory(root, path, 0o755)
     linux.mount(kind, _path, kind, flags, options)

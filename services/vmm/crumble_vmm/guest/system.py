@@ -143,9 +143,17 @@ def power_off() -> None:
 
 # -- last words -------------------------------------------------------------------------------
 
+sentence = static(array[u8, 192])
+
+
+def give_up(length: i64) -> None:
+    """PID 1 cannot go on, for the reason formatted into `sentence`."""
+    assert length >= 0
+    last_words(sentence)
+
 
 def last_words(message: ptr[u8]) -> None:
-    """PID 1 cannot go on: says why everywhere the host may be listening, then powers off."""
+    """Says why everywhere the host may be listening, then powers off."""
     _shout(b"/dev/kmsg", b"<2>", message)
     _shout(b"/dev/ttyS0", b"", message)
     _shout(b"/dev/hvc0", b"", message)
