@@ -32,10 +32,31 @@ from crumble_common.wire import Message
 from crumble_vmm.config import MEMORY_UNIT, MachineConfig
 from crumble_vmm.service import VmmService
 
-# Ctrl-A then x ends the VM, as in QEMU; Ctrl-A twice sends one.
-_ESCAPE, _QUIT = 0x01, b"x"
 _CHUNK = 16 << 10
 _FAILED = 125
+
+
+class EscapeKeys:
+    """What is typed, less what is for us: Ctrl-A x ends the VM, as in QEMU; Ctrl-A twice sends one."""
+
+    ESCAPE, QUIT = 0x01, ord("x")
+
+    def __init__(self) -> None:
+        self._escaped = False
+
+    def feed(self, data: bytes) -> tuple[bytes, bool]:
+        """The bytes for the guest, and whether the end was asked for after them."""
+        kept = bytearray()
+        for key in data:
+            if not self._escaped:
+                self._escaped = key == self.ESCAPE
+                kept += b"" if self._escaped else bytes((key,))
+                continue
+            self._escaped = False
+            if key == self.QUIT:
+                return bytes(kept), True
+            kept += bytes((key,)) if key == self.ESCAPE else bytes((self.ESCAPE, key))
+        return bytes(kept), False
 
 
 class _Answer:
@@ -62,7 +83,7 @@ class TerminalService(VmmService):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._process = 0
-        self._escaped = False
+        self._keys = EscapeKeys()
 
     def start(self) -> None:
         """Also listens to the terminal."""
@@ -117,26 +138,19 @@ class TerminalService(VmmService):
 
     def _typed(self) -> None:
         data = os.read(0, _CHUNK)
-        if not data:
+        eof = not data
+        if eof:
             self.context.loop.remove_fd(0)
-        if os.isatty(0) and self._escape(data):
-            return
+        if os.isatty(0):
+            data, quit_asked = self._keys.feed(data)
+            if quit_asked:
+                self.quit()
+                return
         if self.command:
-            self.session.input(self._process, data, not data)
+            self.session.input(self._process, data, eof)
             self._pump()
         elif data:
             self.type_at_console(data)
-
-    def _escape(self, data: bytes) -> bool:
-        """True when these bytes were for us."""
-        if self._escaped:
-            self._escaped = False
-            if data[:1] == _QUIT:
-                self.quit()
-                return True
-            return False
-        self._escaped = data == bytes((_ESCAPE,))
-        return self._escaped
 
     def quit(self, error: CrumbleError | None = None) -> None:
         """Ends the VM as it is."""
