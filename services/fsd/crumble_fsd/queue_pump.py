@@ -1,18 +1,16 @@
 """The virtio-fs device (virtio 1.2 §5.11) behind vhost-user: rings to session and back.
 
 Queue 0 is the high-priority one (FORGET, INTERRUPT), the others carry requests. All are served by the
-loop's thread: a ring is drained with its kicks off, then asked once more before it is left. Chains
-are given back one by one, the driver interrupted when the ring is empty or a batch is done.
+loop's thread, through crumble_common.doorbell's pump.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from typing import cast
 
-from crumble_common import log
-from crumble_common.eventloop import EventLoop, Timer
+from crumble_common import doorbell, log
+from crumble_common.doorbell import QueuePump, Served
+from crumble_common.eventloop import EventLoop
 from crumble_common.vhost_user import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -24,13 +22,8 @@ from crumble_fsd.session import PENDING, Session
 
 REQUEST_QUEUES = 8
 _TAG_SIZE = 36
-# Requests of one ring before the others and the control channel get their turn.
-_TURN = 256
-_NOTIFY_BATCH = 16
-# A ring without a kick eventfd is looked at this often, seconds.
-_POLL = 0.001
 
-Token = tuple[Ring, Virtqueue, Chain]
+Token = tuple[Virtqueue, Chain]
 
 
 class FsDevice:
@@ -41,29 +34,38 @@ class FsDevice:
 
     def __init__(self, loop: EventLoop, tag: str = "") -> None:
         self.config = config_space(tag) if tag else None
-        self.requests = 0
         self.session: Session | None = None
-        self._loop = loop
-        self._rings: dict[int, Ring] = {}
-        self._timers: dict[int, Timer] = {}
+        self.pump = QueuePump(loop)
+        self._rings: dict[int, Virtqueue] = {}
 
     def negotiated(self, features: int) -> None:
         """Of vhost_user.Device. The rings know them; nothing else depends on them."""
 
     def start(self, ring: Ring) -> None:
         """Of vhost_user.Device."""
-        self._rings[ring.index] = ring
-        if ring.kick_fd >= 0:
-            self._loop.add_fd(ring.kick_fd, "kick", lambda: self._kicked(ring))
-        self._turn(ring)
+        session, queue = self.session, ring.queue
+        assert session is not None
+        assert queue is not None
+
+        def serve(chain: Chain) -> int | None:
+            length = session.handle(chain.readable, chain.writable, (queue, chain))
+            return None if length == PENDING else length
+
+        def broken(error: RingError) -> None:
+            log.warning("ring broken", queue=ring.index, reason=error.message)
+            ring.fail()
+
+        def notify() -> None:  # not ring.notify: the pump has asked should_notify already
+            doorbell.ring(ring.call_fd)
+
+        self._rings[ring.index] = queue
+        self.pump.add(Served(queue, ring.kick_fd, serve, notify, broken))
 
     def stop(self, index: int) -> None:
         """Of vhost_user.Device. Whoever waits for a lock is told to ask again (EINTR)."""
-        ring = self._rings.pop(index)
-        self._unwatch(ring)
         assert self.session is not None
         self.session.interrupt_all()
-        ring.notify()
+        self.pump.remove(self._rings.pop(index))
 
     def reset(self) -> None:
         """Of vhost_user.Device: the guest's mount is gone, but the tree stays."""
@@ -72,63 +74,7 @@ class FsDevice:
 
     def complete(self, token: object, length: int) -> None:
         """Gives back a chain whose request had been PENDING."""
-        ring, queue, chain = cast("Token", token)
-        if ring.queue is queue:
-            queue.push(chain, length)
-            ring.notify()
-
-    def _kicked(self, ring: Ring) -> None:
-        try:
-            os.eventfd_read(ring.kick_fd)
-        except OSError:
-            pass  # spurious, or an fd that is no eventfd: the ring says what there is
-        self._turn(ring)
-
-    def _turn(self, ring: Ring) -> None:
-        """Serves what is on the ring, at most _TURN requests; comes back for more."""
-        queue = ring.queue
-        if queue is None or self._rings.get(ring.index) is not ring:
-            return
-        try:
-            left = self._drain(ring, queue)
-        except RingError as error:
-            log.warning("ring broken", queue=ring.index, reason=error.message)
-            self._unwatch(ring)
-            ring.fail()
-            return
-        if left:
-            self._loop.call_soon(lambda: self._turn(ring))
-        elif ring.kick_fd < 0:
-            again: Callable[[], None] = lambda: self._turn(ring)  # noqa: E731
-            self._timers[ring.index] = self._loop.call_later(_POLL, again)
-
-    def _drain(self, ring: Ring, queue: Virtqueue) -> bool:
-        """True when there may be more."""
-        session = self.session
-        assert session is not None
-        queue.disable_kicks()
-        for served in range(1, _TURN + 1):
-            chain = queue.pop()
-            if chain is None:
-                ring.notify()
-                if not queue.enable_kicks():
-                    return False
-                queue.disable_kicks()
-                continue
-            length = session.handle(chain.readable, chain.writable, (ring, queue, chain))
-            self.requests += 1
-            if length != PENDING:
-                queue.push(chain, length)
-            if served % _NOTIFY_BATCH == 0:
-                ring.notify()
-        ring.notify()
-        return True
-
-    def _unwatch(self, ring: Ring) -> None:
-        if ring.kick_fd >= 0:
-            self._loop.remove_fd(ring.kick_fd)
-        if timer := self._timers.pop(ring.index, None):
-            timer.cancel()
+        self.pump.finish(*cast("Token", token), length)
 
 
 def config_space(tag: str) -> bytes:

@@ -120,7 +120,7 @@ class FsdService(Service[FsConfig]):
 
     def stats(self) -> dict[str, int]:
         """Counters for the heartbeat."""
-        return {"fs.requests": self.device.requests, "fs.nodes": len(self.session.nodes)}
+        return {"fs.nodes": len(self.session.nodes), **self.device.pump.stats()}
 
     def stop(self, grace: float) -> None:  # noqa: ARG002  nothing here takes long
         """Stops the rings; the upper writes down what it holds."""
