@@ -34,6 +34,8 @@ _HEADER = struct.Struct(
 # size, mtime_ns, offset, rdev, parent, first child, children, name offset, extra offset, extra length,
 # mode, uid, gid, link, nlink, name length, flags
 _ROW = struct.Struct("<QqQQIIIIIIIIIIIHH")
+_NAME_OFFSET = 44  # in a row, of "name offset"
+_NAME_AT = struct.Struct("<I28xH")  # from there: name offset, name length
 _WHITEOUT, _OPAQUE, _IMPLICIT = 1, 2, 4
 _MAX_NAME = 255  # Linux NAME_MAX
 _MAX_U32 = (1 << 32) - 1
@@ -183,9 +185,11 @@ class LayerIndex:
         """The row of the child of `row` called `name`."""
         rows = self.children(row)
         low, high = rows.start, rows.stop
-        while low < high:
+        mapped, names, unpack = self._map, self._names, _NAME_AT.unpack_from
+        while low < high:  # reads names unchecked: bad ones lead astray, never outside the file
             middle = (low + high) // 2
-            if self.name(middle) < name:
+            start, length = unpack(mapped, _HEADER.size + middle * _ROW.size + _NAME_OFFSET)
+            if mapped[names + start : names + start + length] < name:
                 low = middle + 1
             else:
                 high = middle
