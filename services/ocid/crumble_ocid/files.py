@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +59,7 @@ def commit(file: IO[bytes], temporary: Path, final: Path) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces a file's content, all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(data)

@@ -66,6 +66,7 @@ class Library:
     def close(self) -> None:
         """Closes connections."""
         self._transport.close()
+        self._outside.close()
 
     def get(self, request: ImageGet, reporter: Reporter | None = None) -> Image:
         """The image, from the store or from where its reference says, as the pull policy has it."""

@@ -9,6 +9,7 @@ does the same directly, for the command line.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -31,6 +32,9 @@ _EXISTS = "exists"
 
 class Outside:
     """Does it directly."""
+
+    def close(self) -> None:
+        """Nothing to end."""
 
     def create(self, path: Path) -> IO[bytes]:
         """A new file, with the directories it lies in; raises UsageError when it is there."""
@@ -57,7 +61,8 @@ class Broker(Outside):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._socket, served = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        if os.fork() == 0:
+        self._pid = os.fork()
+        if self._pid == 0:
             status = 1
             try:
                 self._socket.close()
@@ -66,6 +71,12 @@ class Broker(Outside):
             finally:
                 os._exit(status)
         served.close()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._socket.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
 
     def create(self, path: Path) -> IO[bytes]:
         answer, fds = self._ask({"create": str(path)})
@@ -134,7 +145,10 @@ def _answer(request: dict[str, str], made: set[str]) -> Iterator[tuple[dict[str,
 
 
 def _create(path: Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # a file, where a directory should be
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from crumble_common.errors import RemoteError, UsageError
 from crumble_ocid.auth import Authorizer, denied
@@ -49,8 +50,8 @@ class Repository:
     ) -> None:
         self._transport = transport
         self._domain, self._path = reference.domain, reference.path
-        host = self._domain.rpartition(":")[0] if ":" in self._domain else self._domain
-        self._plain = is_loopback(host.strip("[]")) or self._domain in insecure
+        host = urlsplit(f"//{self._domain}").hostname or ""
+        self._plain = is_loopback(host) or self._domain in insecure
         # Docker Hub's API is not served under its own name.
         server = f"registry-1.{DOCKER_HUB}" if self._domain == DOCKER_HUB else self._domain
         self._server = server

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -110,7 +109,7 @@ class Store:
     @contextlib.contextmanager
     def temporary(self, name: str = "") -> Iterator[tuple[IO[bytes], Path]]:
         """A new locked file in work/; removed at the end unless it was renamed."""
-        path = self.root / "work" / f"{name or 'temporary'}-{secrets.token_hex(8)}"
+        path = self.root / "work" / f"{name or 'temporary'}-{os.urandom(8).hex()}"
         with self.locked(fcntl.LOCK_SH):
             file = path.open("x+b")
             try_lock(file)
@@ -123,7 +122,7 @@ class Store:
     @contextlib.contextmanager
     def temporary_directory(self, name: str) -> Iterator[Path]:
         """A new locked directory in work/; removed at the end unless it was renamed."""
-        path = self.root / "work" / f"{name}-{secrets.token_hex(8)}"
+        path = self.root / "work" / f"{name}-{os.urandom(8).hex()}"
         with self.locked(fcntl.LOCK_SH):
             path.mkdir(mode=0o700)
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -172,7 +171,7 @@ class Store:
     @contextlib.contextmanager
     def lease(self) -> Iterator[Lease]:
         """A lease for one operation."""
-        path = self.root / "leases" / secrets.token_hex(8)
+        path = self.root / "leases" / os.urandom(8).hex()
         with self.locked(fcntl.LOCK_SH):
             file = path.open("x+b")
             try_lock(file)

@@ -18,6 +18,7 @@ from crumble_common.errors import UsageError
 from crumble_ocid.compression import decompress
 from crumble_ocid.debian.control import damaged
 from crumble_ocid.debian.release import Release
+from crumble_ocid.files import commit
 from crumble_ocid.progress import Reporter
 from crumble_ocid.store import Store
 from crumble_ocid.transfer import Headers, Transport, fetch_blob
@@ -164,7 +165,7 @@ def _fetch(
 
 
 def _make(store: Store, blob: Path, path: Path) -> None:
-    with store.temporary("packages") as (_, temporary):
+    with store.temporary("packages") as (made, temporary):
         database = sqlite3.connect(temporary)
         with contextlib.closing(database), blob.open("rb") as file:
             database.executescript(
@@ -175,7 +176,7 @@ def _make(store: Store, blob: Path, path: Path) -> None:
             _insert(database, parse_packages(decompress(chunks, _MAX_INDEX)))
             database.executescript(_INDEXES)
             database.commit()
-        temporary.replace(path)
+        commit(made, temporary, path)
 
 
 def _insert(database: sqlite3.Connection, packages: Iterable[Package]) -> None:
