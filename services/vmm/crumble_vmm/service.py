@@ -70,6 +70,7 @@ class VmmService(Service[VmConfig]):
 
     def open(self, config: VmConfig) -> None:
         """Builds the machine; everything wrong with its parts is said here."""
+        self.timeline.step("vmm start")
         self.config = MachineConfig.from_message(config)
         self.session = AgentSession(self.config.hostname)
         context = self.context
@@ -88,6 +89,7 @@ class VmmService(Service[VmConfig]):
         )
         self._machine = build_machine(self.config, ends, self.timeline)
         self._machine.on_end = self._guest_ended
+        self.timeline.skip()
         # However this process ends: no vCPU may run while the interpreter takes itself apart.
         atexit.register(self._machine.stop)
 
@@ -101,6 +103,7 @@ class VmmService(Service[VmConfig]):
 
     def start(self) -> None:
         """Lets the guest run."""
+        self.timeline.step("sandbox")
         sys.setswitchinterval(_SWITCH_INTERVAL)
         self._boot_timer = self.context.loop.call_later(BOOT_LIMIT, self._no_agent)
         self.timeline.enter_guest()

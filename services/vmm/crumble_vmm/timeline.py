@@ -7,15 +7,32 @@ them is the moment it said so, which ties the two clocks together.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from crumble_common.messages.vm import Slice
 from crumble_common.trace import BEGIN, END, Trace, spans
 
 # A boot has about twenty phases.
 _CAPACITY = 512
+# proc(5), /proc/PID/stat: field 22, of those behind the command's name.
+_START_TIME = 19
+
+
+def process_start() -> int:
+    """When this process was started or forked, ns of CLOCK_MONOTONIC, to a clock tick (10 ms)."""
+    now = time.monotonic_ns()
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return now  # no Linux, or no /proc
+    ticks = int(fields[_START_TIME])
+    since_boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    age = since_boot - ticks * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))
+    return now - max(age, 0)
 
 
 class Timeline:
@@ -23,8 +40,19 @@ class Timeline:
 
     def __init__(self) -> None:
         self._trace = Trace(_CAPACITY)
+        self._last_step = process_start()
         self.entry = 0
         """When the guest's kernel was entered, ns; 0 before."""
+
+    def step(self, name: str) -> None:
+        """A phase that began when this process, or the last step, did, and ends now."""
+        now = time.monotonic_ns()
+        self.record(name, self._last_step, now)
+        self.skip()
+
+    def skip(self) -> None:
+        """What happened until now belongs to no step."""
+        self._last_step = time.monotonic_ns()
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Records what is done inside."""

@@ -185,10 +185,12 @@ def test_requests_before_the_agent_is_ready(config: Make) -> None:
         vm.tell(messages.ProcessInput(1, b"x"))
         slices = vm.ask(messages.Timeline())
         assert [item.name for item in slices.slices] == [
+            "vmm start",
             "memory map",
             "kernel load",
             "initramfs",
             "machine build",
+            "sandbox",
         ]
         assert slices.counters["instructions"] >= 0
         vm.ask(messages.Shutdown(1))

@@ -19,6 +19,17 @@ def test_phases_of_the_guest_are_placed_on_the_hosts_clock() -> None:
     assert slices["guest: mounts"].end == slices["guest: modules"].start
 
 
+def test_steps_follow_each_other_from_the_start_of_the_process() -> None:
+    timeline = Timeline()
+    timeline.step("start")
+    timeline.skip()
+    timeline.step("later")
+    start, later = timeline.slices()
+    assert 0 < start.start <= start.end <= later.start <= later.end
+    # This process is older than a tick, and younger than the machine.
+    assert start.end - start.start < time.monotonic_ns()
+
+
 def test_a_guest_that_says_nothing_or_nonsense() -> None:
     timeline = Timeline()
     timeline.enter_guest()
