@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from framework.compiled import ARCHES, output, runner
-from framework.dialect_programs import CORNERS, INPUTS, Generator, Reference, source
+from framework.dialect_programs import CORNERS, INPUTS, Generator, source
+from framework.dialect_reference import Reference
 
 ROUNDS = 12
 

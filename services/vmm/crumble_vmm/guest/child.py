@@ -18,6 +18,7 @@ SPARE = 1
 UMASK = 0o022
 OPEN_FILES, OPEN_FILES_MAX = 1024, 1048576
 DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ELF_MAGIC = int.from_bytes(b"\x7fELF", "little")
 COLON, SLASH = b":"[0], b"/"[0]
 
 
@@ -155,12 +156,20 @@ def _execute_in(folder: ptr[u8], count: i64, program: ptr[u8]) -> u32:
 def _execute_file(path: ptr[u8]) -> u32:
     """execve; a file that is neither a program nor begins with #! is given to the shell."""
     error = state.error_of(linux.execve(path, arguments + SPARE, environment))
-    if error != linux.ENOEXEC:
+    if error != linux.ENOEXEC or _is_program(path):
         return error
     arguments[0] = u64(b"/bin/sh")
     arguments[SPARE] = u64(path)
     failed = state.error_of(linux.execve(b"/bin/sh", arguments, environment))
     return error if failed == linux.ENOENT else failed
+
+
+def _is_program(path: ptr[u8]) -> bool:
+    """Whether it is an ELF file: one of another architecture, then, and no script."""
+    magic: array[u8, 4]
+    fd = linux.openat(linux.AT_FDCWD, path, linux.O_RDONLY | linux.O_CLOEXEC, 0)
+    count = linux.read(fd, magic, len(magic))
+    return count == len(magic) and state.get32(magic) == ELF_MAGIC
 
 
 def _has_slash(string: ptr[u8]) -> bool:
