@@ -1,6 +1,7 @@
 """`crumble-vmm` as a program of its own: no supervisor, a terminal or pipes."""
 
 import fcntl
+import hashlib
 import json
 import os
 import pty
@@ -130,6 +131,27 @@ def test_a_command_with_pipes(linux: list[str]) -> None:
     assert done.returncode == 7
     assert done.stdout == b"riscv64\n" + b"typed\n" * 1000
     assert done.stderr == b"err\n"
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+def test_more_input_than_anyone_keeps(linux: list[str]) -> None:
+    data = os.urandom(6 << 20)
+    wanted = hashlib.sha256(data).hexdigest()
+    done = vmm(*linux, "--", "sh", "-c", "sleep 0.2; sha256sum", stdin=data)
+    assert done.stdout.decode().split()[0] == wanted, done.stderr
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+def test_input_from_a_file(linux: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(os.urandom(300_000))
+    with path.open("rb") as file:
+        done = subprocess.run(
+            [*VMM, *linux, "--", "wc", "-c"], stdin=file, capture_output=True, timeout=60
+        )
+    assert done.stdout.strip() == b"300000"
 
 
 @pytest.mark.guest

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import stat
 import sys
 import termios
 import tty
@@ -17,6 +18,7 @@ from crumble_common.errors import CrumbleError
 from crumble_common.guest_memory import GuestMemory
 from crumble_common.messages.vm import (
     ConsoleOutput,
+    ProcessCredit,
     ProcessExit,
     ProcessOutput,
     ProcessStart,
@@ -33,6 +35,8 @@ from crumble_vmm.config import MEMORY_UNIT, MachineConfig
 from crumble_vmm.service import VmmService
 
 _CHUNK = 16 << 10
+# What is read ahead of the command.
+_AHEAD = 64 << 10
 _FAILED = 125
 
 
@@ -82,8 +86,11 @@ class TerminalService(VmmService):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
+        self._stdin = os.fstat(0).st_mode
         self._process = 0
         self._keys = EscapeKeys()
+        self._ahead = 0  # bytes of input the command has not taken
+        self._listening = self._at_end = False
 
     def start(self) -> None:
         """Also listens to the terminal."""
@@ -92,8 +99,16 @@ class TerminalService(VmmService):
             self._listen()
 
     def _listen(self) -> None:
-        with contextlib.suppress(PermissionError):  # a file cannot be polled; nobody types there
-            self.context.loop.add_fd(0, "terminal", self._typed)
+        """Reads stdin while there is room for what comes."""
+        wanted = not self._at_end and self._ahead < _AHEAD
+        if stat.S_ISFIFO(self._stdin) or stat.S_ISSOCK(self._stdin) or os.isatty(0):
+            if wanted and not self._listening:
+                self.context.loop.add_fd(0, "terminal", self._typed)
+            elif self._listening and not wanted:
+                self.context.loop.remove_fd(0)
+            self._listening = wanted
+        elif wanted and self.command:  # a file cannot be polled, and need not be
+            self.context.loop.call_soon(self._typed)
 
     def emit(self, event: Message) -> None:
         """Shows what a supervisor would have been told."""
@@ -111,6 +126,9 @@ class TerminalService(VmmService):
                 if kind not in ("poweroff", "reset"):
                     type(self).status = _FAILED
                     _say(detail)
+            case ProcessCredit(_, 0, size):
+                self._ahead -= size
+                self._listen()
         if isinstance(event, ProcessOutput):
             self.session.credit(event.process, event.stream, len(event.data))
 
@@ -138,19 +156,19 @@ class TerminalService(VmmService):
 
     def _typed(self) -> None:
         data = os.read(0, _CHUNK)
-        eof = not data
-        if eof:
-            self.context.loop.remove_fd(0)
+        self._at_end = not data
         if os.isatty(0):
             data, quit_asked = self._keys.feed(data)
             if quit_asked:
                 self.quit()
                 return
         if self.command:
-            self.session.input(self._process, data, eof)
+            self._ahead += len(data)
+            self.session.input(self._process, data, self._at_end)
             self._pump()
         elif data:
             self.type_at_console(data)
+        self._listen()
 
     def quit(self, error: CrumbleError | None = None) -> None:
         """Ends the VM as it is."""
