@@ -16,8 +16,9 @@ import zstandard
 from crumble_common.errors import RemoteError
 
 CHUNK = 1 << 18
-# zstd can make 128 KiB of four bytes and its decoder has no output limit: feed it little at once.
-_ZSTD_PIECE = 2048
+# What a decoder is fed at once, so that even a bomb makes no more than about 64 MiB of it: gzip expands
+# up to 1,000 times, xz 7,000 times, and zstd makes 128 KiB of four bytes.
+_PIECES = {"gzip": 1 << 15, "xz": 1 << 13, "zstd": 1 << 11}
 _ZSTD_WINDOW = 1 << 27  # what the zstd tool itself takes without being asked
 _LZMA_MEMORY = 1 << 28
 
@@ -96,7 +97,7 @@ def _rejoin(head: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
 
 def _decode(chunks: Iterator[bytes], kind: str) -> Iterator[bytes]:
     """All streams that follow each other, as gzip, zstd and xz allow."""
-    make = {"gzip": _gzip, "zstd": _zstd, "xz": _xz}[kind]
+    make, size = {"gzip": _gzip, "zstd": _zstd, "xz": _xz}[kind], _PIECES[kind]
     decoder: _Decoder | None = None
     try:
         for chunk in chunks:
@@ -106,14 +107,15 @@ def _decode(chunks: Iterator[bytes], kind: str) -> Iterator[bytes]:
                     if not chunk:
                         break
                     decoder = make()
-                piece, chunk = (
-                    (chunk[:_ZSTD_PIECE], chunk[_ZSTD_PIECE:]) if kind == "zstd" else (chunk, b"")
-                )
-                if out := decoder.decompress(piece):
-                    yield out
-                if decoder.eof:
-                    chunk = decoder.unused_data + chunk
-                    decoder = None
+                for at in range(0, len(chunk), size):
+                    if out := decoder.decompress(chunk[at : at + size]):
+                        yield out
+                    if decoder.eof:
+                        chunk = decoder.unused_data + chunk[at + size :]
+                        decoder = None
+                        break
+                else:
+                    break
     except (zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError) as error:
         raise corrupt(f"has damaged {kind} data ({error})") from None
     if decoder is not None:

@@ -133,7 +133,9 @@ class KernelProvider:
         ):
             if right is None:
                 return
-            download_packages(self._store, lease, self._transport, release, [package], reporter)
+            download_packages(
+                self._store, lease, self._transport, release, [package], reporter, "the kernel"
+            )
             blob = self._store.blob_path(digest)
             step = reporter.step("unpack the kernel", package.size)
             modules = KernelPackage(blob, step.set).extract(made)

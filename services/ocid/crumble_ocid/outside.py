@@ -75,7 +75,8 @@ class Broker(Outside):
     def close(self) -> None:
         """Ends the process."""
         self._socket.close()
-        with contextlib.suppress(ChildProcessError):
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self._pid, signal.SIGTERM)
             os.waitpid(self._pid, 0)
 
     def create(self, path: Path) -> IO[bytes]:

@@ -50,6 +50,11 @@ class TransientError(RemoteError):
     spent: bool = False
 
 
+def host_of(url: str) -> str:
+    """The host and port of an address, for people: without the credentials some have in them."""
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
 def is_loopback(host: str) -> bool:
     """True for this machine's own names and addresses."""
     return host in ("localhost", "::1") or host.startswith("127.") or host.endswith(".localhost")
@@ -107,7 +112,7 @@ class Transport:
         """
         import httpx
 
-        host = urlsplit(url).netloc
+        host = host_of(url)
         base = {"Accept-Encoding": "identity", "User-Agent": "crumble", **(headers or {})}
         try:
             for _ in range(_REDIRECTS + 1):
@@ -301,7 +306,7 @@ def _redirect(url: str, target: str, headers: dict[str, str]) -> tuple[str, dict
     old, new = urlsplit(url), urlsplit(found)
     if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
         raise RemoteError(
-            f"{old.netloc} redirects to an address that is not secure.", code="remote.redirect"
+            f"{host_of(url)} redirects to an address that is not secure.", code="remote.redirect"
         )
     if (old.scheme, old.netloc) != (new.scheme, new.netloc):
         headers = {k: v for k, v in headers.items() if k.lower() not in _PRIVATE_HEADERS}

@@ -248,8 +248,18 @@ def test_a_bomb_stops_at_the_limit(packer: str) -> None:
             pass
 
 
-def test_xz_is_read() -> None:
-    assert b"".join(decompress([lzma.compress(b"abc")], 100)) == b"abc"
+@pytest.mark.parametrize("packer", ["gzip", "zstd", "xz"])
+def test_a_bomb_makes_little_at_once(packer: str) -> None:
+    packers = {**PACKERS, "xz": lambda data: lzma.compress(data, preset=0)}
+    bomb = packers[packer](bytes(96 << 20))
+    assert max(map(len, decompress([bomb], 1 << 30))) <= 66 << 20
+
+
+def test_streams_that_follow_each_other_are_one() -> None:
+    packed = lzma.compress(b"abc" * 9000) + bytes(8) + lzma.compress(b"def" * 9000)
+    for size in (1, 100, 1 << 20):
+        chunks = (packed[at : at + size] for at in range(0, len(packed), size))
+        assert b"".join(decompress(chunks, 100_000)) == b"abc" * 9000 + b"def" * 9000
 
 
 def test_another_content_than_promised_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

@@ -26,11 +26,12 @@ def download_packages(
     release: Release,
     packages: Iterable[Package],
     reporter: Reporter,
+    what: str = "packages",
 ) -> None:
     """Makes the store have every package; raises what the first that failed raised."""
     packages = list(packages)
     lease.add(*map(digest_of, packages))
-    step = reporter.step("download packages", sum(item.size for item in packages))
+    step = reporter.step(f"download {what}", sum(item.size for item in packages))
     calls = []
     for package in sorted(packages, key=lambda item: -item.size):
         open_from = functools.partial(transport.open, f"{release.source.uri}/{package.filename}")

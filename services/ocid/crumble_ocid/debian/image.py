@@ -68,8 +68,10 @@ class Plan:
     @property
     def apt_source(self) -> str:
         """The sources file for the guest."""
+        scheme, _, rest = self.release.source.uri.partition("://")
+        uri = f"{scheme}://{rest.rpartition('@')[2]}"  # not the credentials some have in it
         return (
-            f"Types: deb\nURIs: {self.release.source.uri}\nSuites: {self.release.suite}\n"
+            f"Types: deb\nURIs: {uri}\nSuites: {self.release.suite}\n"
             "Components: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
         )
 
