@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from crumble_common.errors import UsageError
 from crumble_common.messages.fs import Share as ShareConfig
 from crumble_fsd import fuse_wire as wire
@@ -65,6 +67,7 @@ def new_session(
     filesystems: list[Filesystem],
     options: Options,
     complete: Complete = lambda _token, _length: None,
+    commit: Callable[[], None] = lambda: None,
 ) -> Session:
     """A session over the nodes."""
-    return Session(nodes, filesystems, options, table(), complete)
+    return Session(nodes, filesystems, options, table(), complete, commit)

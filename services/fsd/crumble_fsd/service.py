@@ -20,12 +20,16 @@ from crumble_fsd.queue_pump import FsDevice
 from crumble_fsd.tree import split_path
 from crumble_fsd.union import LayerFiles
 from crumble_fsd.upper import MemoryUpper, Upper
+from crumble_fsd.upper_directory import DirectoryUpper
 
 # Copying up from a layer; attributes of read-only shares.
 _SYSCALLS = frozenset(("sendfile", "getxattr", "listxattr"))
 # What root needs to act on host files as their owners would: CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER,
 # CAP_FSETID. Nothing is kept without shares, or by an ordinary user.
 _SHARE_CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4
+
+# What the upper has put off is saved this often, seconds.
+_SETTLE = 1.0
 
 
 class FsdService(Service[FsConfig]):
@@ -50,7 +54,7 @@ class FsdService(Service[FsConfig]):
         if "page_state" in self.context.fds:
             self._page_state = _map(self.context.fd("page_state"))
         layers = [open_layer(layer) for layer in config.layers]
-        self._upper: Upper = MemoryUpper(config.upper_limit)
+        self._upper = open_upper(config)
         self.tree, nodes = new_tree(layers, self._upper)
         for file in config.injected:
             self.tree.inject(file.path, file.data, file.mode)
@@ -63,7 +67,9 @@ class FsdService(Service[FsConfig]):
         self._shares = add_shares(self.tree, nodes, config.shares)
         options = options_for(self._upper, shared=bool(self._shares))
         filesystems: list[Filesystem] = [self.tree, *self._shares]
-        self.session = new_session(nodes, filesystems, options, self.device.complete)
+        self.session = new_session(
+            nodes, filesystems, options, self.device.complete, self._upper.commit
+        )
         self.device.session = self.session
 
     def sandbox(self) -> Profile:
@@ -71,13 +77,17 @@ class FsdService(Service[FsConfig]):
         shares = self._config.shares
         return Profile(
             read=[share.source for share in shares if share.read_only],
-            write=[share.source for share in shares if not share.read_only],
+            write=[
+                *(share.source for share in shares if not share.read_only),
+                *([self._config.upper] if self._config.upper else []),
+            ],
             syscalls=_SYSCALLS,
             capabilities=_SHARE_CAPABILITIES if shares else 0,
         )
 
     def start(self) -> None:
         """Waits for the front end, or serves the one that is connected already."""
+        self._settle()
         sock = self._socket
         assert sock is not None
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -85,6 +95,10 @@ class FsdService(Service[FsConfig]):
             self.context.loop.add_fd(sock.fileno(), "listen", self._accept)
         else:
             self._serve(sock)
+
+    def _settle(self) -> None:
+        self._upper.settle()
+        self.context.loop.call_later(_SETTLE, self._settle)
 
     def _accept(self) -> None:
         assert self._socket is not None
@@ -128,6 +142,13 @@ class FsdService(Service[FsConfig]):
         for share in self._shares:
             share.close()
         self._upper.close()
+
+
+def open_upper(config: FsConfig) -> Upper:
+    """Where the guest's writes go; UsageError or HostError."""
+    if not config.upper:
+        return MemoryUpper(config.upper_limit)
+    return DirectoryUpper(config.upper, [Path(layer.index).stem for layer in config.layers])
 
 
 def open_layer(layer: Layer) -> LayerFiles:

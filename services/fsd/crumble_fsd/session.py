@@ -85,8 +85,11 @@ class Session:
         options: Options,
         operations: list[tuple[Operation, int, int] | None],
         complete: Complete,
+        commit: Callable[[], None],
     ) -> None:
-        """operations: by opcode: what to call, least length of the body, least room for the reply."""
+        """operations: by opcode: what to call, least length of the body, least room for the reply.
+        commit: called after each request and before its answer; may raise OSError.
+        """
         self.nodes = nodes
         self.filesystems = filesystems
         self.options = options
@@ -97,6 +100,7 @@ class Session:
         self.waiting: dict[int, tuple[Request, Attempt]] = {}
         self._operations = operations
         self._complete = complete
+        self._commit = commit
 
     def handle(
         self, readable: list[memoryview], writable: list[memoryview], token: object = None
@@ -107,7 +111,10 @@ class Session:
         request.writable = writable
         request.token = token
         try:
-            result = self._serve(readable, request)
+            try:
+                result = self._serve(readable, request)
+            finally:
+                self._commit()
         except OSError as error:
             return self._error(request, error.errno or errno.EIO)
         except StructError:

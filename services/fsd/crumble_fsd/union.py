@@ -27,7 +27,7 @@ from crumble_fsd.inodes import (
     lower_nodeid,
 )
 from crumble_fsd.listing import Listing
-from crumble_fsd.upper import Upper
+from crumble_fsd.upper import INODE_COST, NAME_COST, Upper
 from crumble_fsd.views import first_bytes, skip_bytes
 
 # The tree belongs to this one guest, which sees its own changes: it may keep what it was told.
@@ -54,9 +54,9 @@ class Union(Filesystem):
         self._layers = layers
         self._upper = upper
         self._nodes = nodes
-        self._next_id = FUSE_ROOT_ID + 1
         self.root = self._make_root()
         nodes[FUSE_ROOT_ID] = self.root
+        self._next_id = upper.restore(self)
 
     def _make_root(self) -> Directory:
         entries = [(number, layer.index.entry(0)) for number, layer in self._top_down()]
@@ -73,6 +73,43 @@ class Union(Filesystem):
 
     def _top_down(self) -> list[tuple[int, LayerFiles]]:
         return list(enumerate(self._layers))[::-1]
+
+    # Restoring: see upper_record.Records.
+
+    def make_directory(self, nodeid: int, mode: int, uid: int, gid: int) -> Directory:
+        """See Records."""
+        if nodeid == FUSE_ROOT_ID:
+            return self.root
+        if nodeid >> LAYER_SHIFT and not self.is_directory(*_lower_place(nodeid)):
+            raise ValueError("a directory was none in its layer")
+        made = Directory(self, nodeid, mode, uid, gid, self.root)
+        made.size = BLOCK
+        return made
+
+    def make_inode(self, nodeid: int, mode: int, uid: int, gid: int) -> Inode:
+        """See Records."""
+        if nodeid >> LAYER_SHIFT == 0:
+            return Inode(self, nodeid, mode, uid, gid)
+        number, row = _lower_place(nodeid)
+        layer = self._layers[number]
+        entry = layer.index.entry(row)
+        if stat.S_IFMT(entry.mode) != stat.S_IFMT(mode):
+            raise ValueError("an inode is of another kind than in its layer")
+        return lower_file(self, number, layer.contents, entry)
+
+    def is_directory(self, layer: int, row: int) -> bool:
+        """See Records."""
+        if not 0 <= layer < len(self._layers):
+            return False
+        index = self._layers[layer].index
+        return 0 <= row < index.count and stat.S_ISDIR(index.entry(row).mode)
+
+    def restored(self, inode: Inode, names: int) -> None:
+        """See Records."""
+        count = len(inode.children or ()) if isinstance(inode, Directory) else 0
+        inode.charged = INODE_COST if inode.nodeid >> LAYER_SHIFT == 0 else 0
+        self._upper.charge(names + count * NAME_COST, force=True)
+        self._nodes[inode.nodeid] = inode
 
     # Finding.
 
@@ -316,3 +353,8 @@ class Union(Filesystem):
     def statfs(self, node: Node) -> Statfs:  # noqa: ARG002  of Filesystem
         """See Filesystem."""
         return self._upper.statfs()
+
+
+def _lower_place(nodeid: int) -> tuple[int, int]:
+    """Layer and row of a lower inode's number."""
+    return (nodeid >> LAYER_SHIFT) - 1, nodeid & ((1 << LAYER_SHIFT) - 1)

@@ -15,7 +15,9 @@ import os
 from abc import ABC, abstractmethod
 
 from crumble_fsd.filesystem import Statfs, fail
+from crumble_fsd.fuse_wire import FUSE_ROOT_ID
 from crumble_fsd.inodes import BLOCK, Directory, Inode
+from crumble_fsd.upper_record import Records
 from crumble_native import files
 
 WINDOW = 1 << 40  # the largest file of an in-memory upper; 2^23 of them fit
@@ -46,11 +48,18 @@ class Record:
     def commit(self) -> None:
         """The changes of one request are complete: they may not be lost if this process is killed."""
 
+    def settle(self) -> None:
+        """Saves what was put off. To be called now and then."""
+
 
 class Upper(Record, ABC):
     """Data and record of the upper. Sizes and offsets in bytes; methods raise OSError (ENOSPC ...)."""
 
     max_size: int
+
+    def restore(self, records: Records) -> int:  # noqa: ARG002  nothing to restore in memory
+        """Makes again what was kept of an earlier life; the first inode number to give next."""
+        return FUSE_ROOT_ID + 1
 
     @abstractmethod
     def close(self) -> None:

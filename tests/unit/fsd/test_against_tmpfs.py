@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from crumble_common.messages.fs import Share
 from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
 from crumble_fsd.upper import MemoryUpper, Upper
+from crumble_fsd.upper_directory import DirectoryUpper
 from crumble_native import files
 from framework.fuse_client import FuseClient, direct
 from framework.layers import write_layer
@@ -78,7 +79,9 @@ class Machine(RuleBasedStateMachine):
 
     def mount(self) -> None:
         self.tree, nodes = new_tree(self.layers, self.upper)
-        session = new_session(nodes, [self.tree], options_for(self.upper, shared=False))
+        session = new_session(
+            nodes, [self.tree], options_for(self.upper, shared=False), commit=self.upper.commit
+        )
         self.fuse = FuseClient(direct(session))
         self.fuse.init()
 
@@ -421,11 +424,39 @@ class ShareMachine(Machine):
         super().teardown()
 
 
+class DirectoryMachine(Machine):
+    """The upper is in a directory, and fsd is killed and started again now and then."""
+
+    def make_upper(self) -> Upper:
+        return DirectoryUpper(str(self.work / "upper"), ["l0", "l1"][: len(self.layers)])
+
+    @rule(killed=st.booleans())
+    def restart(self, killed: bool) -> None:
+        for fd, _ in self.open.values():
+            os.close(fd)
+        self.open.clear()
+        if killed:
+            abandon(self.upper)
+        else:
+            self.upper.close()
+        self.upper = self.make_upper()
+        self.mount()
+
+
+def abandon(upper: Upper) -> None:
+    """Closes descriptors as the kernel does for a killed process: nothing is written any more."""
+    assert isinstance(upper, DirectoryUpper)
+    upper._journal.close()
+    for fd in (upper._data, upper._root, upper._lock, *(i.fd for i in upper._open.values())):
+        os.close(fd)
+
+
 # Explaining a failure takes minutes; the shrunk steps say enough.
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]
 
 TestMemoryUpper = Machine.TestCase
 TestShare = ShareMachine.TestCase
-TestMemoryUpper.settings = TestShare.settings = settings(
+TestDirectoryUpper = DirectoryMachine.TestCase
+TestMemoryUpper.settings = TestShare.settings = TestDirectoryUpper.settings = settings(
     derandomize=True, max_examples=60, stateful_step_count=40, deadline=None, phases=PHASES
 )
