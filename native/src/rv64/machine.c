@@ -57,6 +57,8 @@ uint64_t crb_page_gpa(const crb_machine *machine, uint64_t page) {
 
 // A memory without page state gets one here, so that writes through crb_translate in this process
 // are seen. Regions with foreign state keep it.
+#define OWN_STATE 0x656e696863616d00ull
+
 static bool make_state(crb_machine *machine) {
     crb_memory *memory = machine->memory;
     if (memory->header != NULL) return true;
@@ -65,6 +67,7 @@ static bool make_state(crb_machine *machine) {
     for (uint32_t i = 0; i < memory->n_regions; i++)
         if (memory->regions[i].state == NULL)
             memory->regions[i].state = machine->own_state + machine->first_page[i];
+    machine->own_header.magic = OWN_STATE;
     memory->header = &machine->own_header;
     return true;
 }
@@ -126,6 +129,8 @@ static bool valid(const crb_memory *memory, const crb_machine_config *config) {
     if (config->harts < 1 || config->harts > CRB_MAX_HARTS) return false;
     if (config->mode > CRB_MODE_USER) return false;
     if (config->mode == CRB_MODE_USER && config->harts != 1) return false;
+    // A memory whose page state is another machine's would lose it with that machine.
+    if (memory->header != NULL && memory->header->magic == OWN_STATE) return false;
     return memory->n_regions > 0 && config->timebase_hz > 0 && config->timebase_hz <= 1000000000;
 }
 

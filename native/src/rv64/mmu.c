@@ -45,6 +45,30 @@ static bool permitted(const crb_hart *hart, uint64_t pte, crb_access access) {
     return (pte & PTE_R) != 0 || ((hart->status & CRB_STATUS_MXR) != 0 && (pte & PTE_X) != 0);
 }
 
+// Forgets the entries of one array that lead to a host page.
+static void purge(const crb_tlb *tlb, crb_tlb_entry *entries, uint64_t host) {
+    const bool logged = tlb->filled <= CRB_TLB_LOG;
+    const uint32_t count = logged ? tlb->filled : CRB_TLB_SIZE;
+    for (uint32_t i = 0; i < count; i++) {
+        crb_tlb_entry *entry = &entries[logged ? tlb->log[i] : i];
+        if ((entry->tag & CRB_PAGE_MASK) + entry->addend == host) entry->tag = CRB_TLB_EMPTY;
+    }
+}
+
+void crb_moved(crb_hart *hart) {
+    hart->moved_seen = __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE);
+    for (int mode = 0; mode < CRB_MODES; mode++)
+        for (uint32_t i = 0; i < CRB_TLB_SIZE; i++)
+            hart->tlbs[mode].read[i].tag = CRB_TLB_EMPTY;
+}
+
+// After a move of this hart's own: only what shows the page in its base goes.
+static void moved_page(crb_hart *hart, const uint8_t *base) {
+    hart->moved_seen++;
+    for (int mode = 0; mode < CRB_MODES; mode++)
+        purge(&hart->tlbs[mode], hart->tlbs[mode].read, (uintptr_t)base & CRB_PAGE_MASK);
+}
+
 // The host address of RAM that may have a base, or whose state a write changes. With several harts
 // a page of the base is copied when it is first read: another hart's first write could not
 // otherwise be seen without a fence (see README.md).
@@ -52,8 +76,14 @@ static CRB_COLD uint8_t *translate(crb_hart *hart, uint64_t gpa, bool write) {
     crb_machine *machine = hart->machine;
     uint64_t length = 1;
     const uint64_t before = __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE);
+    const uint8_t *from = crb_translate(machine->memory, gpa, &length, false);
     uint8_t *host = crb_translate(machine->memory, gpa, &length, write || machine->copy_on_read);
-    if (before != __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE)) crb_moved(hart);
+    const uint64_t after = __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE);
+    // One move in between, and this page's was in between: so it was that one.
+    if (host != from && after == before + 1 && hart->moved_seen == before)
+        moved_page(hart, from);
+    else if (after != before)
+        crb_moved(hart);
     return host;
 }
 
@@ -232,19 +262,13 @@ void crb_tlb_flush_writes(crb_hart *hart) {
             hart->tlbs[mode].write[i].tag = CRB_TLB_EMPTY;
 }
 
-static void purge(crb_tlb_entry *entries, uint64_t host) {
-    for (uint32_t i = 0; i < CRB_TLB_SIZE; i++)
-        if ((entries[i].tag & CRB_PAGE_MASK) + entries[i].addend == host)
-            entries[i].tag = CRB_TLB_EMPTY;
-}
-
 void crb_tlb_purge_page(crb_hart *hart, uint64_t page) {
     if ((hart->stored[page / 64] >> (page % 64) & 1) == 0) return;
     uint64_t length = 1;
     const uint64_t gpa = crb_page_gpa(hart->machine, page);
     const uint64_t host = (uintptr_t)crb_translate(hart->machine->memory, gpa, &length, false);
     for (int mode = 0; mode < CRB_MODES; mode++)
-        purge(hart->tlbs[mode].write, host);
+        purge(&hart->tlbs[mode], hart->tlbs[mode].write, host);
 }
 
 void crb_set_mode(crb_hart *hart) {
@@ -260,13 +284,6 @@ void crb_set_mode(crb_hart *hart) {
 static void log_fill(crb_tlb *tlb, uint32_t index) {
     if (tlb->filled < CRB_TLB_LOG) tlb->log[tlb->filled] = (uint16_t)index;
     if (tlb->filled <= CRB_TLB_LOG) tlb->filled++;
-}
-
-void crb_moved(crb_hart *hart) {
-    hart->moved_seen = __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE);
-    for (int mode = 0; mode < CRB_MODES; mode++)
-        for (uint32_t i = 0; i < CRB_TLB_SIZE; i++)
-            hart->tlbs[mode].read[i].tag = CRB_TLB_EMPTY;
 }
 
 // Host address of `va`, now in the TLB; NULL when *result says trap, or with CRB_NEXT when it is no

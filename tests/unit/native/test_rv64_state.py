@@ -209,7 +209,10 @@ def test_sbi_stop_is_an_exit() -> None:
 
 def test_memory_is_given_back_its_missing_page_state() -> None:
     board = Board()
+    with pytest.raises(ValueError, match="guest memory"):
+        rv64.Machine(board.memory)
     board.machine.close()
+    rv64.Machine(board.memory).close()
     board.memory.write(CODE, b"x")
     assert board.memory.read(CODE, 1) == b"x"
     assert len(board.ram) == SIZE
