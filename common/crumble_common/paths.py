@@ -16,6 +16,7 @@ from crumble_common.errors import HostError
 
 # sockaddr_un holds 108 bytes; the longest name we put below the runtime directory is about 40.
 _MAX_RUNTIME_PATH = 64
+_CHOOSE = "Set CRUMBLE_RUNTIME_DIR and CRUMBLE_DATA_DIR to directories of yours."
 
 
 def runtime_dir() -> Path:
@@ -47,12 +48,12 @@ def private_dir(path: Path) -> Path:
         info = path.lstat()
     except OSError as error:
         raise HostError(
-            f"Cannot create {path}: {error.strerror}.", code="host.directory"
+            f"Cannot create {path}: {error.strerror}.", code="host.directory", hint=_CHOOSE
         ) from error
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
         raise HostError(
             f"{path} is not a directory owned by you.",
             code="host.directory",
-            hint="Remove it, or set CRUMBLE_RUNTIME_DIR and CRUMBLE_DATA_DIR to directories of yours.",
+            hint=f"Remove it, or choose another place. {_CHOOSE}",
         )
     return path
