@@ -68,9 +68,9 @@ class ConsoleLog:
         return _text(re.split(rb"[\r\n]", rest)[0]) if there else ""
 
     def last_lines(self, count: int) -> str:
-        """The last lines, of a panic those above its stack; without the kernel's time stamps."""
-        before_stack = self.tail().split(b"Call Trace:")[0]
-        lines = [_text(_PREFIX.sub(b"", line)) for line in before_stack.splitlines()]
+        """The last lines before the end, or before a panic; without the kernel's time stamps."""
+        before_panic = self.tail().split(b"Kernel panic - not syncing")[0]
+        lines = [_text(_PREFIX.sub(b"", line)) for line in before_panic.splitlines()]
         return "\n".join(list(filter(None, lines))[-count:])
 
 

@@ -6,9 +6,9 @@ from crumble_vmm.console_log import KEPT, ConsoleLog
 
 PANIC = (
     b"[    1.5] Run /init as init process\r\n"
+    b"[    1.55] [   T1] init[1]: \x1b[1mtrap\r\n"
     b"[    1.570226] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000004\r\n"
-    b"[    1.570556] [   T1] CPU: 0 UID: 0 PID: 1 Comm: init\r\n"
-    b"[    1.570912] Hardware \x1b[1mname\r\n"
+    b"[    1.570556] CPU: 0 UID: 0 PID: 1 Comm: init\r\n"
     b"[    1.570912] Call Trace:\r\n[    1.570950] [<ffffffff80006f7c>] dump_backtrace\r\n"
 )
 
@@ -49,7 +49,7 @@ def test_a_panic_is_found_and_told() -> None:
     assert log.panic() == ""
     log.write(PANIC)
     assert log.panic() == "Attempted to kill init! exitcode=0x00000004"
-    assert log.last_lines(2) == "CPU: 0 UID: 0 PID: 1 Comm: init\nHardware ?[1mname"
+    assert log.last_lines(2) == "Run /init as init process\ninit[1]: ?[1mtrap"
 
 
 def test_the_rest_of_a_marked_line() -> None:
