@@ -10,6 +10,7 @@ from typing import cast
 
 from crumble_common import doorbell, log
 from crumble_common.doorbell import QueuePump, Served
+from crumble_common.errors import UsageError
 from crumble_common.eventloop import EventLoop
 from crumble_common.vhost_user import (
     VIRTIO_F_EVENT_IDX,
@@ -78,8 +79,8 @@ class FsDevice:
 
 
 def config_space(tag: str) -> bytes:
-    """`struct virtio_fs_config`; ValueError when the tag is too long."""
+    """`struct virtio_fs_config`; UsageError when the tag is too long."""
     raw = tag.encode()
     if not 0 < len(raw) <= _TAG_SIZE:
-        raise ValueError(f"a tag has 1 to {_TAG_SIZE} bytes")
+        raise UsageError(f"A tag has 1 to {_TAG_SIZE} bytes; {tag!r:.50} has {len(raw)}.")
     return raw.ljust(_TAG_SIZE, b"\0") + REQUEST_QUEUES.to_bytes(4, "little")

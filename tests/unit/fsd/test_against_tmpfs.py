@@ -458,5 +458,5 @@ TestMemoryUpper = Machine.TestCase
 TestShare = ShareMachine.TestCase
 TestDirectoryUpper = DirectoryMachine.TestCase
 TestMemoryUpper.settings = TestShare.settings = TestDirectoryUpper.settings = settings(
-    derandomize=True, max_examples=60, stateful_step_count=40, deadline=None, phases=PHASES
+    derandomize=True, max_examples=40, stateful_step_count=40, deadline=None, phases=PHASES
 )

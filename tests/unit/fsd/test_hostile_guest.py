@@ -80,7 +80,7 @@ def send(session: Session, readable: list[bytes], sizes: list[int]) -> None:
 
 
 @settings(
-    derandomize=True, max_examples=250, deadline=None,
+    derandomize=True, max_examples=150, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(st.lists(requests(), min_size=1, max_size=25), st.booleans())
