@@ -3,10 +3,13 @@
 import gzip
 import lzma
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from crumble_common.errors import UsageError
 from crumble_vmm.boot import modules
@@ -75,3 +78,18 @@ def test_a_signature_is_taken_off(tmp_path: Path) -> None:
 def test_a_missing_module(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Cannot read kernel module"):
         load_module(tmp_path / "none.ko")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200), st.sampled_from([bytes, lzma.compress, zstandard.compress]))
+def test_any_bytes_are_a_module_or_refused(
+    tmp_path: Path, noise: bytes, pack: Callable[[bytes], bytes]
+) -> None:
+    """Whatever the file holds: a relocatable ELF of the guest's kind, or a UsageError."""
+    path = tmp_path / "x.ko"
+    path.write_bytes(pack(noise) if noise[:1] < b"\x40" else pack(elf())[:-1] + noise)
+    try:
+        module = load_module(path)
+    except UsageError:
+        return
+    assert module.data.startswith(b"\x7fELF")
