@@ -9,7 +9,7 @@ from crumble_vmm.boot.fdt import Node, cells, flatten, words
 
 # Linux, Documentation/devicetree/bindings/riscv/cpus.yaml and extensions.yaml.
 EXTENSIONS = ("i", "m", "a", "f", "d", "c", "zicntr", "zicsr", "zifencei",
-              "zba", "zbb", "zbs", "zicboz", "sstc")  # fmt: skip
+              "zba", "zbb", "zbs", "zicboz", "sstc", "svadu", "svvptc")  # fmt: skip
 _CBOZ_BLOCK = 64
 _SUPERVISOR_EXTERNAL = 9
 
