@@ -10,8 +10,6 @@ import os
 import stat
 from pathlib import Path
 
-import platformdirs
-
 from crumble_common.errors import HostError
 
 # sockaddr_un holds 108 bytes; the longest name we put below the runtime directory is about 40.
@@ -31,6 +29,8 @@ def runtime_dir() -> Path:
 
 def data_dir() -> Path:
     """Images, kernels and snapshots: $CRUMBLE_DATA_DIR, else the user's data directory."""
+    import platformdirs
+
     chosen = os.environ.get("CRUMBLE_DATA_DIR")
     path = Path(chosen) if chosen else Path(platformdirs.user_data_dir("crumble", appauthor=False))
     return private_dir(path)

@@ -119,6 +119,16 @@ class LogData:
     eof: bool = False
 
 
+@message("client.lease")
+@dataclass(frozen=True)
+class Lease:
+    """On the supervisor's plain socket: the client with this ZeroMQ identity ends with this
+    connection, and with it the VMs and processes it did not detach. Reply: Ok.
+    """
+
+    identity: bytes
+
+
 @message("client.status")
 @dataclass(frozen=True)
 class Status:

@@ -13,7 +13,7 @@ from typing import Any
 
 from crumble.cli import output
 from crumble.cli.parser import Parser
-from crumble.supervisor.instance import find_daemon
+from crumble.supervisor.locate import find_daemon
 from crumble_common import __version__, paths, sandbox
 from crumble_common.errors import CrumbleError
 
@@ -45,7 +45,7 @@ def examine() -> dict[str, Any]:
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "hypervisors": _hypervisors(),
         "sandbox": sandbox.probe(),
-        "supervisor": str(find_daemon() or ""),
+        "supervisor": find_daemon(),
         "runtime": _place(paths.runtime_dir),
         "data": _place(paths.data_dir),
         "kernels": _kernels(),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import zmq
 
 from crumble.sdk.client import Client
-from crumble.supervisor.instance import find_daemon
+from crumble.supervisor.locate import find_daemon
 from crumble_common import wire
 from crumble_common.errors import InternalError, UsageError
 from crumble_common.eventloop import EventLoop
@@ -28,12 +29,12 @@ class Link:
         self._embedded: Embedded | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         daemon = find_daemon()
-        if daemon is None and not own:
+        if not daemon and not own:
             raise no_daemon()
-        if daemon is not None:
+        if daemon:
             address = f"ipc://{daemon}/client"
             self.client = Client(
-                self.loop, self._context, address, daemon / "lease" if lease else None
+                self.loop, self._context, address, Path(daemon, "stream") if lease else None
             )
         else:
             self.client = self._embed()

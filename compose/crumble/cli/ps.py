@@ -1,12 +1,16 @@
-"""`crumble ps`."""
+"""`crumble ps`. Answers at once: see `quick`."""
 
 from __future__ import annotations
 
-from crumble.cli import output
-from crumble.cli.link import Link
+from crumble.cli import quick
 from crumble.cli.parser import Parser
 from crumble_common.errors import UsageError
-from crumble_common.messages import client as messages
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_HEAD = ("NAME", "IMAGE", "STATE", "CREATED", "CPUS", "MEMORY")
 
 
 def main(arguments: list[str]) -> int:
@@ -18,29 +22,36 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     vms = _list(options.all)
     if options.json:
-        output.as_json(vms)
+        import json
+
+        print(json.dumps(vms, indent=2))
     elif options.quiet:
         for vm in vms:
-            print(vm.name)
+            print(vm["name"])
     else:
-        output.table(
-            ("NAME", "IMAGE", "STATE", "CREATED", "CPUS", "MEMORY"), [_row(vm) for vm in vms]
-        )
+        _table(vms)
     return 0
 
 
-def _list(everything: bool) -> list[messages.VmInfo]:
+def _list(everything: bool) -> list[dict[str, Any]]:
     try:
-        with Link(own=False) as link:
-            found: messages.VmInfos = link.call(messages.VmList(everything), deadline=10)
+        vms: list[dict[str, Any]] = quick.ask("client.vm.list", {"all": everything})["vms"]
     except UsageError as error:
         if error.code != "up.none":
             raise
         return []
-    return found.vms
+    return vms
 
 
-def _row(vm: messages.VmInfo) -> tuple[str, ...]:
-    state = f"{vm.state}: {vm.detail}" if vm.detail else vm.state
-    cells = (vm.name, vm.image, state, output.age(vm.created), str(vm.cpus))
-    return (*cells, output.memory(vm.memory))
+def _table(vms: list[dict[str, Any]]) -> None:
+    from crumble.cli import text
+
+    text.table(_HEAD, [_row(vm) for vm in vms])
+
+
+def _row(vm: dict[str, Any]) -> tuple[str, ...]:
+    from crumble.cli import text
+
+    state = f"{vm['state']}: {vm['detail']}" if vm["detail"] else vm["state"]
+    cells = (vm["name"], vm["image"], state, text.age(vm["created"]), str(vm["cpus"]))
+    return (*cells, text.memory(vm["memory"]))

@@ -16,9 +16,11 @@ from typing import Any
 
 import zmq
 
+from crumble.supervisor.streams import LENGTH
 from crumble_common import wire
 from crumble_common.errors import CrumbleError, InternalError
 from crumble_common.eventloop import EventLoop, Timer
+from crumble_common.messages.client import Lease
 from crumble_common.messages.service import Ok  # noqa: F401  replies of every kind must be known
 
 OnReply = Callable[[Any, CrumbleError | None], None]
@@ -113,7 +115,8 @@ class Client:
         self._lease = socket.socket(socket.AF_UNIX)
         try:
             self._lease.connect(str(path))
-            self._lease.sendall(identity)
+            frame = wire.encode(wire.Envelope(Lease(identity)))
+            self._lease.sendall(LENGTH.pack(len(frame)) + frame)
         except OSError as error:
             raise InternalError(f"The supervisor does not answer: {error}.") from error
         self.loop.add_fd(self._lease.fileno(), "lease", self._supervisor_gone)

@@ -10,6 +10,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -17,7 +18,7 @@ import zmq
 
 from crumble.sdk.client import Client, OnEvent, OnReply
 from crumble.sdk.embedded import Embedded
-from crumble.supervisor.instance import find_daemon
+from crumble.supervisor.locate import find_daemon
 from crumble_common import log, wire
 from crumble_common.errors import CrumbleError, InternalError
 from crumble_common.eventloop import EventLoop
@@ -36,7 +37,7 @@ class Session:
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._embedded: Embedded | None = None
         if daemon := find_daemon():
-            address, lease = f"ipc://{daemon}/client", daemon / "lease"
+            address, lease = f"ipc://{daemon}/client", Path(daemon, "stream")
             self._client = Client(self.loop, self._zmq, address, lease)
         else:
             self._embedded = Embedded(self._zmq)

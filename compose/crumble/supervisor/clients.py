@@ -1,18 +1,9 @@
-"""The supervisor's clients: who they are, what is sent to them, and how their going away is noticed.
-
-A client is a DEALER on our ROUTER. ZeroMQ does not say when a peer is gone, so a client that wants its
-VMs and processes to end with it also connects to the lease socket and sends its identity there; the
-kernel closes that connection however the client ends.
-"""
+"""The supervisor's clients on ZeroMQ: DEALERs on our ROUTER."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import zmq
 
@@ -23,18 +14,27 @@ from crumble_common.eventloop import EventLoop
 # Messages that may wait for a client that does not read; then events for it are dropped. What a
 # process prints is bounded by credit, long before this.
 _QUEUE = 10_000
-_MAX_IDENTITY = 64
 
 
-class Client:
-    """One client, which is its identity; it is the listener of what it started."""
+class Client(Protocol):
+    """Whoever asks: it gets answers, and is the listener of what it started."""
+
+    def deliver(self, event: Any, source: str) -> None: ...
+
+    def answer(self, request: int, body: Any) -> None: ...
+
+    def refuse(self, request: int, error: CrumbleError) -> None: ...
+
+
+class ZmqClient:
+    """One client, which is its identity."""
 
     def __init__(self, identity: bytes, owner: Clients) -> None:
         self.identity = identity
         self._owner = owner
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Client) and other.identity == self.identity
+        return isinstance(other, ZmqClient) and other.identity == self.identity
 
     def __hash__(self) -> int:
         return hash(self.identity)
@@ -53,20 +53,16 @@ class Client:
 
 
 class Clients:
-    """The ROUTER that clients speak to, and their leases."""
+    """The ROUTER that clients speak to."""
 
     def __init__(
         self,
         loop: EventLoop,
         context: zmq.Context[Any],
-        on_message: Callable[[Client, wire.Envelope], None],
-        on_gone: Callable[[Client], None],
+        on_message: Callable[[Any, wire.Envelope], None],
     ) -> None:
         self._loop = loop
         self._on_message = on_message
-        self._on_gone = on_gone
-        self._leases: dict[int, tuple[socket.socket, bytes]] = {}
-        self._listener: socket.socket | None = None
         self._router = context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.SNDHWM, _QUEUE)
@@ -78,13 +74,9 @@ class Clients:
         """Takes clients at an inproc or ipc address."""
         self._router.bind(address)
 
-    def bind_leases(self, path: Path) -> None:
-        """Takes leases at a Unix socket."""
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.setblocking(False)
-        self._listener.bind(os.fspath(path))
-        self._listener.listen(64)
-        self._loop.add_fd(self._listener.fileno(), "lease", self._accept)
+    def client(self, identity: bytes) -> ZmqClient:
+        """The client with an identity."""
+        return ZmqClient(identity, self)
 
     def send(self, identity: bytes, envelope: wire.Envelope) -> None:
         """Queues a message for a client; one that has gone or does not read does not get it."""
@@ -94,20 +86,13 @@ class Clients:
             log.debug("client unreachable", client=identity.hex(), error=error)
 
     def close(self) -> None:
-        """Sends what is queued and frees the sockets."""
-        if self._listener is not None:
-            self._loop.remove_fd(self._listener.fileno())
-            self._listener.close()
-        for lease, _ in self._leases.values():
-            self._loop.remove_fd(lease.fileno())
-            lease.close()
-        self._leases.clear()
+        """Sends what is queued and frees the socket."""
         self._loop.remove_socket(self._router)
         self._router.close()
 
     def _serve(self) -> None:
         identity, *frames = self._router.recv_multipart(zmq.NOBLOCK)
-        client = Client(identity, self)
+        client = self.client(identity)
         try:
             envelope = wire.decode(frames[0] if len(frames) == 1 else b"")
         except wire.WireError as problem:
@@ -116,28 +101,3 @@ class Clients:
                 client.refuse(problem.request, error)
             return
         self._on_message(client, envelope)
-
-    def _accept(self) -> None:
-        assert self._listener is not None
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            lease, _ = self._listener.accept()
-            lease.setblocking(False)
-            self._leases[lease.fileno()] = (lease, b"")
-            self._loop.add_fd(lease.fileno(), "lease", lambda: self._lease_event(lease))
-
-    def _lease_event(self, lease: socket.socket) -> None:
-        try:
-            data = lease.recv(_MAX_IDENTITY)
-        except BlockingIOError:
-            return
-        except ConnectionError:
-            data = b""
-        _, identity = self._leases[lease.fileno()]
-        if data and len(identity) + len(data) <= _MAX_IDENTITY:
-            self._leases[lease.fileno()] = (lease, identity + data)
-            return
-        self._loop.remove_fd(lease.fileno())
-        del self._leases[lease.fileno()]
-        lease.close()
-        log.info("client gone", client=identity.hex())
-        self._on_gone(Client(identity, self))

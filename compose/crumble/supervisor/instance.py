@@ -10,13 +10,13 @@ no file. A run-* directory that nobody has locked belonged to a supervisor that 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
 import time
 from pathlib import Path
 
+from crumble.supervisor.locate import is_locked, lock
 from crumble_common import paths
 from crumble_common.errors import HostError, UsageError
 
@@ -34,8 +34,8 @@ class Instance:
         if daemon:
             self._locks.append(_be_the_daemon(self.runtime))
         remove_stale(self.runtime)
-        self.path, lock = _make(self.runtime)
-        self._locks.append(lock)
+        self.path, held = _make(self.runtime)
+        self._locks.append(held)
         self.logs.mkdir()
 
     @property
@@ -64,18 +64,9 @@ class Instance:
 
     def release(self) -> None:
         """Gives up the locks only: in a forked child, which must not keep them alive."""
-        for lock in self._locks:
-            os.close(lock)
+        for held in self._locks:
+            os.close(held)
         self._locks = []
-
-
-def find_daemon() -> Path | None:
-    """The directory of the supervisor that `crumble up` runs, if one does."""
-    try:
-        path = (paths.runtime_dir() / "daemon").resolve(strict=True)
-    except OSError:
-        return None
-    return path if _is_locked(path) else None
 
 
 def remove_stale(runtime: Path) -> None:
@@ -84,7 +75,7 @@ def remove_stale(runtime: Path) -> None:
         with contextlib.suppress(OSError):
             young = time.time() - path.stat().st_mtime < _UNFINISHED
             unfinished = path.name.startswith("new-") and young
-            if not unfinished and not _is_locked(path):
+            if not unfinished and not is_locked(str(path)):
                 shutil.rmtree(path, ignore_errors=True)
     link = runtime / "daemon"
     if link.is_symlink() and not link.exists():
@@ -96,37 +87,20 @@ def _make(runtime: Path) -> tuple[Path, int]:
     new, final = runtime / f"new-{name}", runtime / f"run-{name}"
     try:
         new.mkdir(mode=0o700)
-        lock = _lock(new)
+        held = lock(str(new))
         new.rename(final)
     except OSError as error:
         raise HostError(
             f"Cannot create {final}: {error.strerror}.", code="host.directory"
         ) from error
-    assert lock is not None
-    return final, lock
+    assert held is not None
+    return final, held
 
 
 def _be_the_daemon(runtime: Path) -> int:
-    lock = _lock(runtime)
-    if lock is None:
+    held = lock(str(runtime))
+    if held is None:
         raise UsageError(
             "A supervisor is running already.", code="up.running", hint="`crumble down` ends it."
         )
-    return lock
-
-
-def _lock(path: Path) -> int | None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
-
-
-def _is_locked(path: Path) -> bool:
-    fd = _lock(path)
-    if fd is not None:
-        os.close(fd)
-    return fd is None
+    return held

@@ -24,6 +24,7 @@ from crumble.supervisor.instance import Instance
 from crumble.supervisor.mainprocess import MainProcess
 from crumble.supervisor.services import Services
 from crumble.supervisor.spawner import Spawner
+from crumble.supervisor.streams import StreamClient, Streams
 from crumble.supervisor.table import PRELOAD, TABLE, Table
 from crumble.supervisor.tasks import Cancelled, Future, Task
 from crumble.supervisor.vm import Vm
@@ -67,7 +68,8 @@ class Supervisor:
         self.vms: dict[str, Vm] = {}
         self._started = time.time()
         self._stopping: Task[None] | None = None
-        self._clients = Clients(self.loop, self._context, self._message, self._gone)
+        self._clients = Clients(self.loop, self._context, self._message)
+        self._streams: Streams | None = None
         self._spawner.attach(self.loop, self._forkserver_lost)
 
     @property
@@ -80,7 +82,8 @@ class Supervisor:
         self._clients.bind(self.inproc)
         if self.instance.daemon:
             self._clients.bind(self.instance.address("client"))
-            self._clients.bind_leases(self.instance.path / "lease")
+            path = self.instance.path / "stream"
+            self._streams = Streams(self.loop, path, self._message, self._stream_gone)
             self.instance.announce()
 
     def run(self) -> None:
@@ -164,6 +167,17 @@ class Supervisor:
         raise UsageError(
             f"There is no VM {name}.", code="vm.unknown", hint="`crumble ps --all` lists them."
         )
+
+    async def _lease(self, client: Client, request: messages.Lease) -> Ok:
+        if not isinstance(client, StreamClient):
+            raise UsageError("A lease is taken on the plain socket.", code="wire.target")
+        client.lease = request.identity
+        return Ok()
+
+    def _stream_gone(self, stream: StreamClient) -> None:
+        self._gone(stream)
+        if stream.lease:
+            self._gone(self._clients.client(stream.lease))
 
     def _gone(self, client: Client) -> None:
         """A client has gone, and with it what it did not detach."""
@@ -251,6 +265,7 @@ class Supervisor:
         messages.VmLogs: _logs,
         messages.Status: _status,
         messages.Down: _down,
+        messages.Lease: _lease,
         Ping: _ping,
     }
 
@@ -277,7 +292,9 @@ class Supervisor:
         self.services.close()
         self.fds.close_all()
         self.instance.close()
-        self._clients.close()  # last: who waits for its lease to end finds nothing left
+        self._clients.close()
+        if self._streams is not None:
+            self._streams.close()  # last: who waits for its lease to end finds nothing left
         self.loop.close()
         if self._own_context:
             self._context.term()

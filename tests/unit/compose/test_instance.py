@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from crumble.supervisor.instance import Instance, find_daemon
+from crumble.supervisor.instance import Instance
+from crumble.supervisor.locate import find_daemon
 from crumble_common.errors import UsageError
 
 
@@ -22,22 +23,22 @@ def test_it_is_private_and_leaves_nothing(runtime: Path) -> None:
     instance = Instance()
     assert instance.path.stat().st_mode & 0o777 == 0o700
     assert instance.logs.is_dir()
-    assert find_daemon() is None
+    assert not find_daemon()
     instance.close()
     assert list(runtime.iterdir()) == []
 
 
 def test_one_daemon_at_a_time_and_it_is_found(runtime: Path) -> None:
     daemon = Instance(daemon=True)
-    assert find_daemon() is None
+    assert not find_daemon()
     daemon.announce()
-    assert find_daemon() == daemon.path
+    assert find_daemon() == str(daemon.path)
     with pytest.raises(UsageError, match="running already"):
         Instance(daemon=True)
     other = Instance()
     other.close()
     daemon.close()
-    assert find_daemon() is None
+    assert not find_daemon()
     Instance(daemon=True).close()
     assert list(runtime.iterdir()) == []
 
@@ -50,7 +51,7 @@ def test_what_a_killed_supervisor_left_is_removed_and_the_living_are_kept(runtim
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     left = Path(dead.stdout.strip())
     assert left.is_dir()
-    assert find_daemon() is None
+    assert not find_daemon()
     living = Instance()
     assert not left.exists()
     second = Instance()

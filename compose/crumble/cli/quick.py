@@ -1,0 +1,56 @@
+"""One question to the daemon over its plain socket, without ZeroMQ and without message classes.
+
+For verbs that must answer at once. The answer is plain values, as crumble_common.wire packs them.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import msgpack
+
+from crumble.supervisor.locate import find_daemon
+from crumble_common.errors import BY_FAULT, InternalError, UsageError
+
+_LIMIT = 30.0
+_LENGTH = struct.Struct("<I")
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def ask(kind: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The body of the answer; raises the error, UsageError "up.none" without a daemon."""
+    daemon = find_daemon()
+    if not daemon:
+        raise UsageError(
+            "No supervisor is running.", code="up.none", hint="`crumble up --detach` starts one."
+        )
+    try:
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.settimeout(_LIMIT)
+            stream.connect(f"{daemon}/stream")
+            frame = msgpack.packb({"t": kind, "id": 1, "b": body})
+            stream.sendall(_LENGTH.pack(len(frame)) + frame)
+            reply = msgpack.unpackb(_receive(stream))
+    except OSError as error:
+        raise InternalError(
+            f"The supervisor does not answer: {error}.", code="supervisor.gone"
+        ) from error
+    if problem := reply.get("error"):
+        error_type = BY_FAULT.get(problem["fault"], InternalError)
+        raise error_type(problem["message"], code=problem["code"], hint=problem["hint"])
+    answer: dict[str, Any] = reply["b"]
+    return answer
+
+
+def _receive(stream: socket.socket) -> bytes:
+    data = b""
+    while len(data) < _LENGTH.size or len(data) < _LENGTH.size + _LENGTH.unpack_from(data)[0]:
+        more = stream.recv(1 << 20)
+        if not more:
+            raise ConnectionResetError("it closed the connection")
+        data += more
+    return data[_LENGTH.size :]

@@ -1,0 +1,37 @@
+"""Where the daemon of this user is. Imports next to nothing: `crumble ps` begins here."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from crumble_common import paths
+
+
+def find_daemon() -> str:
+    """The directory of the supervisor that `crumble up` runs; "" when none does."""
+    link = f"{paths.runtime_dir()}/daemon"
+    try:
+        path = os.path.realpath(link, strict=True)
+    except OSError:
+        return ""
+    return path if is_locked(path) else ""
+
+
+def lock(path: str) -> int | None:
+    """Locks a directory for as long as the returned fd is open; None when somebody else has."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def is_locked(path: str) -> bool:
+    """Somebody lives there."""
+    fd = lock(path)
+    if fd is not None:
+        os.close(fd)
+    return fd is None
