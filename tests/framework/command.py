@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def read_until(pipe: IO[bytes], text: bytes) -> bytes:
     """Reads a pipe until `text` has come."""
     data = b""
     while text not in data:
+        assert select.select([pipe], [], [], LIMIT / 2)[0], f"only {data!r} came"
         more = os.read(pipe.fileno(), 4096)
         assert more, f"ended with {data!r}"
         data += more

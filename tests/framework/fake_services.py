@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -25,7 +26,12 @@ from crumble_common.messages.service import Ok
 from crumble_common.service import Context, Reply, Service
 from framework.fake_process import FakeProcess
 
-JANITOR = 'while read pid; do pids="$pids -$pid"; done; [ "$pids" ] && kill -9 $pids; rm -rf "$1"'
+JANITOR = """
+mkdir "$1"; exec >&-
+while read pid; do pids="$pids -$pid"; done
+[ "$pids" ] && kill -9 $pids
+rm -rf "$1"
+"""
 
 
 class Unconfined(Service[Any]):
@@ -63,13 +69,16 @@ class FakeVmm(Unconfined):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.processes: dict[int, FakeProcess] = {}
-        self.root = Path(tempfile.mkdtemp(prefix="fake-guest-"))
+        self.root = Path(tempfile.gettempdir(), f"fake-guest-{secrets.token_hex(4)}")
         # Like a guest's processes, ours must not outlive a vmm that was killed.
         self.janitor = subprocess.Popen(
             ["/bin/sh", "-c", JANITOR, "janitor", self.root],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             start_new_session=True,
         )
+        assert self.janitor.stdout is not None
+        self.janitor.stdout.read()
 
     def open(self, config: vm.VmConfig) -> None:
         self.config = config

@@ -162,8 +162,12 @@ def test_a_terminal_is_raw_while_it_runs_and_restored_after(world: World) -> Non
     master, terminal = pty.openpty()
     before = subprocess.run(["stty", "-g"], stdin=terminal, capture_output=True, check=True).stdout
     subprocess.run(["stty", "rows", "33", "cols", "44"], stdin=terminal, check=True)
+    script = (
+        "stty size; while [ \"$(stty size)\" = '33 44' ]; do sleep 0.02; done; stty size; "
+        "read x; echo got $x; exit 4"
+    )
     process = world.start(
-        "run", "-it", "fake", "sh", "-c", "stty size; read x; echo got $x; stty size; exit 4",
+        "run", "-it", "fake", "sh", "-c", script,
         stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
     )  # fmt: skip
     with os.fdopen(master, "r+b", buffering=0) as user:
@@ -172,11 +176,13 @@ def test_a_terminal_is_raw_while_it_runs_and_restored_after(world: World) -> Non
         assert during.stdout != before
         subprocess.run(["stty", "rows", "50", "cols", "60"], stdin=terminal, check=True)
         process.send_signal(signal.SIGWINCH)
+        read_until(user, b"50 60")
         user.write(b"hello\r")
         read_until(user, b"got hello")
-        read_until(user, b"50 60")
         assert process.wait(30) == 4
-    after = subprocess.run(["stty", "-g"], stdin=terminal, capture_output=True, check=True).stdout
+        after = subprocess.run(
+            ["stty", "-g"], stdin=terminal, capture_output=True, check=True
+        ).stdout
     assert after.split(b":")[:4] == before.split(b":")[:4]
     os.close(terminal)
     world.assert_nothing_left()

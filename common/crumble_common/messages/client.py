@@ -122,8 +122,8 @@ class LogData:
 @message("client.lease")
 @dataclass(frozen=True)
 class Lease:
-    """On the supervisor's plain socket: the client with this ZeroMQ identity ends with this
-    connection, and with it the VMs and processes it did not detach. Reply: Ok.
+    """Event on the supervisor's plain socket: the client with this ZeroMQ identity ends with this
+    connection, and with it the VMs and processes it did not detach.
     """
 
     identity: bytes

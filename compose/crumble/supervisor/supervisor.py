@@ -128,6 +128,9 @@ class Supervisor:
             if envelope.to.startswith("vm:") and isinstance(envelope.body, _VM_EVENTS):
                 self._vm(envelope.to[3:]).vmm.send(envelope.body)
                 return
+            if isinstance(envelope.body, messages.Lease) and isinstance(client, StreamClient):
+                client.lease = envelope.body.identity
+                return
             if not envelope.request or envelope.body is None:
                 return
             work = self._route(client, envelope)
@@ -167,12 +170,6 @@ class Supervisor:
         raise UsageError(
             f"There is no VM {name}.", code="vm.unknown", hint="`crumble ps --all` lists them."
         )
-
-    async def _lease(self, client: Client, request: messages.Lease) -> Ok:
-        if not isinstance(client, StreamClient):
-            raise UsageError("A lease is taken on the plain socket.", code="wire.target")
-        client.lease = request.identity
-        return Ok()
 
     def _stream_gone(self, stream: StreamClient) -> None:
         self._gone(stream)
@@ -265,7 +262,6 @@ class Supervisor:
         messages.VmLogs: _logs,
         messages.Status: _status,
         messages.Down: _down,
-        messages.Lease: _lease,
         Ping: _ping,
     }
 

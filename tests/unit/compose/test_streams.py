@@ -148,7 +148,7 @@ def test_the_quick_question_gets_plain_values_and_errors(
     thread.start()
     try:
         assert quick.ask("client.vm.list", {"all": True}) == {"vms": []}
-        with pytest.raises(UsageError, match="No. Never.") as refused:
+        with pytest.raises(UsageError, match=r"No\. Never\.") as refused:
             quick.ask("client.status", {})
         assert refused.value.code == "no"
     finally:
