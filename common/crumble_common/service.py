@@ -231,10 +231,13 @@ class _Runner(Generic[C]):
     def live(self, config: C) -> None:
         """From open to the end of the loop; raises CrumbleError."""
         context, service = self.context, self.service
+        log.debug("configured")
         service.open(config)
+        log.debug("opened")
         profile = service.sandbox()
         if profile is not None:
             self.layers.update(sandbox.apply(profile))
+        log.debug("confined")
         self.connect()
         if profile is not None:
             self.layers.update(sandbox.seal(profile))
@@ -306,6 +309,7 @@ def service_main(
     name = os.environ.get("CRUMBLE_NAME", "") if supervised else name
     name = name or kind.name
     log.setup(name)
+    log.debug("begun")
     layers = sandbox.isolate(network=kind.network, keep_ids=kind.keep_ids) if kind.isolated else {}
     link = _Later(_connect if supervised else _NoLink)
     status = 0
