@@ -257,11 +257,11 @@ class FuseClient:
     def getxattr(self, nodeid: int, name: bytes, size: int = 65536) -> bytes:
         """GETXATTR with room for `size` bytes."""
         body = w.GETXATTR_IN.pack(size, 0) + name + b"\0"
-        return self.call(w.FUSE_GETXATTR, nodeid, body, room=max(size, 8))
+        return self.call(w.FUSE_GETXATTR, nodeid, body, room=size or 8)
 
     def listxattr(self, nodeid: int, size: int = 65536) -> list[bytes]:
         """LISTXATTR."""
-        reply = self.call(w.FUSE_LISTXATTR, nodeid, w.GETXATTR_IN.pack(size, 0), room=max(size, 8))
+        reply = self.call(w.FUSE_LISTXATTR, nodeid, w.GETXATTR_IN.pack(size, 0), room=size or 8)
         return reply.split(b"\0")[:-1]
 
     def removexattr(self, nodeid: int, name: bytes) -> None:

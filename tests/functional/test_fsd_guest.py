@@ -1,6 +1,7 @@
 """fsd under QEMU with a stock Linux: what a guest sees is what the same commands do on its own tmpfs."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ class Fsd:
 
     def __init__(self, work: Path, *arguments: str) -> None:
         self.socket = work / "fsd.sock"
+        self.socket.unlink(missing_ok=True)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "crumble_fsd", "--socket-path", str(self.socket), *arguments]
         )
@@ -53,6 +55,18 @@ def serve(tmp_path: Path) -> Iterator[object]:
     yield start
     for fsd in made:
         fsd.close()
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """fsd_probe.c for the guest."""
+    if shutil.which("riscv64-linux-gnu-gcc") is None:
+        pytest.skip("riscv64-linux-gnu-gcc is not installed")
+    out = tmp_path_factory.mktemp("probe") / "probe"
+    source = Path(__file__).with_name("fsd_probe.c")
+    command = ["riscv64-linux-gnu-gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o"]
+    subprocess.run([*command, str(out), str(source)], check=True)
+    return out.read_bytes()
 
 
 def layer_arguments(work: Path, *trees: dict[str, object]) -> list[str]:
@@ -153,6 +167,46 @@ echo 3 > /proc/sys/vm/drop_caches; ls; tail -c 8 big; mkdir usr; ls usr | wc -l
         f"{hashlib.md5(BIG).hexdigest()}  -", "-rwsr-xr-x 3",
         "changed", "etc2:", "dir     passwd", "", "etc2/dir:", "new",
         "big     bin     setuid", "big     bin     setuid", "changed", "0",
+    ]  # fmt: skip
+
+
+PROBE = """
+mkdir /tmp/p /mnt/p; chmod 777 /tmp/p /mnt/p; chmod +x /probe
+/probe /tmp/p > /tmp/local.out 2>&1 || exit 1
+/probe /mnt/p > /tmp/remote.out 2>&1 || exit 1
+diff /tmp/local.out /tmp/remote.out && wc -l < /tmp/remote.out
+"""
+
+
+@pytest.mark.parametrize("kind", ["memory", "directory", "share"])
+def test_calls_that_no_shell_makes(tmp_path: Path, serve: object, probe: bytes, kind: str) -> None:
+    """Mappings, locks, holes, unnamed files, exchanges, attributes, direct I/O: as on tmpfs."""
+    (tmp_path / "shared").mkdir()
+    arguments = {
+        "memory": [],
+        "directory": ["--upper", str(tmp_path / "upper")],
+        "share": ["--shared-dir", str(tmp_path / "shared")],
+    }
+    fsd = serve(*arguments[kind])  # type: ignore[operator]
+    guest = QemuGuest(tmp_path, PROBE, {"root": fsd.socket}, files={"probe": probe})
+    assert int(guest.run()) > 50
+
+
+def test_what_a_guest_wrote_is_there_for_the_next_one(tmp_path: Path, serve: object) -> None:
+    image = layer_arguments(tmp_path, {"etc": {"a": b"image\n", "b": b"gone\n"}})
+    first = """
+cd /mnt; echo changed >> etc/a; rm etc/b; mkdir d; echo new > d/f; ln d/f d/g; ln -s d l; mknod n c 1 3
+dd if=/dev/zero bs=64k count=40 2>/dev/null | tr '\\0' z > big
+"""
+    fsd = serve(*image, "--upper", str(tmp_path / "upper"))  # type: ignore[operator]
+    QemuGuest(tmp_path, first, {"root": fsd.socket}).run()
+    assert fsd.ended() == 0
+    fsd = serve(*image, "--upper", str(tmp_path / "upper"))  # type: ignore[operator]
+    second = "cd /mnt; cat etc/a d/g; ls etc l; stat -c '%h %s' d/f big; stat -c %t n; ls"
+    output = QemuGuest(tmp_path, second, {"root": fsd.socket}).run()
+    assert output.splitlines() == [
+        "image", "changed", "new", "etc:", "a", "", "l:", "f  g", "2 4", f"1 {40 << 16}", "1",
+        "big  d    etc  l    n",
     ]  # fmt: skip
 
 

@@ -16,9 +16,7 @@ from crumble_fsd.union import LayerFiles
 from crumble_fsd.upper import MemoryUpper, Upper
 
 
-def options_for(
-    upper: Upper, *, shared: bool, writeback: bool = False, remote_locks: bool = False
-) -> Options:
+def options_for(upper: Upper, *, shared: bool, remote_locks: bool = False) -> Options:
     """What to offer: a tree that is one guest's alone needs far fewer round trips than a shared one."""
     quiet: set[int] = set()
     if not shared:
@@ -27,7 +25,7 @@ def options_for(
             quiet.add(wire.FUSE_FLUSH)
         if isinstance(upper, MemoryUpper):
             quiet |= {wire.FUSE_FSYNC, wire.FUSE_FSYNCDIR}
-    return Options(frozenset(quiet), shared, writeback and not shared, remote_locks)
+    return Options(frozenset(quiet), shared, remote_locks)
 
 
 def new_tree(layers: list[LayerFiles], upper: Upper) -> tuple[Tree, dict[int, Node]]:

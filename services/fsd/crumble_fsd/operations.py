@@ -51,8 +51,6 @@ def init(session: Session, node: Node, request: Request) -> bytes:  # noqa: ARG0
     wanted |= killpriv if flags & killpriv else wire.FUSE_HANDLE_KILLPRIV
     if options.shared:
         wanted |= wire.FUSE_AUTO_INVAL_DATA | wire.FUSE_SUBMOUNTS
-    if options.writeback:
-        wanted |= wire.FUSE_WRITEBACK_CACHE
     if options.remote_locks:
         wanted |= wire.FUSE_POSIX_LOCKS | wire.FUSE_FLOCK_LOCKS
     session.reset()

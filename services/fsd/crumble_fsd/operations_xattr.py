@@ -46,8 +46,10 @@ def removexattr(session: Session, node: Node, request: Request) -> bytes:  # noq
 
 
 def _sized(request: Request, size: int, value: bytes) -> bytes:
-    """The value, or with size 0 how long it is."""
+    """The value, or with size 0 how long it is. The reply's room is `size`, or that of the length."""
     if size == 0:
+        if request.room < wire.GETXATTR_OUT.size:
+            fail(errno.EINVAL)
         return wire.GETXATTR_OUT.pack(len(value), 0)
     if len(value) > min(size, request.room):
         fail(errno.ERANGE)
@@ -56,7 +58,7 @@ def _sized(request: Request, size: int, value: bytes) -> bytes:
 
 OPERATIONS: dict[int, tuple[Operation, int, int]] = {
     wire.FUSE_SETXATTR: (setxattr, wire.SETXATTR_IN.size + 2, 0),
-    wire.FUSE_GETXATTR: (getxattr, wire.GETXATTR_IN.size + 2, wire.GETXATTR_OUT.size),
-    wire.FUSE_LISTXATTR: (listxattr, wire.GETXATTR_IN.size, wire.GETXATTR_OUT.size),
+    wire.FUSE_GETXATTR: (getxattr, wire.GETXATTR_IN.size + 2, 0),
+    wire.FUSE_LISTXATTR: (listxattr, wire.GETXATTR_IN.size, 0),
     wire.FUSE_REMOVEXATTR: (removexattr, 2, 0),
 }

@@ -40,13 +40,12 @@ _NO_REPLY = frozenset((wire.FUSE_FORGET, wire.FUSE_BATCH_FORGET, wire.FUSE_INTER
 class Options:
     """What this session offers. quiet: opcodes to answer ENOSYS so that the guest stops asking.
 
-    shared: host files are in the tree (they may change behind the guest's back).
-    writeback: the guest's page cache may hold written data back. remote_locks: locks come here.
+    shared: host files are in the tree (they may change behind the guest's back). remote_locks: locks
+    come here. The writeback cache is never offered: see docs/decisions.
     """
 
     quiet: frozenset[int] = frozenset()
     shared: bool = False
-    writeback: bool = False
     remote_locks: bool = False
 
 
