@@ -100,6 +100,16 @@ def test_a_contents_file_that_is_too_short(start: Start, tmp_path: Path) -> None
     assert "shorter than their index says" in err
 
 
+def test_a_socket_path_that_cannot_be_used(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    for path in (tmp_path / "file", tmp_path / "no" / "folder", tmp_path / ("n" * 120)):
+        _, err = start("--socket-path", str(path)).communicate(timeout=20)
+        assert f"Cannot listen at {path}" in err
+        assert "Traceback" not in err
+    assert (tmp_path / "file").read_text() == "precious"
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
 def test_it_serves_until_the_front_end_leaves(serve, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     write_layer(tmp_path, "l", {"f": b"from the layer"})
     master, fuse = serve("--layer", f"{tmp_path}/l.index:{tmp_path}/l.contents", "--tag", "root")
