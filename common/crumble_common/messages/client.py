@@ -22,6 +22,7 @@ class VmCreate:
     Progress (pulls), VmEvent and, with `dmesg`, ConsoleOutput events of it. detach: the VM outlives
     the requester's connection, and runs `main`, whose output goes to its log and whose end is its end.
     An empty `main.argv` is the image's own command; entrypoint replaces the image's, None keeps it.
+    boot_timeout: seconds from the kernel's entry to the agent's first word.
     """
 
     image: str
@@ -38,6 +39,7 @@ class VmCreate:
     detach: bool = False
     main: ProcessStart | None = None
     entrypoint: list[str] | None = None
+    boot_timeout: float = 120.0
     operation: str = ""
 
 

@@ -23,6 +23,7 @@ class VmConfig:
 
     memory: bytes, a multiple of 2 MiB. kernel: path of a kernel image. modules: paths of .ko files to
     load in order. cmdline: appended to ours. hypervisor: "auto", "soft", "kvm".
+    boot_limit: seconds from the kernel's entry to the agent's first word; 0: whoever asked waits.
     """
 
     vm: str
@@ -35,6 +36,7 @@ class VmConfig:
     hostname: str = ""
     dmesg: bool = False
     filesystems: list[VirtioFs] = field(default_factory=list)
+    boot_limit: float = 0.0
 
 
 @message("vm.event")

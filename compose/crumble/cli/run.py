@@ -20,7 +20,7 @@ from crumble.cli.signals import Interrupted, Signals
 from crumble.sdk.options import image_reference, memory_size, shares
 from crumble.supervisor.command import argv
 from crumble.supervisor.names import invent
-from crumble_common.errors import CrumbleError
+from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages import client as messages
 from crumble_common.messages.vm import ConsoleOutput, ProcessStart, VmEvent
 
@@ -67,7 +67,7 @@ def _process(options: argparse.Namespace) -> ProcessStart:
 
 def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
     kernel = str(Path(options.kernel).absolute()) if options.kernel else ""
-    entrypoint = None if options.entrypoint is None else shlex.split(options.entrypoint)
+    entrypoint = None if options.entrypoint is None else _words(options.entrypoint)
     return messages.VmCreate(
         image=image_reference(options.image),
         name=options.name or invent(),
@@ -83,8 +83,21 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
         detach=options.detach,
         main=start if options.detach else None,
         entrypoint=entrypoint,
+        boot_timeout=options.boot_timeout,
         operation="run",
     )
+
+
+def _words(text: str) -> list[str]:
+    """A shell's words."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        raise UsageError(
+            f"--entrypoint={text} has a quotation mark that is not closed.",
+            code="usage.entrypoint",
+            hint="Quote it as for a shell.",
+        ) from None
 
 
 def _detached(link: Link, request: messages.VmCreate) -> int:

@@ -37,6 +37,7 @@ def run_parser() -> Parser:
     add("-c", "--cpus", type=int, default=1, metavar="N", help="virtual CPUs (default: 1)")
     add("--pull", choices=("missing", "always", "never"), default="missing", help="when to fetch")
     add("--kernel", default="", metavar="FILE", help="boot this kernel")
+    add("--boot-timeout", type=_seconds, default=120.0, metavar="S", help="for its kernel and init")
     add("--cmdline", default="", metavar="WORDS", help="append to the kernel's command line")
     add("--hv", choices=("auto", "soft", "kvm"), default="auto", help="back end (default: auto)")
     add("--dmesg", action="store_true", help="show the guest kernel's messages on stderr")
@@ -89,7 +90,10 @@ def _lines(path: str) -> list[str]:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 1e9:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return value

@@ -67,6 +67,7 @@ def failure_of(event: Any) -> CrumbleError | None:
     if event.kind == "failed":
         return InternalError(event.detail, code="vm.failed")
     if event.kind in ("poweroff", "reset"):
-        text = "The guest powered off." if event.kind == "poweroff" else "The guest reset."
+        how = "powered off" if event.kind == "poweroff" else "was reset"
+        text = f"The guest {how} from inside."
         return GuestError(text, code=f"guest.{event.kind}")
     return None

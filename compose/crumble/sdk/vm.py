@@ -33,7 +33,8 @@ class VM:
 
     image: as `crumble run` takes it. memory: bytes, or "512m". volumes: {host: guest} or
     ["host:guest[:ro]"]. kernel: a path; the default one otherwise. pull: "missing", "always", "never".
-    on_event: gets Progress, VmEvent and, with dmesg, ConsoleOutput messages, in another thread.
+    boot_timeout: seconds its kernel and init may take. on_event: gets Progress, VmEvent and, with
+    dmesg, ConsoleOutput messages, in another thread.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class VM:
         volumes: Volumes = (),
         hostname: str = "",
         dmesg: bool = False,
+        boot_timeout: float = 120.0,
         on_event: OnEvent | None = None,
     ) -> None:
         self._request = messages.VmCreate(
@@ -64,6 +66,7 @@ class VM:
             dmesg=dmesg,
             shares=shares(volumes),
             hostname=hostname,
+            boot_timeout=boot_timeout,
             operation="boot",
         )
         self._on_event = on_event

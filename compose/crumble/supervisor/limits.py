@@ -11,16 +11,22 @@ from crumble_common.messages.client import VmCreate
 
 MIB = 1 << 20
 # Less than this and a stock kernel with its initramfs does not reach its init.
-MIN_MEMORY = 64 * MIB
+MIN_MEMORY = 96 * MIB
 # vmm maps guest memory in units of this.
 MEMORY_UNIT = 2 * MIB
 MAX_CPUS = 16
+MAX_BOOT = 86_400  # s
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?")
 
 
 def host_memory() -> int:
     """Bytes of RAM in this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def written_files() -> int:
+    """Bytes that the files a guest writes may take of this machine's RAM, where they are kept."""
+    return min(host_memory() // 2, 8 << 30)
 
 
 def check(request: VmCreate) -> None:
@@ -30,6 +36,12 @@ def check(request: VmCreate) -> None:
         raise UsageError(
             f"A VM cannot have {request.cpus} CPUs: between 1 and {MAX_CPUS} are possible.",
             code="vm.cpus",
+        )
+    if not 0 < request.boot_timeout <= MAX_BOOT:
+        raise UsageError(
+            f"A VM cannot have {request.boot_timeout:g} s to boot.",
+            code="vm.boot_timeout",
+            hint=f"Give it more than 0 and at most {MAX_BOOT} s.",
         )
     if request.hypervisor not in ("auto", "soft", "kvm"):
         raise UsageError(

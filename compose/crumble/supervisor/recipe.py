@@ -6,6 +6,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+from crumble.supervisor import limits
 from crumble.supervisor.images import OnProgress
 from crumble.supervisor.tasks import Task, both, limited
 from crumble_common.errors import GuestError
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 # The only guests there are so far: what the soft CPU runs.
 ARCHITECTURE = "riscv64"
 ROOT_TAG = "root"
-# From the kernel's entry to the agent's first word, s: many times what a slow host needs.
-BOOT_LIMIT = 300.0
 
 
 async def boot(vm: Vm, on_progress: OnProgress) -> None:
@@ -36,7 +35,8 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
         _spawn(vm, "fsd", _fs_config(vm, image), {**fds, "root_fs": device_side.fileno()})
         _spawn(vm, "vmm", _vm_config(vm, kernel), {**fds, "root_fs": driver_side.fileno()})
     vm.event(VmEvent(vm.name, "booting"))
-    await limited(vm.host.loop, vm.agent, BOOT_LIMIT, _no_agent)
+    limit = vm.request.boot_timeout
+    await limited(vm.host.loop, vm.agent, limit, lambda: _no_agent(limit))
 
 
 async def _materials(vm: Vm, on_progress: OnProgress) -> tuple[Image, Kernel]:
@@ -67,6 +67,7 @@ def _fs_config(vm: Vm, image: Image) -> FsConfig:
         tag=ROOT_TAG,
         socket_fd="root_fs",
         layers=image.layers,
+        upper_limit=limits.written_files(),
         shares=vm.request.shares,
         injected=[
             InjectedFile("/etc/hostname", f"{vm.hostname}\n".encode()),
@@ -101,9 +102,9 @@ def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
     )
 
 
-def _no_agent() -> GuestError:
+def _no_agent(limit: float) -> GuestError:
     return GuestError(
-        f"The guest's agent did not answer within {BOOT_LIMIT:.0f} s.",
+        f"The guest's agent did not answer within {limit:g} s.",
         code="guest.no_agent",
-        hint="Run with --dmesg to see what its kernel printed.",
+        hint="See with --dmesg what its kernel prints, or give it longer with --boot-timeout.",
     )

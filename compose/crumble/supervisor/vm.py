@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _SETTLE = 0.2
 # What `fsd` may take to write its files back when a VM is stopped in an orderly way, s.
 _FSD_GRACE = 5.0
+_SEE_DMESG = "Run with --dmesg to see what its kernel printed."
 
 
 class Listener(Protocol):
@@ -212,19 +213,19 @@ class Vm:
         elif event.kind in ("poweroff", "reset"):
             self._powered_off(event)
         elif event.kind in ("panic", "crash", "failed"):
-            self._failed(self.vmm, _guest_failure(event))
+            self._failed(self.vmm, _guest_failure(event, self.request.dmesg))
             return  # everybody is told when it is clear why
         self._tell(event)
 
     def _powered_off(self, event: VmEvent) -> None:
         self._off.set(None)
-        how = "powered off" if event.kind == "poweroff" else "reset"
+        how = "powered off" if event.kind == "poweroff" else "was reset"
         if self.state == "starting":
             self.fail(
                 GuestError(
                     f"The guest {how} before it was ready.",
                     code="guest.early_end",
-                    hint="Run with --dmesg to see what its kernel printed.",
+                    hint="" if self.request.dmesg else _SEE_DMESG,
                 )
             )
         elif self.state == "running":
@@ -268,13 +269,13 @@ class Vm:
             listener.deliver(event, self.source)
 
 
-def _guest_failure(event: VmEvent) -> CrumbleError:
+def _guest_failure(event: VmEvent, dmesg: bool) -> CrumbleError:
     if event.kind == "failed":
         return InternalError(event.detail or "The VM failed.", code="vm.failed")
     return GuestError(
         event.detail or f"The guest had a {event.kind}.",
         code=f"guest.{event.kind}",
-        hint="Run with --dmesg to see what its kernel printed.",
+        hint="" if dmesg else _SEE_DMESG,
     )
 
 

@@ -8,6 +8,7 @@ may pass (connection lost, 429, 5xx) are tried again with growing pauses. Raises
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -63,8 +64,8 @@ def is_loopback(host: str) -> bool:
 class Transport:
     """A pool of connections. One for all threads of a service."""
 
-    def __init__(self, read_timeout: float = READ_TIMEOUT) -> None:
-        self._read_timeout = read_timeout
+    def __init__(self, read_timeout: float = 0.0) -> None:
+        self._read_timeout = read_timeout or _patience()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._made: httpx.Client | None = None
@@ -161,6 +162,15 @@ class Transport:
                     raise
                 reporter.wait(_pause(count, error))
         return attempt()
+
+
+def _patience() -> float:
+    """Seconds a server may take for its next bytes: $CRUMBLE_NETWORK_TIMEOUT, where that is a number."""
+    try:
+        chosen = float(os.environ.get("CRUMBLE_NETWORK_TIMEOUT", ""))
+    except ValueError:
+        return READ_TIMEOUT
+    return chosen if 0 < chosen < 1e6 else READ_TIMEOUT
 
 
 def _pause(count: int, error: TransientError) -> float:

@@ -52,6 +52,7 @@ class MachineConfig:
     hostname: str = ""
     dmesg: bool = False
     filesystems: tuple[Filesystem, ...] = field(default=())
+    boot_limit: float = 0.0
 
     def __post_init__(self) -> None:
         for check in _CHECKS:
@@ -71,6 +72,7 @@ class MachineConfig:
             hostname=message.hostname,
             dmesg=message.dmesg,
             filesystems=tuple(Filesystem(item.tag, item.socket_fd) for item in message.filesystems),
+            boot_limit=max(0.0, message.boot_limit),
         )
 
 

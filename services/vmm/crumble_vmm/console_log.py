@@ -13,6 +13,8 @@ from typing import Protocol
 
 KEPT = 64 << 10
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
+# Printed when the kernel will sit there for ever: too early for panic=-1, or that was changed.
+_STANDS = b"---[ end Kernel panic"
 _PREFIX = re.compile(rb"^\[ *\d+\.\d+\] ?(\[ *T\d+\] ?)?")
 
 
@@ -24,11 +26,16 @@ class Loop(Protocol):
 
 
 class ConsoleLog:
-    """One guest's console. `forward(data)` gets everything, in the loop's thread."""
+    """One guest's console. `forward(data)` gets everything, in the loop's thread.
+
+    on_stand: called in the loop's thread when the kernel says that it panicked and does nothing more.
+    """
 
     def __init__(self, loop: Loop, forward: Callable[[bytes], None]) -> None:
+        self.on_stand: Callable[[], None] = lambda: None
         self._loop = loop
         self._forward = forward
+        self._overlap = b""
         self._lock = threading.Lock()
         self._kept = bytearray()
         self._fresh = bytearray()
@@ -51,6 +58,10 @@ class ConsoleLog:
             self._fresh.clear()
         if data:
             self._forward(data)
+            recent = self._overlap + data
+            self._overlap = recent[1 - len(_STANDS) :]
+            if _STANDS in recent:
+                self.on_stand()
 
     def tail(self) -> bytes:
         """The last bytes, at most KEPT."""

@@ -39,9 +39,9 @@ from crumble_vmm.hypervisor.base import Exit, ExitReason
 from crumble_vmm.machine import Machine
 from crumble_vmm.timeline import Timeline
 
-# From kernel entry to the agent's first word, s. A hundred times what it takes on an idle host, and
-# less than the supervisor waits, so that it is told why.
-BOOT_LIMIT = 240.0
+# A kernel that says it panicked is believed when the agent is silent for so long, s: it may be text
+# that a program wrote to the console.
+PANIC_LIMIT = 5.0
 # A guest that powers off closes the agent's port a moment before, s.
 _PORT_GRACE = 3.0
 # What a guest may take beyond the grace it was given, to sync and power off, s.
@@ -63,9 +63,11 @@ class VmmService(Service[VmConfig]):
         self.timeline = Timeline()
         self.session = AgentSession()
         self.console = ConsoleLog(context.loop, self._console_output)
+        self.console.on_stand = self._kernel_stands
         self.agent_port = Port(PORT_NAME, self._from_agent, self._agent_opened)
         self._machine: Machine | None = None
         self._boot_timer: Timer | None = None
+        self._panic_timer: Timer | None = None
         self._ended = False
 
     def open(self, config: VmConfig) -> None:
@@ -105,7 +107,9 @@ class VmmService(Service[VmConfig]):
         """Lets the guest run."""
         self.timeline.step("sandbox")
         sys.setswitchinterval(_SWITCH_INTERVAL)
-        self._boot_timer = self.context.loop.call_later(BOOT_LIMIT, self._no_agent)
+        if self.config.boot_limit:
+            later = self.context.loop.call_later
+            self._boot_timer = later(self.config.boot_limit, self._no_agent)
         self.timeline.enter_guest()
         self.machine.run()
 
@@ -202,9 +206,7 @@ class VmmService(Service[VmConfig]):
 
     def _agent_gone(self) -> None:
         if not self._ended:
-            self._agent_failed(
-                GuestError("The guest's agent ended.", code="guest.agent", hint=self._why())
-            )
+            self._agent_failed(GuestError("The guest's agent ended.", code="guest.agent"))
 
     def _from_agent(self, data: bytes) -> None:
         try:
@@ -241,6 +243,8 @@ class VmmService(Service[VmConfig]):
                 log.info("agent", text=text)
             case events.AgentReady(phases):
                 self._agent_ready(phases)
+            case events.AgentAlive():
+                self._doubt_panic()
 
     def _agent_ready(self, phases: list[tuple[str, int]]) -> None:
         self.timeline.guest_ready(phases)
@@ -253,7 +257,7 @@ class VmmService(Service[VmConfig]):
             VmEvent(
                 self.config.name,
                 "failed",
-                f"The guest's agent did not answer within {BOOT_LIMIT:.0f} s.{self._why()}",
+                f"The guest's agent did not answer within {self.config.boot_limit:g} s.",
             )
         )
 
@@ -263,16 +267,35 @@ class VmmService(Service[VmConfig]):
         if self.config.dmesg:
             self.emit(messages.ConsoleOutput(self.config.name, data))
 
+    def _kernel_stands(self) -> None:
+        """The console says that the kernel panicked and stays there."""
+        if not self.session.ready:
+            self._end(self._panic())
+        elif self._panic_timer is None:
+            later = self.context.loop.call_later
+            self._panic_timer = later(PANIC_LIMIT, lambda: self._end(self._panic()))
+            self.session.ping()
+            self._pump()
+
+    def _doubt_panic(self) -> None:
+        if self._panic_timer is not None:
+            self._panic_timer.cancel()
+            self._panic_timer = None
+
+    def _panic(self) -> VmEvent:
+        text = f"The guest's kernel panicked: {self.console.panic().rstrip('.') or 'it does not say why'}."
+        return VmEvent(self.config.name, "panic", text)
+
     def _device_lost(self, error: CrumbleError) -> None:
         self._end(VmEvent(self.config.name, "failed", str(error)))
 
     def _guest_ended(self, stop: Exit) -> None:
         """A vCPU came back for good."""
         self.console.flush()
-        name, panic = self.config.name, self.console.panic()
+        name = self.config.name
         failed = self.console.after(INIT_FAILED)
-        if panic:
-            event = VmEvent(name, "panic", f"The guest's kernel panicked: {panic}.{self._why()}")
+        if self.console.panic():
+            event = self._panic()
         elif failed:
             event = VmEvent(name, "failed", f"The guest's init failed: {failed}")
         elif stop.reason is ExitReason.POWER_OFF:
@@ -280,20 +303,16 @@ class VmmService(Service[VmConfig]):
         elif stop.reason is ExitReason.RESET:
             event = VmEvent(name, "reset", f"The guest asked for a {stop.detail}.")
         else:
-            event = VmEvent(name, "crash", f"The guest crashed: {stop.detail}.{self._why()}")
+            event = VmEvent(name, "crash", f"The guest crashed: {stop.detail}.")
         self._end(event)
-
-    def _why(self) -> str:
-        """The last lines of the console, to go behind a sentence."""
-        lines = self.console.last_lines(_LAST_LINES)
-        return f" Its console ended with:\n{lines}" if lines else ""
 
     def _end(self, event: VmEvent) -> None:
         """The VM is over: says so, once, and ends this process."""
         if self._ended:
             return
         self._halt()
-        log.info("vm ended", kind=event.kind, detail=event.detail)
+        printed = self.console.last_lines(_LAST_LINES)
+        log.info("vm ended", kind=event.kind, detail=event.detail, console=printed)
         self.emit(event)
         self.context.finish()
 

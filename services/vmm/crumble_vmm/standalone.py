@@ -38,6 +38,8 @@ _CHUNK = 16 << 10
 # What is read ahead of the command.
 _AHEAD = 64 << 10
 _FAILED = 125
+# What a guest may take before it can run the command, s; one without a command may take for ever.
+_BOOT_LIMIT = 240.0
 
 
 class EscapeKeys:
@@ -199,6 +201,7 @@ def run(options: argparse.Namespace) -> int:
         hostname=options.hostname,
         dmesg=not options.quiet,
         filesystems=filesystems,
+        boot_limit=_BOOT_LIMIT if options.command else 0.0,
     )
     MachineConfig.from_message(config)
     os.environ.setdefault("CRUMBLE_LOG", "warning")

@@ -14,12 +14,12 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("memory", [0, -1, 63 * MIB, 1 << 40])
 def test_memory_out_of_limits_is_refused_with_the_limits(memory: int) -> None:
-    with pytest.raises(UsageError, match=r"between 64 MB and \d+ MB"):
+    with pytest.raises(UsageError, match=r"between 96 MB and \d+ MB"):
         limits.check(VmCreate("x", memory=memory))
 
 
 def test_memory_within_limits_is_rounded_up() -> None:
-    limits.check(VmCreate("x", memory=64 * MIB))
+    limits.check(VmCreate("x", memory=96 * MIB))
     assert limits.rounded_memory(64 * MIB) == 64 * MIB
     assert limits.rounded_memory(64 * MIB + 1) == 66 * MIB
 

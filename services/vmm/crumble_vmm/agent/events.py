@@ -16,6 +16,11 @@ class AgentReady:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentAlive:
+    """The agent answered `ping`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """`start` succeeded."""
 
@@ -83,6 +88,7 @@ class AgentLog:
 
 Event = (
     AgentReady
+    | AgentAlive
     | Started
     | Refused
     | Output

@@ -31,6 +31,7 @@ from crumble_vmm.agent.channels import (
     violation,
 )
 from crumble_vmm.agent.events import (
+    AgentAlive,
     AgentLog,
     AgentReady,
     Event,
@@ -104,7 +105,9 @@ class AgentSession:
             yield AgentReady(protocol.decode_ready(frame.payload))
         elif frame.type == ToHost.LOG:
             yield AgentLog(frame.payload.decode("utf-8", "replace"))
-        elif frame.type != ToHost.PONG:
+        elif frame.type == ToHost.PONG:
+            yield AgentAlive()
+        else:
             raise violation(f"frame {frame.type} on channel 0")
 
     # Commands.
@@ -112,6 +115,10 @@ class AgentSession:
     def setup(self, time_ns: int, seed: bytes) -> None:
         """Hostname, clock and entropy."""
         self.send(protocol.encode_setup(self.hostname.encode(), time_ns, seed))
+
+    def ping(self) -> None:
+        """Asks whether the agent still serves: `AgentAlive` follows."""
+        self.send(protocol.encode_ping(0))
 
     def start(self, request: ProcessStart, token: Any) -> None:
         """Starts a process: `Started` or `Refused` follows."""
