@@ -39,7 +39,9 @@ class FsConfig:
     """`fsd`'s configuration. Fds given at spawn, by name: `socket_fd` (vhost-user), "page_state".
 
     layers: lowest first. upper: a directory for what the guest writes, "" keeps it in memory.
-    upper_limit: bytes an in-memory upper may hold.
+    upper_limit: bytes an in-memory upper may hold. shared_locks: locks on shares are taken on the host
+    too, so that VMs sharing files see each other's; a guest process then cannot be killed while it waits
+    for one (virtiofs sends no interrupts).
     """
 
     tag: str
@@ -49,3 +51,4 @@ class FsConfig:
     upper_limit: int = 8 << 30
     shares: list[Share] = field(default_factory=list)
     injected: list[InjectedFile] = field(default_factory=list)
+    shared_locks: bool = False

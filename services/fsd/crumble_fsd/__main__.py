@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         "--share", action="append", default=[], metavar="SOURCE:TARGET[:ro]",
         help="a host directory or file at a path of the tree; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--posix-lock", action="store_true",
+        help="take locks on the host too, so that VMs sharing files see each other's",
+    )  # fmt: skip
     parser.add_argument("--tag", default="", help="offer the configuration space, with this tag")
     return parser
 
@@ -80,6 +84,7 @@ def _config(options: argparse.Namespace) -> FsConfig:
         upper=options.upper,
         upper_limit=options.upper_limit,
         shares=shares,
+        shared_locks=options.posix_lock,
     )
 
 

@@ -11,7 +11,10 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    from crumble_fsd.locks import Lock
 
 
 class Node:
@@ -86,7 +89,24 @@ def fail(number: int) -> NoReturn:
     raise OSError(number, os.strerror(number))
 
 
-class Filesystem(ABC):
+class OwnLocks:
+    """Locks against others than this guest: here there are none, so there is nothing to do."""
+
+    def lock(self, node: Any, lock: Lock, *, flock: bool) -> None:
+        """Takes or drops a lock that does not meet another of the guest's own. EAGAIN."""
+
+    def lock_conflict(self, node: Any, lock: Lock, *, flock: bool) -> Lock | None:  # noqa: ARG002
+        """A lock of others in the way."""
+        return None
+
+    def drop_locks(self, node: Any, owner: int, *, flock: bool) -> None:
+        """An owner holds nothing on the inode any more."""
+
+    def clear_locks(self) -> None:
+        """Nobody in the guest holds anything any more."""
+
+
+class Filesystem(OwnLocks, ABC):
     """One of the file systems grafted into the tree. `entry_out` and `attr_out` are the cache times.
 
     entry_valid, attr_valid, negative_valid: seconds the guest may keep names, attributes, and

@@ -1,7 +1,8 @@
 """FUSE operations on advisory locks, where the session takes them (Options.remote_locks).
 
 A lock that must be waited for is answered when it is free, or with EINTR when the guest interrupts
-the request; each unlock lets every waiter try again, oldest first.
+the request; each unlock lets every waiter try again, oldest first, and the pump lets them try now and
+then, because who is outside the guest does not say when it unlocks.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _MAX_WAITING = 32_768
 def getlk(session: Session, node: Node, request: Request) -> bytes:
     """FUSE_GETLK: the first lock in the way, or F_UNLCK."""
     key, wanted = _arguments(session, node, request)
-    found = session.locks.conflict(key, wanted)
+    flock = key[1]
+    found = session.locks.conflict(key, wanted) or node.fs.lock_conflict(node, wanted, flock=flock)
     if found is None:
         return wire.LK_OUT.pack(wanted.start, wanted.end, UNLOCK, 0)
     return wire.LK_OUT.pack(found.start, found.end, found.kind, found.pid)
@@ -29,25 +31,36 @@ def getlk(session: Session, node: Node, request: Request) -> bytes:
 def setlk(session: Session, node: Node, request: Request) -> bytes:
     """FUSE_SETLK: at once or EAGAIN."""
     key, wanted = _arguments(session, node, request)
-    session.locks.set(key, wanted)
+    _take(session, node, key, wanted)
     session.locks_freed()
     return b""
+
+
+def _take(session: Session, node: Node, key: Key, wanted: Lock) -> None:
+    """Takes or drops a lock, of the guest's own and of others. EAGAIN."""
+    if session.locks.conflict(key, wanted) is not None:
+        fail(errno.EAGAIN)
+    node.fs.lock(node, wanted, flock=key[1])
+    session.locks.set(key, wanted)
 
 
 def setlkw(session: Session, node: Node, request: Request) -> Result:
     """FUSE_SETLKW: now or later."""
     key, wanted = _arguments(session, node, request)
-    if wanted.kind == UNLOCK or session.locks.conflict(key, wanted) is None:
+    try:
         return setlk(session, node, request)
+    except BlockingIOError:
+        pass
     if len(session.waiting) >= _MAX_WAITING or request.unique in session.waiting:
         fail(errno.ENOLCK)
 
     def attempt() -> bytes | None:
         if session.node(request.nodeid) is not node:
             fail(errno.ESTALE)
-        if session.locks.conflict(key, wanted) is not None:
+        try:
+            _take(session, node, key, wanted)
+        except BlockingIOError:
             return None
-        session.locks.set(key, wanted)
         return b""
 
     session.waiting[request.unique] = (request, attempt)
@@ -67,6 +80,8 @@ def _arguments(session: Session, node: Node, request: Request) -> tuple[Key, Loc
     if not session.options.remote_locks:
         fail(errno.ENOSYS)
     _, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(request.body)
+    if node.mode & 0o170000 != 0o100000:
+        fail(errno.EBADF)
     if kind not in (READ, WRITE, UNLOCK) or start > end or start > LAST:
         fail(errno.EINVAL)
     lock = Lock(start, min(end, LAST), kind, owner, pid)

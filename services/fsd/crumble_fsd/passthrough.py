@@ -13,45 +13,18 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
 
 from crumble_common.errors import HostError, UsageError
-from crumble_fsd.filesystem import Caller, Changes, Dirent, Handle, Node, Statfs, fail
-from crumble_fsd.fuse_wire import FOPEN_CACHE_DIR, FUSE_ROOT_ID
+from crumble_fsd.filesystem import Caller, Changes, Handle, Node, Statfs, fail
+from crumble_fsd.fuse_wire import FUSE_ROOT_ID
+from crumble_fsd.locks import Lock
 from crumble_fsd.passthrough_files import ShareFiles
+from crumble_fsd.share_locks import ShareLocks
 from crumble_fsd.share_nodes import ShareNode, ShareNodes, chmod, chown, guest_id, host_id
 from crumble_fsd.tree import check_cover
 from crumble_native import files
 
-# Names one open directory may hold in memory.
-_MAX_NAMES = 1 << 20
 _ROOT = Caller(0, 0)
-
-
-class DirectoryHandle(Handle):
-    """An open directory: the names as of the last time it was read from the start."""
-
-    __slots__ = ("fd", "names")
-
-    def __init__(self, node: Node, fd: int) -> None:
-        super().__init__(node)
-        self.fd = fd
-        self.names: list[tuple[bytes, int, int]] | None = None
-
-    def close(self) -> None:
-        """See Handle."""
-        os.close(self.fd)
-
-    def read(self) -> list[tuple[bytes, int, int]]:
-        """Name, inode number and type (of st_mode; 0 when not known) of each entry."""
-        os.lseek(self.fd, 0, os.SEEK_SET)
-        found: list[tuple[bytes, int, int]] = []
-        with os.scandir(self.fd) as entries:
-            for entry in entries:
-                found.append((os.fsencode(entry.name), entry.inode(), _kind(entry)))
-                if len(found) >= _MAX_NAMES:
-                    fail(errno.ENOMEM)
-        return found
 
 
 class Share(ShareFiles):
@@ -67,6 +40,7 @@ class Share(ShareFiles):
             tuple[int, bytes], Node
         ] = {}  # (directory's nodeid, name) → what covers it
         self.nodes = ShareNodes(self, _open_source(source), nodes, number)
+        self._locks = ShareLocks(self.nodes)
 
     @property
     def root(self) -> ShareNode:
@@ -75,6 +49,7 @@ class Share(ShareFiles):
 
     def close(self) -> None:
         """Closes every descriptor."""
+        self._locks.clear()
         self.nodes.close()
 
     def replace_root(self, nodes: dict[int, Node]) -> None:
@@ -315,37 +290,23 @@ class Share(ShareFiles):
             have.f_frsize, have.f_namemax,
         )  # fmt: skip
 
-    # Directories.
+    # Locks.
 
-    def opendir(self, node: ShareNode) -> tuple[Handle | None, int]:
+    def lock(self, node: ShareNode, lock: Lock, *, flock: bool) -> None:
         """See Filesystem."""
-        fd = os.open(self.nodes.path(node), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        return DirectoryHandle(node, fd), FOPEN_CACHE_DIR
+        self._locks.set(node, lock, flock=flock)
 
-    def entries(
-        self, node: ShareNode, handle: Handle | None, cookie: int, *, nodes: bool
-    ) -> Iterator[Dirent]:
+    def lock_conflict(self, node: ShareNode, lock: Lock, *, flock: bool) -> Lock | None:
         """See Filesystem."""
-        if not isinstance(handle, DirectoryHandle):
-            fail(errno.EBADF)
-        if cookie == 0 or handle.names is None:
-            handle.names = handle.read()
-        if cookie == 0:
-            yield Dirent(1, b".", self._ino(node), stat.S_IFDIR, None)
-        if cookie <= 1:
-            yield Dirent(2, b"..", self._ino(node.parent or node), stat.S_IFDIR, None)
-        for at in range(max(cookie - 2, 0), len(handle.names)):
-            name, inode, kind = handle.names[at]
-            child: Node | None = None
-            if nodes:
-                child = self.lookup(node, name)
-                if child is None:
-                    continue
-                kind = child.mode
-            yield Dirent(at + 3, name, self.nodes.ino(node.key[0], inode), kind, child)
+        return self._locks.conflict(node, lock, flock=flock)
 
-    def _ino(self, node: ShareNode) -> int:
-        return self.nodes.ino(*node.key[:2])
+    def drop_locks(self, node: ShareNode, owner: int, *, flock: bool) -> None:
+        """See Filesystem."""
+        self._locks.drop(node, owner, flock=flock)
+
+    def clear_locks(self) -> None:
+        """See Filesystem."""
+        self._locks.clear()
 
 
 def _open_source(source: str) -> int:
@@ -371,11 +332,3 @@ def _open_source(source: str) -> int:
         os.close(fd)
         raise UsageError(f"The share {source} cannot be read by this user.", code="share.open")
     return fd
-
-
-def _kind(entry: os.DirEntry[str]) -> int:
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
-    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0

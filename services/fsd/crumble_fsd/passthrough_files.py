@@ -1,17 +1,20 @@
-"""Files of a host share that the guest has open: each open is one on the host, with its rights."""
+"""What of a host share the guest has open: each open is one on the host, with its rights."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+from collections.abc import Iterator
 
-from crumble_fsd.filesystem import Caller, Filesystem, Handle, Node, fail
-from crumble_fsd.fuse_wire import FOPEN_KEEP_CACHE
+from crumble_fsd.filesystem import Caller, Dirent, Filesystem, Handle, Node, fail
+from crumble_fsd.fuse_wire import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE
 from crumble_fsd.share_nodes import ShareNode, ShareNodes, chmod
 from crumble_native import files
 from crumble_native.files import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 
+# Names one open directory may hold in memory.
+_MAX_NAMES = 1 << 20
 # What of the guest's open flags means something to the host; the rest its kernel has dealt with.
 _PASSED = os.O_ACCMODE | os.O_APPEND | os.O_SYNC | os.O_DSYNC
 _ALLOCATE = (0, FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, FALLOC_ZERO_RANGE,
@@ -30,6 +33,32 @@ class FileHandle(Handle):
     def close(self) -> None:
         """See Handle."""
         os.close(self.fd)
+
+
+class DirectoryHandle(Handle):
+    """An open directory: the names as of the last time it was read from the start."""
+
+    __slots__ = ("fd", "names")
+
+    def __init__(self, node: Node, fd: int) -> None:
+        super().__init__(node)
+        self.fd = fd
+        self.names: list[tuple[bytes, int, int]] | None = None
+
+    def close(self) -> None:
+        """See Handle."""
+        os.close(self.fd)
+
+    def read(self) -> list[tuple[bytes, int, int]]:
+        """Name, inode number and type (of st_mode; 0 when not known) of each entry."""
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        found: list[tuple[bytes, int, int]] = []
+        with os.scandir(self.fd) as entries:
+            for entry in entries:
+                found.append((os.fsencode(entry.name), entry.inode(), _kind(entry)))
+                if len(found) >= _MAX_NAMES:
+                    fail(errno.ENOMEM)
+        return found
 
 
 class ShareFiles(Filesystem):
@@ -190,8 +219,48 @@ class ShareFiles(Filesystem):
         finally:
             os.close(fd)
 
+    # Directories.
+
+    def opendir(self, node: ShareNode) -> tuple[Handle | None, int]:
+        """See Filesystem."""
+        fd = os.open(self.nodes.path(node), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return DirectoryHandle(node, fd), FOPEN_CACHE_DIR
+
+    def entries(
+        self, node: ShareNode, handle: Handle | None, cookie: int, *, nodes: bool
+    ) -> Iterator[Dirent]:
+        """See Filesystem."""
+        if not isinstance(handle, DirectoryHandle):
+            fail(errno.EBADF)
+        if cookie == 0 or handle.names is None:
+            handle.names = handle.read()
+        if cookie == 0:
+            yield Dirent(1, b".", self._ino(node), stat.S_IFDIR, None)
+        if cookie <= 1:
+            yield Dirent(2, b"..", self._ino(node.parent or node), stat.S_IFDIR, None)
+        for at in range(max(cookie - 2, 0), len(handle.names)):
+            name, inode, kind = handle.names[at]
+            child: Node | None = None
+            if nodes:
+                child = self.lookup(node, name)
+                if child is None:
+                    continue
+                kind = child.mode
+            yield Dirent(at + 3, name, self.nodes.ino(node.key[0], inode), kind, child)
+
+    def _ino(self, node: ShareNode) -> int:
+        return self.nodes.ino(*node.key[:2])
+
 
 def _fd(node: ShareNode, handle: Handle | None) -> int:
     if not isinstance(handle, FileHandle):
         fail(errno.EISDIR if stat.S_ISDIR(node.mode) else errno.EBADF)
     return handle.fd
+
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0

@@ -11,7 +11,7 @@ from typing import cast
 from crumble_common import doorbell, log
 from crumble_common.doorbell import QueuePump, Served
 from crumble_common.errors import UsageError
-from crumble_common.eventloop import EventLoop
+from crumble_common.eventloop import EventLoop, Timer
 from crumble_common.vhost_user import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -23,6 +23,7 @@ from crumble_fsd.session import PENDING, Session
 
 REQUEST_QUEUES = 8
 _TAG_SIZE = 36
+_RETRY = 0.02  # seconds between attempts at a lock that others hold
 
 Token = tuple[Virtqueue, Chain]
 
@@ -38,6 +39,8 @@ class FsDevice:
         self.session: Session | None = None
         self.pump = QueuePump(loop)
         self._rings: dict[int, Virtqueue] = {}
+        self._loop = loop
+        self._retry: Timer | None = None
 
     def negotiated(self, features: int) -> None:
         """Of vhost_user.Device. The rings know them; nothing else depends on them."""
@@ -50,7 +53,10 @@ class FsDevice:
 
         def serve(chain: Chain) -> int | None:
             length = session.handle(chain.readable, chain.writable, (queue, chain))
-            return None if length == PENDING else length
+            if length != PENDING:
+                return length
+            self._retry_later()
+            return None
 
         def broken(error: RingError) -> None:
             log.warning("ring broken", queue=ring.index, reason=error.message)
@@ -61,6 +67,18 @@ class FsDevice:
 
         self._rings[ring.index] = queue
         self.pump.add(Served(queue, ring.kick_fd, serve, notify, broken))
+
+    def _retry_later(self) -> None:
+        """Whoever waits for a lock held outside the guest tries again now and then."""
+        if self._retry is None:
+            self._retry = self._loop.call_later(_RETRY, self._retry_locks)
+
+    def _retry_locks(self) -> None:
+        assert self.session is not None
+        self._retry = None
+        self.session.locks_freed()
+        if self.session.waiting:
+            self._retry_later()
 
     def stop(self, index: int) -> None:
         """Of vhost_user.Device. Whoever waits for a lock is told to ask again (EINTR)."""

@@ -65,7 +65,9 @@ class FsdService(Service[FsConfig]):
                 hint="Choose another target.",
             )
         self._shares = add_shares(self.tree, nodes, config.shares)
-        options = options_for(self._upper, shared=bool(self._shares))
+        options = options_for(
+            self._upper, shared=bool(self._shares), remote_locks=config.shared_locks
+        )
         filesystems: list[Filesystem] = [self.tree, *self._shares]
         self.session = new_session(
             nodes, filesystems, options, self.device.complete, self._upper.commit

@@ -191,7 +191,9 @@ class Session:
                 place(writable, _OUT.pack(length, 0, request.unique))
             return length
         length = wire.OUT_HEADER_SIZE + len(result)
-        if len(writable) == 2 and len(writable[0]) == wire.OUT_HEADER_SIZE:
+        if len(writable[0]) >= length:
+            writable[0][:length] = _OUT.pack(length, 0, request.unique) + result
+        elif len(writable) == 2 and len(writable[0]) == wire.OUT_HEADER_SIZE:
             _OUT.pack_into(writable[0], 0, length, 0, request.unique)
             writable[1][: len(result)] = result
         else:
@@ -236,6 +238,7 @@ class Session:
     def drop_locks(self, node: Node, owner: int, *, flock: bool) -> None:
         """An owner lets go of all its locks on an inode."""
         if self.locks.drop_owner((node.nodeid, flock), owner):
+            node.fs.drop_locks(node, owner, flock=flock)
             self.locks_freed()
 
     def locks_freed(self) -> None:
@@ -268,6 +271,8 @@ class Session:
         self.minor = 0
         self.handles.close()
         self.locks.clear()
+        for fs in self.filesystems:
+            fs.clear_locks()
         for node in list(self.nodes.values()):
             if node.lookups:
                 node.fs.forget(node, node.lookups)

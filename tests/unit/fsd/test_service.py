@@ -1,6 +1,7 @@
 """crumble-fsd as a process: its command line, its life, and rings that a guest breaks."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -160,6 +161,27 @@ def test_requests_without_room_for_an_answer(serve) -> None:  # type: ignore[no-
     queue.submit([b"x"], [64])
     assert w.OUT_HEADER.unpack_from(queue.wait()[2])[1] == -errno.EINVAL
     fuse.getattr(1)
+    master.close()
+
+
+def test_a_lock_held_outside_is_waited_for(serve, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "shared").mkdir()
+    path = tmp_path / "shared" / "f"
+    path.touch()
+    master, fuse = serve("--shared-dir", str(tmp_path / "shared"), "--posix-lock")
+    fuse.init()
+    node = fuse.resolve("f").nodeid
+    body = w.LK_IN.pack(0, 7, 0, 10, fcntl.F_WRLCK, 1, 1, 0)
+    head = w.IN_HEADER.pack(40 + len(body), w.FUSE_SETLKW, 4242, node, 0, 0, 1, 0, 0)
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        master.queues[1].submit([head, body], [16])
+        fuse_again = master.queues[1].submit(
+            [w.IN_HEADER.pack(40, w.FUSE_GETATTR, 2, 1, 0, 0, 0, 0, 0)], [16, 104]
+        )
+        assert master.queues[1].wait()[0] == fuse_again  # served meanwhile
+    _, _, reply = master.queues[1].wait()
+    assert w.OUT_HEADER.unpack(reply) == (16, 0, 4242)
     master.close()
 
 

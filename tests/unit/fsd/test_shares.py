@@ -1,6 +1,7 @@
 """Host shares: what the guest does is what happens on the host, and nothing outside the share is reached."""
 
 import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -15,8 +16,10 @@ import pytest
 
 from crumble_common.errors import UsageError
 from crumble_common.messages.fs import Share as ShareConfig
+from crumble_fsd import fuse_wire as w
 from crumble_fsd import share_nodes
 from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
+from crumble_fsd.locks import READ, WRITE
 from crumble_fsd.upper import MemoryUpper
 from framework.fuse_client import FuseClient, direct
 from framework.layers import write_layer
@@ -34,7 +37,8 @@ def serve(tmp_path: Path) -> Serve:
         layers = [write_layer(tmp_path, "layer", layer)] if layer is not None else []
         tree, nodes = new_tree(layers, upper)
         made = add_shares(tree, nodes, list(shares))
-        session = new_session(nodes, [tree, *made], options_for(upper, shared=True))
+        options = options_for(upper, shared=True, remote_locks=True)
+        session = new_session(nodes, [tree, *made], options)
         client = ShareClient(direct(session))
         client.init()
         client.table = nodes  # type: ignore[attr-defined]
@@ -336,6 +340,33 @@ def test_the_whole_tree_can_be_a_share(serve: Serve, host: Path) -> None:
     assert fuse.names(1) == {b"file", b"dir"}
     assert not fuse.getattr(1).flags
     assert fuse.read_path("dir/file") == b"from the host"
+
+
+def test_locks_are_the_hosts_too(serve: Serve, host: Path) -> None:
+    one, two = (serve(ShareConfig(str(host), "/data")) for _ in range(2))
+    first, second = one.resolve("data/file").nodeid, two.resolve("data/file").nodeid
+    for flock in (False, True):
+        one.lock(w.FUSE_SETLK, first, 7, WRITE, 0, 9, flock=flock)
+        one.lock(w.FUSE_SETLK, first, 7, WRITE, 0, 9, flock=flock)  # one's own
+        with failing(errno.EAGAIN):
+            two.lock(w.FUSE_SETLK, second, 7, READ, 5, 5, flock=flock)
+        if not flock:
+            two.lock(w.FUSE_SETLK, second, 7, READ, 10, 20)
+            reply = two.lock(w.FUSE_GETLK, second, 7, WRITE, 0, 100)
+            assert w.LK_OUT.unpack(reply)[:3] == (0, 9, WRITE)
+        with open(host / "file", "r+b") as file, pytest.raises(BlockingIOError):
+            (fcntl.flock if flock else fcntl.lockf)(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if flock:
+            one.release(first, one.open(first), w.FUSE_RELEASE_FLOCK_UNLOCK, owner=7)
+        else:
+            fh = one.open(first)
+            one.call(w.FUSE_FLUSH, first, w.FLUSH_IN.pack(fh, 0, 0, 7))
+        two.lock(w.FUSE_SETLK, second, 7, WRITE, 5, 5, flock=flock)
+    two.init()  # the guest is gone: it holds nothing
+    one.lock(w.FUSE_SETLK, first, 7, WRITE, flock=True)
+    directory = one.resolve("data/dir").nodeid
+    with failing(errno.EBADF):
+        one.lock(w.FUSE_SETLK, directory, 7, WRITE)
 
 
 def test_an_ordinary_user_is_root_in_the_guest(serve: Serve) -> None:
