@@ -6,7 +6,6 @@ with AgentGuest(tmp_path, modules={"virtio_mmio": ...}) as guest:
 
 from __future__ import annotations
 
-import select
 import shutil
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from crumble_vmm.boot.initramfs import Initramfs
 from crumble_vmm.guest import build, module_path, protocol
 from framework import assets
 from framework.agent_process import AgentHost
+from framework.ready import readable
 
 APPLETS = "sh ls cat mount ps stty tty id uname sleep hostname date ifconfig grep touch sync echo seq sha256sum kill rm env head readlink stat mkdir poweroff"
 # Boots take 2 s here, more when the machine is busy.
@@ -74,7 +74,7 @@ class AgentGuest:
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL)
-        assert select.select([self._listener], [], [], 30)[0], "QEMU did not start"
+        assert readable(self._listener, timeout=30), "QEMU did not start"
         self.host = AgentHost(self._listener.accept()[0])
         return self
 

@@ -6,7 +6,6 @@ qemu's user emulation. `AgentHost` also serves agents in real guests: it needs o
 
 from __future__ import annotations
 
-import select
 import socket
 import subprocess
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from crumble_vmm.guest import build, protocol
 from crumble_vmm.guest.protocol import Frame, FrameReader, Spawn, ToHost
 from framework.compiled import runner
+from framework.ready import readable, readable_or_writable
 
 TIMEOUT = 30.0
 
@@ -43,10 +43,10 @@ class AgentHost:
         view = memoryview(data)
         deadline = time.monotonic() + TIMEOUT
         while view:
-            readable, writable, _ = select.select([self.sock], [self.sock], [], TIMEOUT)
-            if readable:
+            can_read, can_write = readable_or_writable(self.sock, timeout=TIMEOUT)
+            if can_read:
                 self._receive()
-            if writable:
+            if can_write:
                 view = view[self.sock.send(view, socket.MSG_DONTWAIT) :]
             assert time.monotonic() < deadline, "the agent does not read"
 
@@ -59,7 +59,7 @@ class AgentHost:
         """Receives for a while: for tests that show that something does NOT come."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0 and not self.closed:
-            if select.select([self.sock], [], [], left)[0]:
+            if readable(self.sock, timeout=left):
                 self._receive()
 
     def until(self, true: Callable[[], object], timeout: float = TIMEOUT) -> None:
@@ -68,7 +68,7 @@ class AgentHost:
         while not true():
             left = end - time.monotonic()
             assert left > 0 and not self.closed, f"not in time; closed={self.closed}: {self.tail()}"
-            if select.select([self.sock], [], [], left)[0]:
+            if readable(self.sock, timeout=left):
                 self._receive()
 
     def tail(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -11,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+from framework.ready import readable
 
 TESTS = Path(__file__).parents[1]
 LIMIT = 60
@@ -114,7 +115,7 @@ def read_until(pipe: IO[bytes], text: bytes) -> bytes:
     """Reads a pipe until `text` has come."""
     data = b""
     while text not in data:
-        assert select.select([pipe], [], [], LIMIT / 2)[0], f"only {data!r} came"
+        assert readable(pipe, timeout=LIMIT / 2), f"only {data!r} came"
         more = os.read(pipe.fileno(), 4096)
         assert more, f"ended with {data!r}"
         data += more

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import select
 import socket
 import time
 from collections import deque
@@ -32,6 +31,7 @@ from crumble_common.vhost_user import (
 )
 from crumble_common.vhost_user.frontend import PROTOCOL_FEATURES, eventfd
 from crumble_native.memory import Memory
+from framework.ready import readable
 from framework.virtqueue_driver import Arena, VirtqueueDriver
 
 RAM = 0x8000_0000
@@ -100,7 +100,7 @@ class MasterQueue:
             self.driver.interrupts(wanted=True)
             if (done := self.poll()) is not None:
                 break
-            ready, _, _ = select.select([self.call_fd], [], [], timeout)
+            ready = readable(self.call_fd, timeout=timeout)
             if not ready:
                 raise TimeoutError(f"queue {self.index}: nothing came back in {timeout} s")
             os.eventfd_read(self.call_fd)
@@ -109,7 +109,7 @@ class MasterQueue:
 
     def broken(self, timeout: float = 0.0) -> bool:
         """True when the back end signalled an error on this queue."""
-        return bool(select.select([self.err_fd], [], [], timeout)[0])
+        return bool(readable(self.err_fd, timeout=timeout))
 
     def close(self) -> None:
         """Closes the eventfds."""

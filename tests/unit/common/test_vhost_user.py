@@ -1,6 +1,6 @@
 """vhost-user, both sides: dialogues that work, and peers that lie."""
 
-from __future__ import annotations
+from __future__ import gc
 
 import array
 import contextlib
@@ -44,6 +44,7 @@ def open_fds() -> int:
 
 @pytest.fixture(autouse=True)
 def no_fd_leaks() -> Iterator[None]:
+    gc.collect()  # what other tests left must not be freed in between
     before = open_fds()
     yield
     assert open_fds() == before

@@ -1,5 +1,6 @@
 """Trees and clients for the tests of fsd."""
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,13 @@ from crumble_fsd.session import Session
 from crumble_fsd.upper import MemoryUpper
 from framework.fuse_client import FuseClient, direct
 from framework.layers import write_layer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freed() -> Iterator[None]:
+    """Trees hold fds and have cycles: those of a module go before the next one counts its own."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

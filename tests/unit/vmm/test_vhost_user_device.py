@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from crumble_vmm.devices.virtio import mmio
 from crumble_vmm.devices.virtio.device import RING_FEATURES
 from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice, virtio_fs
 from framework.echo_backend import EchoServer
+from framework.ready import readable
 from framework.virtio_mmio_driver import RAM, RAM_SIZE, MmioDriver
 
 
@@ -45,7 +45,7 @@ class Bench:
     def wait_call(self) -> None:
         """As the hypervisor's irqfd does."""
         fds = list(self.driver.interrupt.call_fds)
-        ready, _, _ = select.select(fds, [], [], 10)
+        ready = readable(*fds, timeout=10)
         for fd in ready:
             os.eventfd_read(fd)
         assert ready
@@ -128,7 +128,7 @@ def test_a_back_end_that_dies_breaks_only_its_device(bench: Bench, server: EchoS
     bench.driver.add_queue(0)
     bench.driver.go()
     server.call(server._drop)
-    select.select([bench.device._peek], [], [], 10)
+    readable(bench.device._peek, timeout=10)
     bench.driver.settle()
     assert [error.message for error in bench.lost] == ["The back end of device echo ended."]
     assert bench.driver.status & mmio.NEEDS_RESET
@@ -152,7 +152,7 @@ def test_a_back_end_that_speaks_out_of_turn(bench: Bench, server: EchoServer) ->
     bench.driver.go()
     assert server.backend is not None
     server.backend._channel.sock.send(b"noise")
-    select.select([bench.device._peek], [], [], 10)
+    readable(bench.device._peek, timeout=10)
     bench.driver.settle()
     assert "out of turn" in bench.lost[0].message
 
@@ -165,7 +165,7 @@ def test_a_ring_broken_in_the_other_process_breaks_the_device(
     bench.driver.go()
     queue.set_avail_idx(999)
     bench.driver.kick(0)
-    select.select([bench.device._err_fd], [], [], 10)
+    readable(bench.device._err_fd, timeout=10)
     bench.driver.settle()
     assert bench.driver.status & mmio.NEEDS_RESET
     assert bench.lost == []
