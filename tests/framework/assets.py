@@ -53,6 +53,13 @@ def busybox() -> bytes:
     raise AssertionError("the image deb:trixie/busybox-static has no /usr/bin/busybox")
 
 
+@functools.cache
+def pulled(reference: str) -> None:
+    """Makes sure that an image is in the user's store."""
+    kernel()
+    _ocid("pull", reference)
+
+
 def _file(layer: dict[str, str], path: bytes) -> bytes:
     index = LayerIndex.open(layer["index"])
     row: int | None = 0

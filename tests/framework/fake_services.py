@@ -95,6 +95,7 @@ class FakeVmm(Unconfined):
 
     def boot(self) -> None:
         words = self.config.cmdline.split()
+        self.event("booting", "fake")
         if self.config.dmesg:
             self.context.send(vm.ConsoleOutput(self.config.vm, b"[    0.000000] Linux\n"))
         if "fake=die" in words:
@@ -166,7 +167,7 @@ def translated_errors() -> Any:
     try:
         yield
     except FileNotFoundError as error:
-        raise GuestError(f"{error.filename}: no such file.", code="file.ENOENT") from None
+        raise UsageError(f"{error.filename}: no such file.", code="file.ENOENT") from None
 
 
 class FakeOcid(Unconfined):

@@ -169,7 +169,7 @@ def test_files_of_any_size() -> None:
             assert vm.read_file("/file") == data
         vm.write_file("/text", "é")
         assert vm.read_file("/text") == "é".encode()
-        with pytest.raises(crumble.GuestError, match="no such file") as absent:
+        with pytest.raises(crumble.UsageError, match="no such file") as absent:
             vm.read_file("/none")
         assert absent.value.code == "file.ENOENT"
 

@@ -42,7 +42,9 @@ class VmConfig:
 @message("vm.event")
 @dataclass(frozen=True)
 class VmEvent:
-    """Event: a change in a VM's life. `detail` is one sentence for a person."""
+    """Event: a change in a VM's life. `detail` is one sentence for a person; the back end's name
+    when it is booting.
+    """
 
     vm: str
     kind: Literal["booting", "agent_ready", "poweroff", "reset", "panic", "crash", "failed"]

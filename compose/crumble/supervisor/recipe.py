@@ -13,7 +13,7 @@ from crumble_common.errors import GuestError
 from crumble_common.guest_memory import GuestMemory
 from crumble_common.messages.fs import FsConfig, InjectedFile
 from crumble_common.messages.image import Image, ImageGet, Kernel, KernelGet
-from crumble_common.messages.vm import VirtioFs, VmConfig, VmEvent
+from crumble_common.messages.vm import VirtioFs, VmConfig
 
 if TYPE_CHECKING:
     from crumble.supervisor.vm import Vm
@@ -34,7 +34,6 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
     with device_side, driver_side:
         _spawn(vm, "fsd", _fs_config(vm, image), {**fds, "root_fs": device_side.fileno()})
         _spawn(vm, "vmm", _vm_config(vm, kernel), {**fds, "root_fs": driver_side.fileno()})
-    vm.event(VmEvent(vm.name, "booting"))
     limit = vm.request.boot_timeout
     await limited(vm.host.loop, vm.agent, limit, lambda: _no_agent(limit))
 

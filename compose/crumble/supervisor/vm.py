@@ -210,6 +210,8 @@ class Vm:
             if self.state == "starting":
                 self.state = "running"
             self.agent.set(None)
+        elif event.kind == "booting":
+            self.hypervisor = event.detail or self.hypervisor
         elif event.kind in ("poweroff", "reset"):
             self._powered_off(event)
         elif event.kind in ("panic", "crash", "failed"):

@@ -105,7 +105,7 @@ def build_machine(config: MachineConfig, ends: Ends, timeline: Timeline) -> Mach
         chipset = board.chipset.build()
         cpus = [vm.create_cpu(index, chipset.bus, ends.console) for index in range(config.cpus)]
         cpus[0].set_entry(kernel.entry, (0, tree))
-    return Machine(vm, cpus, chipset, memory, ends.loop)
+    return Machine(vm, cpus, chipset, memory, ends.loop, hypervisor.name)
 
 
 def _load_initramfs(config: MachineConfig, ends: Ends, ram: Ram, after: int) -> tuple[int, int]:

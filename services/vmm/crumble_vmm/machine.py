@@ -33,7 +33,7 @@ class Loop(Protocol):
 
 
 class Machine:
-    """One VM, ready to run. `run`, `pause`, `resume` and `stop` belong to the loop's thread."""
+    """One VM, ready to run, and the name of its back end. `run`, `pause`, `resume` and `stop` belong to the loop's thread."""
 
     def __init__(
         self,
@@ -42,8 +42,10 @@ class Machine:
         chipset: Chipset,
         memory: GuestMemory,
         loop: Loop,
+        hypervisor: str,
     ) -> None:
         self.vm = vm
+        self.hypervisor = hypervisor
         self._memory = memory
         self.chipset = chipset
         self.on_end: Callable[[Exit], None] = lambda _exit: None

@@ -110,6 +110,7 @@ class VmmService(Service[VmConfig]):
         if self.config.boot_limit:
             later = self.context.loop.call_later
             self._boot_timer = later(self.config.boot_limit, self._no_agent)
+        self.emit(VmEvent(self.config.name, "booting", self.machine.hypervisor))
         self.timeline.enter_guest()
         self.machine.run()
 
