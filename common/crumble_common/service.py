@@ -20,6 +20,7 @@ Environment, under the supervisor:
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -315,6 +316,8 @@ def service_main(
     status = 0
     try:
         context = Context(name, _inherited_fds() if supervised else fds or {}, loop, link)
+        if supervised:
+            importlib.import_module("crumble_common.link")  # while files can be read
         runner = _Runner(kind, context, link, layers)
         _stop_on_signals(loop, runner, supervised)
         runner.live(_read_config(kind, context) if config is None else config)

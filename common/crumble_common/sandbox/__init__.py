@@ -129,8 +129,23 @@ def _limit(profile: Profile) -> str:
 def python_paths() -> list[str]:
     """Where modules not imported yet may be read from."""
     folders = {os.path.realpath(path) for path in sys.path if path}
+    # An editable install's packages lie elsewhere: the rooms of those that were imported.
+    folders |= {os.path.realpath(f"{room}/..") for room in _packages()}
     folders |= {os.path.realpath(prefix) for prefix in (sys.prefix, sys.base_prefix)}
     return sorted(path for path in folders if Path(path).is_dir() and path != "/")
+
+
+def _packages() -> list[str]:
+    ours = (
+        "crumble",
+        "crumble_common",
+        "crumble_native",
+        "crumble_vmm",
+        "crumble_fsd",
+        "crumble_ocid",
+    )
+    found = [sys.modules[name] for name in ours if name in sys.modules]
+    return [path for module in found for path in getattr(module, "__path__", ())]
 
 
 def _confine(profile: Profile) -> str:

@@ -12,7 +12,7 @@ from crumble_common.messages.fs import Share
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("memory", [0, -1, 63 * MIB, 1 << 40])
+@pytest.mark.parametrize("memory", [0, -1, 95 * MIB, 1 << 40])
 def test_memory_out_of_limits_is_refused_with_the_limits(memory: int) -> None:
     with pytest.raises(UsageError, match=r"between 96 MB and \d+ MB"):
         limits.check(VmCreate("x", memory=memory))
@@ -20,8 +20,8 @@ def test_memory_out_of_limits_is_refused_with_the_limits(memory: int) -> None:
 
 def test_memory_within_limits_is_rounded_up() -> None:
     limits.check(VmCreate("x", memory=96 * MIB))
-    assert limits.rounded_memory(64 * MIB) == 64 * MIB
-    assert limits.rounded_memory(64 * MIB + 1) == 66 * MIB
+    assert limits.rounded_memory(96 * MIB) == 96 * MIB
+    assert limits.rounded_memory(96 * MIB + 1) == 98 * MIB
 
 
 @pytest.mark.parametrize("cpus", [0, -1, 17])
