@@ -8,6 +8,10 @@ from typing import NoReturn
 from crumble_common.errors import UsageError
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=28)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser of one verb's arguments; `error` raises UsageError."""
 
@@ -17,7 +21,7 @@ class Parser(argparse.ArgumentParser):
             description=description,
             epilog=epilog,
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_formatter,
         )
 
     def error(self, message: str) -> NoReturn:

@@ -18,6 +18,7 @@ is not executable, 127 when it is not in the image, 130 after ^C."""
 def run_parser() -> Parser:
     """The parser of `crumble run`."""
     parser = Parser("run", "Boots a VM around an image and runs a command in it.", _EPILOG)
+    parser.usage = "crumble run [OPTIONS] IMAGE [CMD...]"
     process_options(parser)
     add = parser.add_argument
     add("--entrypoint", metavar="WORD", help="instead of the image's ENTRYPOINT; drops its CMD")
@@ -30,7 +31,12 @@ def run_parser() -> Parser:
         help="share a path",
     )
     add("--name", default="", help="the VM's name (default: invented)")
-    add("--hostname", default="", help="the guest's host name (default: the VM's name)")
+    add(
+        "--hostname",
+        default="",
+        metavar="NAME",
+        help="the guest's host name (default: the VM's name)",
+    )
     add("-d", "--detach", action="store_true", help="leave it running under `crumble up`")
     add("--rm", action="store_true", help="accepted: an attached VM is always removed")
     add("-m", "--memory", default="512m", metavar="SIZE", help="guest memory (default: 512m)")

@@ -125,7 +125,7 @@ class TerminalService(VmmService):
             case VmEvent(_, "agent_ready"):
                 self._ready()
             case VmEvent(_, kind, detail):
-                if kind not in ("poweroff", "reset"):
+                if kind not in ("booting", "poweroff", "reset"):
                     type(self).status = _FAILED
                     _say(detail)
             case ProcessCredit(_, 0, size):
