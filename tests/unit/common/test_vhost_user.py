@@ -1,9 +1,10 @@
 """vhost-user, both sides: dialogues that work, and peers that lie."""
 
-from __future__ import gc
+from __future__ import annotations
 
 import array
 import contextlib
+import gc
 import os
 import random
 import socket
