@@ -302,9 +302,10 @@ static void put_straddle(crb_op *op, crb_op_meta *meta, uint32_t word) {
 // Fills ops from n_ops on; returns the slots used.
 static uint32_t decode_ops(crb_hart *hart, crb_code_page *code, const uint8_t *host,
                            uint32_t offset, uint64_t *granules) {
-    crb_op *op = &hart->ops[hart->n_ops];
-    crb_op_meta *meta = &hart->meta[hart->n_ops];
+    crb_op *const op = &hart->ops[hart->n_ops];
+    crb_op_meta *const meta = &hart->meta[hart->n_ops];
     uint32_t count = 0;
+    uint32_t slot = 0;
     for (bool ended = false; !ended && count < CRB_BLOCK_INSNS && offset < CRB_PAGE_SIZE; count++) {
         const uint64_t mask = granule_mask(offset, offset == CRB_PAGE_SIZE - 2 ? 2 : 4);
         if ((code->granules & mask) != mask) mark_code(hart, code, mask);
@@ -317,14 +318,19 @@ static uint32_t decode_ops(crb_hart *hart, crb_code_page *code, const uint8_t *h
             return 4;
         }
         const uint32_t word = length == 4 ? half | load_half(host, offset + 2) << 16 : half;
-        meta[count] = (crb_op_meta){
+        meta[slot] = (crb_op_meta){
             .offset = (uint16_t)offset, .count = (uint8_t)count, .length = (uint8_t)length};
-        ended = decode_half_or_word(&op[count], half, word, offset, count);
+        ended = decode_half_or_word(&op[slot], half, word, offset, count);
         offset += length;
+        // A NOP only counts (traced kernels have two at the start of every function), but the first
+        // operation is where a killed block is entered, so it is the first instruction's.
+        slot += op[slot].kind != CRB_OP_NOP || slot == 0;
     }
-    const bool data = count > 0 && crb_has_data(op[count - 1].kind);
-    put_end(&op[count + data], &meta[count + data], offset, count);
-    return count + data + 1;
+    const uint32_t end = slot + (slot > 0 && crb_has_data(op[slot - 1].kind));
+    put_end(&op[end], &meta[end], offset, count);
+    for (uint32_t i = 0; i + 1 < slot; i++)
+        i += crb_fuse(&op[i]);
+    return end + 1;
 }
 
 static crb_op *decode_block(crb_hart *hart, uint64_t page, uint32_t offset) {

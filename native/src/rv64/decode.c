@@ -503,3 +503,17 @@ bool crb_decode(crb_op *op, uint32_t insn, uint32_t length, uint32_t offset, uin
         return true;
     }
 }
+
+// ---- Pairs
+
+bool crb_fuse(crb_op *op) {
+#define PAIR(first, second) {CRB_OP_##first, CRB_OP_##second},
+    static const uint8_t pairs[][2] = {CRB_PAIRS(PAIR)};
+#undef PAIR
+    for (uint32_t i = 0; i < CRB_N_PAIRS; i++) {
+        if (pairs[i][0] != op[0].kind || pairs[i][1] != op[1].kind) continue;
+        op->handler = crb_pair_handlers[i];
+        return true;
+    }
+    return false;
+}

@@ -319,12 +319,15 @@ static inline crb_op_meta crb_meta(const crb_hart *hart, const crb_op *op) {
 // Runs until the exit is filled in. The first call with NULL only makes crb_handlers.
 crb_result crb_interpret(crb_hart *hart);
 extern const void *const *crb_handlers;
+extern const void *const *crb_pair_handlers; // by enum crb_pair
 
 // ---- decode.c, rvc.c
 
 // Decodes the instruction at `offset` of its page into op (and a data slot behind it). Returns true
 // when the block ends with it.
 bool crb_decode(crb_op *op, uint32_t insn, uint32_t length, uint32_t offset, uint32_t count);
+// Lets the first of two operations do both when they are a pair.
+bool crb_fuse(crb_op *op);
 // The 32-bit instruction that a 16-bit one stands for, 0 when illegal.
 uint32_t crb_rvc_expand(uint32_t half);
 

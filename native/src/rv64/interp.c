@@ -11,6 +11,7 @@
 #include "rv64/hart.h"
 
 const void *const *crb_handlers;
+const void *const *crb_pair_handlers;
 
 // Guest memory may be read and written at any alignment, and by others at any time.
 typedef uint16_t __attribute__((aligned(1), may_alias)) any_u16;
@@ -84,8 +85,12 @@ crb_result crb_interpret(crb_hart *hart) {
 #define LABEL(name) &&op_##name,
     static const void *const handlers[] = {CRB_OPS(LABEL)};
 #undef LABEL
+#define LABEL(first, second) &&op_##first##_##second,
+    static const void *const pairs[] = {CRB_PAIRS(LABEL)};
+#undef LABEL
     if (hart == NULL) {
         crb_handlers = handlers;
+        crb_pair_handlers = pairs;
         return CRB_NEXT;
     }
     crb_op *op;
@@ -152,4 +157,5 @@ fp_call:
 #include "rv64/interp_control.h"
 #include "rv64/interp_float.h"
 #include "rv64/interp_memory.h"
+#include "rv64/interp_pairs.h"
 }

@@ -52,6 +52,31 @@
 #define CRB_OPS_FLOAT(X) \
     X(FP) X(FADD_S) X(FSUB_S) X(FMUL_S) X(FDIV_S) X(FADD_D) X(FSUB_D) X(FMUL_D) X(FDIV_D) \
     X(FMADD_S) X(FMSUB_S) X(FNMSUB_S) X(FNMADD_S) X(FMADD_D) X(FMSUB_D) X(FNMSUB_D) X(FNMADD_D)
+
+// Pairs that are dispatched at once, chosen by how often they run while Linux boots.
+#define CRB_PAIRS(X) \
+    X(LD, LD) X(LD, SD) X(LD, LW) X(LD, LBU) X(LD, ADD) X(LD, ADDI) X(LD, ADDIW) X(LD, AND) \
+    X(LD, OR) X(LD, XOR) X(LD, SLLI) X(LD, SRLI) X(LD, LI) X(LD, MV) X(LW, ADD) X(LW, ADDI) \
+    X(LW, LD) X(LW, SLLI) X(LW, SUBW) X(LBU, LBU) X(LBU, ADDI) X(LBU, ANDI) X(LBU, OR) \
+    X(SD, SD) X(SD, LD) X(SD, ADDI) X(SD, ADD) X(SD, MV) X(SD, LI) X(SD, SRLI) X(SD, XOR) \
+    X(SD, AUIPC) X(SW, LD) X(SW, ADDI) X(SB, SB) \
+    X(ADD, ADD) X(ADD, ADDI) X(ADD, LBU) X(ADD, LD) X(ADD, LW) X(ADD, LI) X(ADD, SD) X(ADD, SLLI) \
+    X(ADD, SUB) X(ADD, AUIPC) X(SUB, AND) X(SUB, ADD) \
+    X(ADDI, ADDI) X(ADDI, ADD) X(ADDI, ANDI) X(ADDI, LD) X(ADDI, LI) X(ADDI, MV) X(ADDI, SD) \
+    X(ADDI, SW) X(ADDIW, ADD) X(ADDIW, ADDI) X(AUIPC, ADDI) X(AUIPC, LD) X(LI, ADD) X(LI, ADDI) \
+    X(LI, LI) X(LI, SD) X(MV, MV) X(MV, LI) X(MV, AUIPC) X(MV, ADDI) \
+    X(XOR, XOR) X(XOR, LD) X(XOR, SLLI) X(XOR, SRLI) X(XOR, SD) X(XOR, OR) X(XOR, AND) \
+    X(XORI, AND) X(XORI, LD) X(OR, SD) X(OR, SLLI) X(OR, OR) X(OR, XOR) X(OR, LD) X(OR, ADD) \
+    X(AND, LD) X(AND, SUB) X(AND, XOR) X(AND, AND) \
+    X(SLLI, SRLI) X(SLLI, OR) X(SLLI, ADD) X(SLLI, XOR) X(SLLI, SLLI) X(SLLI, LD) X(SRLI, SLLI) \
+    X(SRLI, ADD) X(SRLI, SRLI) X(SRLI, LD) X(SRLI, OR) X(SRLI, XOR) X(SRLI, ANDI) \
+    X(ADD, BEQ_U) X(ADD, BNE_U) X(ADD, BLTU_U) X(ADD, BGEU_U) X(ADDI, BEQ_U) X(ADDI, BNE_U) \
+    X(ADDI, BLTU_U) X(ADDI, BGEU_U) X(ADDI, BGE_U) X(ADDI, BLT_U) X(ADDIW, BNE_U) \
+    X(ADDIW, BGEU_U) X(ANDI, BEQ_U) X(ANDI, BNE_U) X(AND, BEQ_U) X(AND, BNE_U) X(LI, BEQ_U) \
+    X(LI, BNE_U) X(LI, BLTU_U) X(LI, BGEU_U) X(LD, BEQ_U) X(LD, BNE_U) X(LD, BLTU_U) X(LW, BEQ_U) \
+    X(LW, BNE_U) X(LBU, BEQ_U) X(LBU, BNE_U) X(SD, BNE_U) X(SRLI, BEQ_U) X(SLLI, BGE_U) \
+    X(SUBW, BGEU_U) \
+    X(ADDI, JR) X(LD, JR) X(AUIPC, JALR) X(LD, JALR)
 // clang-format on
 
 #define CRB_OPS(X)                                                                                 \
@@ -65,6 +90,10 @@
 #define CRB_KIND(name) CRB_OP_##name,
 enum crb_op_kind { CRB_OPS(CRB_KIND) CRB_N_OPS };
 #undef CRB_KIND
+
+#define CRB_PAIR(first, second) CRB_PAIR_##first##_##second,
+enum crb_pair { CRB_PAIRS(CRB_PAIR) CRB_N_PAIRS };
+#undef CRB_PAIR
 
 // Registers: x0 to x31, a sink for writes to x0, f0 to f31.
 #define CRB_SINK 32

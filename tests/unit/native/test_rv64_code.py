@@ -230,6 +230,36 @@ def test_loop_that_patches_itself_every_time() -> None:
     assert board.result() == sum(range(1, 101))
 
 
+@pytest.mark.parametrize("nops", [1, 2, 3])
+def test_patched_nop_runs_where_a_chained_branch_leads(nops: int) -> None:
+    """As a kernel's tracer does: a NOP becomes an instruction and a NOP again."""
+    board = Board()
+    asm = Assembler(CODE)
+    asm.to("la", A1, label="nops")
+    asm.label("loop")
+    asm.emit("addi", S0, S0, 1)
+    asm.to("jal", 0, label="nops")
+    asm.raw(bytes(128))  # so that patching does not drop the branch too
+    asm.label("nops")
+    for _ in range(nops):
+        asm.emit("addi", 0, 0, 0)
+    asm.emit("andi", T0, S0, 1)
+    asm.to("la", T1, label="words")
+    asm.emit("sh3add", T0, T0, T1)
+    asm.emit("lw", T0, T0, 0)
+    asm.emit("sw", T0, A1, 4 * nops - 4)
+    asm.emit("fence.i")
+    asm.emit("addi", A2, A2, -1)
+    asm.to("bne", A2, 0, label="loop")
+    board.finish(asm)
+    asm.align(8)
+    asm.label("words")
+    asm.raw(struct.pack("<QQ", encode("addi", 0, 0, 0), encode("addi", A0, A0, 1)))
+    board.load(asm)
+    board.start(x={A0: 0, A2: 100, S0: 1})
+    assert board.result() == 49
+
+
 def test_data_beside_code_does_not_undo_decoding() -> None:
     board = Board()
     asm = Assembler(CODE)
