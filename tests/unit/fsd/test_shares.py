@@ -8,7 +8,7 @@ import socket
 import stat
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,16 @@ Serve = Callable[..., ShareClient]
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Serve:
+def serve(tmp_path: Path) -> Iterator[Serve]:
     """A client of an image with shares; `layer` is the image."""
+    opened: list[Any] = []
 
     def make(*shares: ShareConfig, layer: dict[str, Any] | None = None) -> ShareClient:
         upper = MemoryUpper(1 << 24)
         layers = [write_layer(tmp_path, "layer", layer)] if layer is not None else []
         tree, nodes = new_tree(layers, upper)
         made = add_shares(tree, nodes, list(shares))
+        opened.extend(made)
         options = options_for(upper, shared=True, remote_locks=True)
         session = new_session(nodes, [tree, *made], options)
         client = ShareClient(direct(session))
@@ -44,7 +46,9 @@ def serve(tmp_path: Path) -> Serve:
         client.table = nodes  # type: ignore[attr-defined]
         return client
 
-    return make
+    yield make
+    for share in opened:
+        share.close()
 
 
 def failing(number: int) -> Any:
