@@ -16,7 +16,9 @@ from crumble_common.service import Context, Service
 from crumble_common.vhost_user import Backend, VhostUserError
 from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
 from crumble_fsd.filesystem import Filesystem
+from crumble_fsd.handles import MAX_HANDLES
 from crumble_fsd.queue_pump import FsDevice
+from crumble_fsd.share_nodes import MAX_CACHED, MAX_PINNED
 from crumble_fsd.tree import split_path
 from crumble_fsd.union import LayerFiles
 from crumble_fsd.upper import MemoryUpper, Upper
@@ -28,6 +30,9 @@ _SYSCALLS = frozenset(("sendfile", "getxattr", "listxattr"))
 # CAP_FSETID. Nothing is kept without shares, or by an ordinary user.
 _SHARE_CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4
 
+# Open files of shares, their O_PATH descriptors, an upper directory's data, and the rest. Where the hard
+# limit is lower, the guest sees EMFILE sooner.
+_NOFILE = MAX_HANDLES + MAX_CACHED + MAX_PINNED + 2_048
 # What the upper has put off is saved this often, seconds.
 _SETTLE = 1.0
 
@@ -84,6 +89,7 @@ class FsdService(Service[FsConfig]):
                 *([self._config.upper] if self._config.upper else []),
             ],
             syscalls=_SYSCALLS,
+            nofile=_NOFILE,
             capabilities=_SHARE_CAPABILITIES if shares else 0,
         )
 

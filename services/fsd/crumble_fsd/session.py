@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from struct import error as StructError  # noqa: N812
 
 from crumble_common import log
+from crumble_common.errors import CrumbleError
 from crumble_fsd import fuse_wire as wire
 from crumble_fsd.filesystem import Filesystem, Node, fail
 from crumble_fsd.handles import HandleTable
@@ -118,6 +119,9 @@ class Session:
             return self._error(request, error.errno or errno.EIO)
         except StructError:
             return self._error(request, errno.EINVAL)
+        except CrumbleError as error:  # a damaged layer, met only now
+            log.error("request failed", code=error.code, reason=error.message)
+            return self._error(request, errno.EIO)
         except Exception as error:  # noqa: BLE001  a bug here must not take the guest's disk away
             log.exception("request failed", error, opcode=getattr(request, "opcode", -1))
             return self._error(request, errno.EIO)

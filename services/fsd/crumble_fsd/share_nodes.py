@@ -30,6 +30,8 @@ _OVERFLOW = 65_534  # "nobody": who is not this user, when this process is not r
 # Of RLIMIT_NOFILE (20,000 and hard, where it is lowest): O_PATH descriptors kept for speed, and those
 # of removed files that would otherwise be lost.
 MAX_CACHED, MAX_PINNED = 2_048, 4_096
+# Nodes a guest may hold of one share, some 400 bytes each. A guest's own inodes cost it more.
+MAX_NODES = 4 << 20
 
 Key = tuple[int, int, int]
 
@@ -162,7 +164,11 @@ class ShareNodes:
         key = identify(fd)
         node = self._by_key.get(key)
         if node is None:
-            node = self._make(key, os.fstat(fd).st_mode, directory, name)
+            try:
+                node = self._make(key, os.fstat(fd).st_mode, directory, name)
+            except OSError:
+                os.close(fd)
+                raise
         if node is not self.root and directory is not None:
             self.moved(node, directory, name)
         if node.fd >= 0:
@@ -180,6 +186,8 @@ class ShareNodes:
         node.name = name
 
     def _make(self, key: Key, mode: int, parent: ShareNode | None, name: bytes) -> ShareNode:
+        if len(self._by_key) >= MAX_NODES:
+            fail(errno.ENOMEM)
         self._devices.setdefault(key[0], len(self._devices))
         node = ShareNode(self._fs, self._next, mode, key, parent, name)
         self._next += 1

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from crumble_common import log
+from crumble_common.messages.fs import Share
 from crumble_fsd import fuse_wire as w
-from crumble_fsd.assemble import new_session, new_tree, options_for
+from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
 from crumble_fsd.session import PENDING, Session
 from crumble_fsd.upper import MemoryUpper
 from framework.fuse_client import FuseClient, direct
@@ -45,14 +46,16 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> tuple[list[bytes], list[int]]:
+def requests(
+    draw: st.DrawFn, nodes: st.SearchStrategy[int] = NODES
+) -> tuple[list[bytes], list[int]]:
     """Readable buffers and sizes of writable ones."""
     body = draw(bodies())
     opcode = draw(st.integers(0, 64) | st.sampled_from([4096, 0xFFFFFFFF]))
     length = draw(st.sampled_from([None, None, None, None, 0, 39, 40, 0xFFFFFFFF]))
     whole = w.IN_HEADER.pack(
         w.IN_HEADER_SIZE + len(body) if length is None else length,
-        opcode, draw(st.sampled_from([1, 2, 2])), draw(NODES), 0, 0, 0, 0, 0,
+        opcode, draw(st.sampled_from([1, 2, 2])), draw(nodes), 0, 0, 0, 0, 0,
     ) + body  # fmt: skip
     whole = whole[: len(whole) - draw(st.sampled_from([0, 0, 0, 0, 1, 40]))]
     cuts = sorted([0, len(whole), *draw(st.lists(st.integers(0, len(whole)), max_size=4))])
@@ -105,6 +108,57 @@ def test_any_request_is_answered_or_refused(
         for entry in fuse.listdir(1, plus=True):
             assert entry.name
         upper.close()
+
+
+SHARE_NODES = NODES | st.integers(0, 8).map(lambda n: 1 << 62 | n)
+
+
+@settings(derandomize=True, max_examples=100, deadline=None, suppress_health_check=[*HealthCheck])
+@given(st.lists(requests(SHARE_NODES), min_size=1, max_size=25))
+def test_nothing_outside_a_share_is_touched(
+    monkeypatch: pytest.MonkeyPatch, chains: list[tuple[list[bytes], list[int]]]
+) -> None:
+    """The same requests at a tree with a host directory in it, next to one that must stay as it is."""
+    bugs: list[BaseException] = []
+    monkeypatch.setattr(log, "exception", lambda _event, problem, **_fields: bugs.append(problem))
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        (work / "shared" / "d").mkdir(parents=True)
+        (work / "shared" / "a").write_text("shared")
+        (work / "shared" / "s").symlink_to("../outside/a")
+        (work / "outside").mkdir()
+        (work / "outside" / "a").write_text("precious")
+        before = _picture(work / "outside")
+        upper = MemoryUpper(1 << 20)
+        tree, nodes = new_tree([], upper)
+        shares = add_shares(tree, nodes, [Share(str(work / "shared"), "/d")])
+        options = options_for(upper, shared=True, remote_locks=True)
+        session = new_session(nodes, [tree, *shares], options)
+        fuse = FuseClient(direct(session))
+        fuse.init()
+        for path in ("d", "d/a", "d/d", "d/s"):
+            fuse.resolve(path)
+        for readable, sizes in chains:
+            send(session, readable, sizes)
+            if bugs:
+                raise bugs[0]
+        fuse.init()
+        fuse.resolve("d")
+        shares[0].close()
+        upper.close()
+        assert _picture(work / "outside") == before
+
+
+def _picture(where: Path) -> list[tuple[str, int, int, bytes]]:
+    return [
+        (
+            str(path),
+            path.lstat().st_mode,
+            path.lstat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in [where, *where.iterdir()]
+    ]
 
 
 # What the fuzzer should find, written down.
