@@ -1,8 +1,5 @@
-"""Kernels: Debian's linux-image packages, taken apart into an image and the modules a guest needs.
-
-A kernel stays at kernels/ARCHITECTURE/RELEASE/ in the store: `image`, `NAME.ko` (decompressed) and
-`kernel.json`, which lists them. It appears by rename. `default` beside it names the one that was
-newest when the default was last asked of the archive.
+"""The way of a kernel into the store: Debian's linux-image packages, taken apart into an image and the
+modules a guest needs. `kernels` says where they stay.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from crumble_common.errors import RemoteError, UsageError
@@ -27,13 +24,12 @@ from crumble_ocid.debian.resolve import parse_relations
 from crumble_ocid.debian.version import version_key
 from crumble_ocid.files import host_errors, sync_directory, write_atomically
 from crumble_ocid.images import collect_garbage
+from crumble_ocid.kernels import kernels_home, stored_kernel
 from crumble_ocid.progress import Reporter
 from crumble_ocid.store import Store
 from crumble_ocid.transfer import Transport
 
 DEFAULT_SUITE = "trixie"
-ARCHITECTURES = ("riscv64", "arm64", "amd64")
-_ALIASES = {"x86_64": "amd64", "aarch64": "arm64"}
 # Modules a guest needs before it has its root file system, with the kernel option each belongs to.
 WANTED = {
     "virtio_mmio": "CONFIG_VIRTIO_MMIO",
@@ -42,7 +38,6 @@ WANTED = {
     "virtio_rng": "CONFIG_HW_RANDOM_VIRTIO",
     "virtiofs": "CONFIG_VIRTIO_FS",
 }
-_RELEASE = re.compile(r"[0-9][0-9A-Za-z.+~-]{0,120}")
 _BOOT = re.compile(r"boot/(vmlinu[xz]|config)-(.+)")
 _MODULE = re.compile(r"(?:usr/)?lib/modules/[^/]+/kernel/(?:.*/)?([A-Za-z0-9_-]+)\.ko(?:\.[a-z]+)?")
 _MAX_IMAGE = 512 << 20
@@ -69,37 +64,15 @@ class KernelProvider:
 
         refresh: ask the archive for a newer default. Raises UsageError, RemoteError, HostError.
         """
-        architecture = _ALIASES.get(architecture, architecture)
-        if architecture not in ARCHITECTURES or not (version == "" or _RELEASE.fullmatch(version)):
-            raise UsageError(
-                f"There is no kernel {version!r} for {architecture!r}.",
-                code="kernel.unknown",
-                hint=f"Architectures are {', '.join(ARCHITECTURES)}.",
-            )
-        home = self._store.root / "kernels" / architecture
-        if not refresh and (kernel := self._cached(home, version)) is not None:
+        home = kernels_home(self._store, architecture, version)
+        if not refresh and (kernel := stored_kernel(home, version)) is not None:
             return kernel
         with host_errors("write", home):
             home.mkdir(parents=True, exist_ok=True)
-            kernel = self._fetch(home, architecture, version, reporter)
+            kernel = self._fetch(home, home.name, version, reporter)
             if not version:
                 write_atomically(home / "default", kernel.version.encode())
         return kernel
-
-    def _cached(self, home: Path, version: str) -> Kernel | None:
-        """A kernel that is complete; None for any other."""
-        try:
-            name = version or (home / "default").read_text("ascii")
-            if not _RELEASE.fullmatch(name):
-                return None
-            kernel = Kernel(**json.loads((home / name / "kernel.json").read_bytes()))
-            paths = [home / name / item for item in (kernel.image, *kernel.modules)]
-        except (OSError, ValueError, TypeError):
-            return None
-        if not all(path.is_file() for path in paths):
-            return None
-        image, *modules = map(str, paths)
-        return replace(kernel, image=image, modules=modules)
 
     def _fetch(self, home: Path, architecture: str, version: str, reporter: Reporter) -> Kernel:
         release = open_release(self._transport, DEFAULT_SUITE, reporter)
@@ -109,10 +82,10 @@ class KernelProvider:
         finally:
             index.close()
         name = package.name.removeprefix("linux-image-")
-        if (kernel := self._cached(home, name)) is not None:
+        if (kernel := stored_kernel(home, name)) is not None:
             return kernel
         self._install(home / name, architecture, release, package, reporter)
-        kernel = self._cached(home, name)
+        kernel = stored_kernel(home, name)
         assert kernel is not None
         return kernel
 
@@ -125,7 +98,7 @@ class KernelProvider:
         reporter: Reporter,
     ) -> None:
         digest = digest_of(package)
-        done = lambda: self._cached(target.parent, target.name) is not None  # noqa: E731
+        done = lambda: stored_kernel(target.parent, target.name) is not None  # noqa: E731
         with (
             self._store.work(f"kernel-{package.sha256}", done, lambda _: reporter.check()) as right,
             self._store.lease() as lease,
@@ -142,7 +115,7 @@ class KernelProvider:
             step.finish()
             kernel = Kernel(architecture, target.name, digest, "image", modules)
             write_atomically(made / "kernel.json", json.dumps(asdict(kernel)).encode())
-            if target.exists():  # incomplete: `_cached` would have given it
+            if target.exists():  # incomplete: `stored_kernel` would have given it
                 shutil.rmtree(target)
             made.rename(target)
             sync_directory(target.parent)

@@ -1,0 +1,49 @@
+"""Kernels in the store, and nothing of how they get there: finding one must cost no imports.
+
+A kernel stays at kernels/ARCHITECTURE/RELEASE/: `image`, `NAME.ko` (decompressed) and `kernel.json`,
+which lists them. It appears by rename. `default` beside it names the one that was newest when the
+default was last asked of the archive.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from crumble_common.errors import UsageError
+from crumble_common.messages.image import Kernel
+from crumble_ocid.store import Store
+
+ARCHITECTURES = ("riscv64", "arm64", "amd64")
+_ALIASES = {"x86_64": "amd64", "aarch64": "arm64"}
+_RELEASE = re.compile(r"[0-9][0-9A-Za-z.+~-]{0,120}")
+
+
+def kernels_home(store: Store, architecture: str, version: str) -> Path:
+    """Where the kernels of an architecture are; UsageError when it or the version cannot be one."""
+    architecture = _ALIASES.get(architecture, architecture)
+    if architecture not in ARCHITECTURES or not (version == "" or _RELEASE.fullmatch(version)):
+        raise UsageError(
+            f"There is no kernel {version!r} for {architecture!r}.",
+            code="kernel.unknown",
+            hint=f"Architectures are {', '.join(ARCHITECTURES)}.",
+        )
+    return store.root / "kernels" / architecture
+
+
+def stored_kernel(home: Path, version: str) -> Kernel | None:
+    """A kernel that is complete, "" for the default; None for any other."""
+    try:
+        name = version or (home / "default").read_text("ascii")
+        if not _RELEASE.fullmatch(name):
+            return None
+        kernel = Kernel(**json.loads((home / name / "kernel.json").read_bytes()))
+        paths = [home / name / item for item in (kernel.image, *kernel.modules)]
+    except (OSError, ValueError, TypeError):
+        return None
+    if not all(path.is_file() for path in paths):
+        return None
+    image, *modules = map(str, paths)
+    return replace(kernel, image=image, modules=modules)
