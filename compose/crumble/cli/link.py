@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import zmq
 
 from crumble.sdk.client import Client
+from crumble.supervisor.ground import Ground
 from crumble.supervisor.locate import find_daemon
 from crumble_common import wire
 from crumble_common.errors import InternalError, UsageError
@@ -22,22 +23,27 @@ class Link:
     """A client and its loop, in the main thread.
 
     Without `own` there must be a daemon: UsageError "up.none". lease: what is started ends with us.
+    ground: for a supervisor of our own, whether there is a daemon or not.
     """
 
-    def __init__(self, *, own: bool = True, lease: bool = False) -> None:
+    def __init__(
+        self, *, own: bool = True, lease: bool = False, ground: Ground | None = None
+    ) -> None:
+        daemon = "" if ground else find_daemon()
+        if not daemon and not own:
+            raise no_daemon()
+        if not daemon:
+            ground = ground or Ground(fork=True)
         self.loop = EventLoop()
         self._embedded: Embedded | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        daemon = find_daemon()
-        if not daemon and not own:
-            raise no_daemon()
-        if daemon:
+        if ground is None:
             address = f"ipc://{daemon}/client"
             self.client = Client(
                 self.loop, self._context, address, Path(daemon, "stream") if lease else None
             )
         else:
-            self.client = self._embed()
+            self.client = self._embed(ground)
 
     @property
     def shared(self) -> bool:
@@ -69,10 +75,10 @@ class Link:
     ) -> None:
         self.close()
 
-    def _embed(self) -> Client:
+    def _embed(self, ground: Ground) -> Client:
         from crumble.sdk.embedded import Embedded
 
-        self._embedded = Embedded(self._context)
+        self._embedded = Embedded(self._context, ground)
         client = Client(self.loop, self._context, self._embedded.address)
         ended = InternalError("Crumble's supervisor ended.", code="supervisor.gone")
         self._embedded.on_end = lambda: self.loop.call_soon_threadsafe(lambda: client.lose(ended))

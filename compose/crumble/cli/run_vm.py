@@ -1,4 +1,4 @@
-"""`crumble run IMAGE [CMD...]`."""
+"""What `crumble run` does once it knows what is wanted."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from crumble.cli.progress import Bars
 from crumble.cli.signals import Interrupted, Signals
 from crumble.sdk.options import image_reference, memory_size, shares
 from crumble.supervisor.command import argv
+from crumble.supervisor.ground import Ground
 from crumble.supervisor.names import invent
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages import client as messages
@@ -29,13 +30,12 @@ _LATE = 124
 _SYNC_GRACE = 10.0
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the verb; returns the exit status."""
-    options = run_options.run_parser().parse_args(arguments)
+def run(options: argparse.Namespace, ground: Ground | None) -> int:
+    """Runs the verb, in a supervisor of our own on `ground` or in the daemon; returns the status."""
     start = _process(options)
     request = _vm(options, start)
     phases = Phases()
-    with Link(lease=not options.detach) as link:
+    with Link(lease=not options.detach, ground=ground) as link:
         phases.mark("supervisor")
         if options.detach:
             return _detached(link, request)

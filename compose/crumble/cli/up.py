@@ -9,9 +9,13 @@ import sys
 
 from crumble.cli.main import say
 from crumble.cli.parser import Parser
-from crumble.supervisor.supervisor import Supervisor
+from crumble.supervisor.ground import Ground
 from crumble_common import log
 from crumble_common.errors import CrumbleError, InternalError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from crumble.supervisor.supervisor import Supervisor
 
 # What VMs and services may take to end after a signal, s.
 _GRACE = 10.0
@@ -24,11 +28,18 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.detach:
         return _detach()
-    supervisor = Supervisor(daemon=True)
+    supervisor = _daemon_supervisor()
     supervisor.bind()
     say(f"The supervisor is running in {supervisor.instance.path}. ^C or `crumble down` ends it.")
     _serve(supervisor)
     return 0
+
+
+def _daemon_supervisor() -> Supervisor:
+    ground = Ground(daemon=True, fork=True)
+    from crumble.supervisor.supervisor import Supervisor  # while the forkserver imports, too
+
+    return Supervisor(ground=ground)
 
 
 def _serve(supervisor: Supervisor) -> None:
@@ -72,7 +83,7 @@ def _detach() -> int:
 
 
 def _daemon(writer: int) -> int:
-    supervisor = Supervisor(daemon=True)
+    supervisor = _daemon_supervisor()
     supervisor.bind()
     path = supervisor.instance.logs / "supervisor.log"
     output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

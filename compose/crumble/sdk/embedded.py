@@ -12,16 +12,21 @@ from collections.abc import Callable
 
 import zmq
 
-from crumble.supervisor.supervisor import Supervisor
+from crumble.supervisor.ground import Ground
 from crumble_common import log
 
 
 class Embedded:
     """The supervisor and its thread. `on_end` is called, in that thread, when it has ended."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], ground: Ground | None = None
+    ) -> None:
+        ground = ground or Ground()
+        from crumble.supervisor.supervisor import Supervisor  # while the forkserver imports, too
+
         self.on_end: Callable[[], None] = lambda: None
-        self._supervisor = Supervisor(context=context)
+        self._supervisor = Supervisor(context=context, ground=ground)
         self._log = self._open_log()
         self._supervisor.bind()
         self.address = self._supervisor.inproc

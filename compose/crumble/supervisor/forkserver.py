@@ -66,9 +66,8 @@ class ForkServer:
                 self.import_next()
 
     def import_next(self) -> None:
-        """One module more; a module that cannot be imported fails when it is spawned."""
-        with contextlib.suppress(Exception):
-            importlib.import_module(self.preload.pop(0))
+        """One module more."""
+        _import(self.preload.pop(0))
         if not self.preload:
             gc.collect()
             gc.freeze()  # the collector of a child must not dirty these pages
@@ -90,6 +89,7 @@ class ForkServer:
 
     def spawn(self, request: dict[str, Any], fds: list[int]) -> None:
         """Forks a service; the child never returns."""
+        _import(request["entry"].partition(":")[0])  # here: once for all children
         pid = os.fork()
         if pid == 0:
             os._exit(self.child(request, fds))
@@ -147,6 +147,12 @@ class ForkServer:
                 self.reap()
 
 
+def _import(name: str) -> None:
+    """A module that cannot be imported fails where it is used."""
+    with contextlib.suppress(Exception):
+        importlib.import_module(name)
+
+
 def run_service(entry: str) -> int:
     """Runs what `entry` ("module:name") names, a Service class or a function, to its end."""
     from crumble_common.service import service_main
@@ -189,6 +195,7 @@ def main(fd: int, runtime: str, preload: list[str]) -> None:
     with contextlib.suppress(OSError):
         if link.readlink() == Path(place.name):
             link.unlink()
+    os._exit(0)  # the interpreter need not take itself apart
 
 
 if __name__ == "__main__":

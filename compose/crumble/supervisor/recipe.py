@@ -32,8 +32,9 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
         vm.host.fds.put(vm.id, name, fd)
     device_side, driver_side = socket.socketpair()
     with device_side, driver_side:
-        _spawn(vm, "fsd", _fs_config(vm, image), {**fds, "root_fs": device_side.fileno()})
+        # vmm first: it has more to do before they meet.
         _spawn(vm, "vmm", _vm_config(vm, kernel), {**fds, "root_fs": driver_side.fileno()})
+        _spawn(vm, "fsd", _fs_config(vm, image), {**fds, "root_fs": device_side.fileno()})
     limit = vm.request.boot_timeout
     await limited(vm.host.loop, vm.agent, limit, lambda: _no_agent(limit))
 

@@ -18,14 +18,14 @@ from crumble.supervisor import limits, names, recipe
 from crumble.supervisor.clients import Client, Clients
 from crumble.supervisor.command import argv
 from crumble.supervisor.fdstore import FdStore
+from crumble.supervisor.ground import Ground
 from crumble.supervisor.images import REQUESTS as IMAGE_REQUESTS
 from crumble.supervisor.images import Images
-from crumble.supervisor.instance import Instance
 from crumble.supervisor.mainprocess import MainProcess
 from crumble.supervisor.services import Services
 from crumble.supervisor.spawner import Spawner
 from crumble.supervisor.streams import StreamClient, Streams
-from crumble.supervisor.table import PRELOAD, TABLE, Table
+from crumble.supervisor.table import TABLE, Table
 from crumble.supervisor.tasks import Cancelled, Future, Task
 from crumble.supervisor.vm import Vm
 from crumble_common import __version__, log, wire
@@ -53,18 +53,20 @@ class Supervisor:
         daemon: bool = False,
         context: zmq.Context[Any] | None = None,
         table: Table = TABLE,
+        ground: Ground | None = None,
     ) -> None:
-        self.table = table
-        self.instance = Instance(daemon=daemon)
         # First of all: it takes longest, and needs nothing of us.
-        self._spawner: Spawner | None = self._new_spawner()
+        self._ground = ground or Ground(daemon=daemon, table=table)
+        self.table = self._ground.table
+        self.instance = self._ground.instance
+        self._spawner: Spawner | None = self._ground.spawner
         self.loop = EventLoop()
         self.loop.on_error = _survive
         self._context = context or zmq.Context()
         self._own_context = context is None
         self.fds = FdStore()
         self.services = Services(self.loop, self._context, self.instance.path, self._spawning)
-        self.images = Images(self.services, table["ocid"])
+        self.images = Images(self.services, self.table["ocid"])
         self.vms: dict[str, Vm] = {}
         self._started = time.time()
         self._stopping: Task[None] | None = None
@@ -85,6 +87,8 @@ class Supervisor:
             path = self.instance.path / "stream"
             self._streams = Streams(self.loop, path, self._message, self._stream_gone)
             self.instance.announce()
+        else:
+            self.images.start()  # whatever we are here for will ask it
 
     def run(self) -> None:
         """Serves until stopped; leaves nothing behind."""
@@ -105,14 +109,9 @@ class Supervisor:
 
     # Forkserver.
 
-    def _new_spawner(self) -> Spawner:
-        entries = tuple(row.entry.partition(":")[0] for row in self.table.values())
-        log_path = self.instance.logs / "forkserver.log"
-        return Spawner(self.instance.path, log_path, PRELOAD + entries)
-
     def _spawning(self) -> Spawner:
         if self._spawner is None:
-            self._spawner = self._new_spawner()
+            self._spawner = self._ground.new_spawner()
             self._spawner.attach(self.loop, self._forkserver_lost)
         return self._spawner
 

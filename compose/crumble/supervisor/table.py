@@ -27,17 +27,19 @@ Table = dict[str, Row]
 TABLE: Table = {
     row.name: row
     for row in (
+        # In the order in which a first VM needs them.
+        Row("ocid", "crumble_ocid.service:OcidService", "user", (), restart=True),
         Row("vmm", "crumble_vmm.service:VmmService", "vm", ("memory", "page_state", "root_fs")),
         Row("fsd", "crumble_fsd.service:FsdService", "vm", ("page_state", "root_fs")),
-        Row("ocid", "crumble_ocid.service:OcidService", "user", (), restart=True),
     )
 }
 
-# What the forkserver imports before it is asked, in this order: a fork of it starts at once.
-PRELOAD = (
-    "crumble_common.service",
+# What supervisor and services both need: imported before a forkserver is forked off.
+SHARED = (
     "crumble_common.link",
     "crumble_common.messages.vm",
     "crumble_common.messages.fs",
     "crumble_common.messages.image",
 )
+# What the forkserver imports before it is asked, before the services: a fork of it starts at once.
+PRELOAD = (*SHARED, "crumble_common.service")

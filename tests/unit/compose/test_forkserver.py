@@ -15,7 +15,7 @@ from crumble_common.eventloop import EventLoop
 class Nursery:
     """A spawner on a loop, and what it said."""
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Path, *, fork: bool) -> None:
         self.runtime = where / "runtime"
         self.runtime.mkdir()
         self.loop = EventLoop()
@@ -23,7 +23,7 @@ class Nursery:
         self.lost = False
         self.log = os.open(where / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND)
         self.spawner = Spawner(
-            self.runtime, where / "fork.log", ("framework.forked", "no.such.module")
+            self.runtime, where / "fork.log", ("framework.forked", "no.such.module"), fork=fork
         )
         self.spawner.attach(self.loop, self.on_lost)
 
@@ -52,9 +52,9 @@ class Nursery:
         return child
 
 
-@pytest.fixture
-def nursery(tmp_path: Path) -> Iterator[Nursery]:
-    made = Nursery(tmp_path)
+@pytest.fixture(params=["executed", "forked"])
+def nursery(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Nursery]:
+    made = Nursery(tmp_path, fork=request.param == "forked")
     yield made
     made.spawner.close()
     os.close(made.log)
@@ -94,6 +94,18 @@ def test_an_entry_that_cannot_be_imported_is_an_exit_status_and_a_log_line(
     nursery.until(lambda: child.pid in nursery.exits)
     assert nursery.exits[child.pid] == 70
     assert "No module named 'no'" in logged(nursery)
+
+
+def test_a_forked_forkserver_keeps_nothing_of_its_parent(tmp_path: Path) -> None:
+    with (tmp_path / "held").open("w") as held:
+        made = Nursery(tmp_path, fork=True)
+        made.running()
+        open_files = [item.readlink() for item in Path(f"/proc/{made.spawner.pid}/fd").iterdir()]
+        assert Path(held.name) not in open_files
+        assert os.getsid(made.spawner.pid) == made.spawner.pid
+    made.spawner.close()
+    os.close(made.log)
+    made.loop.close()
 
 
 def test_signals_reach_children_also_before_their_pid_is_known(nursery: Nursery) -> None:

@@ -1,0 +1,23 @@
+"""`crumble run IMAGE [CMD...]`."""
+
+from __future__ import annotations
+
+from crumble.cli import run_options
+from crumble.supervisor.locate import find_daemon
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the verb; returns the exit status."""
+    options = run_options.run_parser().parse_args(arguments)
+    ground = None
+    if not options.detach and not find_daemon():
+        from crumble.supervisor.ground import Ground
+
+        ground = Ground(fork=True)
+    try:
+        from crumble.cli.run_vm import run  # while the forkserver imports, too
+
+        return run(options, ground)
+    finally:
+        if ground is not None:
+            ground.close()
