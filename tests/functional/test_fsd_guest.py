@@ -178,7 +178,7 @@ diff /tmp/local.out /tmp/remote.out && wc -l < /tmp/remote.out
 """
 
 
-@pytest.mark.parametrize("kind", ["memory", "directory", "share"])
+@pytest.mark.parametrize("kind", ["memory", "directory", "share", "locks"])
 def test_calls_that_no_shell_makes(tmp_path: Path, serve: object, probe: bytes, kind: str) -> None:
     """Mappings, locks, holes, unnamed files, exchanges, attributes, direct I/O: as on tmpfs."""
     (tmp_path / "shared").mkdir()
@@ -186,6 +186,7 @@ def test_calls_that_no_shell_makes(tmp_path: Path, serve: object, probe: bytes, 
         "memory": [],
         "directory": ["--upper", str(tmp_path / "upper")],
         "share": ["--shared-dir", str(tmp_path / "shared")],
+        "locks": ["--shared-dir", str(tmp_path / "shared"), "--posix-lock"],
     }
     fsd = serve(*arguments[kind])  # type: ignore[operator]
     guest = QemuGuest(tmp_path, PROBE, {"root": fsd.socket}, files={"probe": probe})

@@ -20,9 +20,9 @@ def options_for(upper: Upper, *, shared: bool, remote_locks: bool = False) -> Op
     """What to offer: a tree that is one guest's alone needs far fewer round trips than a shared one."""
     quiet: set[int] = set()
     if not shared:
-        quiet |= {wire.FUSE_OPEN, wire.FUSE_OPENDIR}
+        quiet.add(wire.FUSE_OPENDIR)
         if not remote_locks:
-            quiet.add(wire.FUSE_FLUSH)
+            quiet |= {wire.FUSE_OPEN, wire.FUSE_FLUSH}
         if isinstance(upper, MemoryUpper):
             quiet |= {wire.FUSE_FSYNC, wire.FUSE_FSYNCDIR}
     return Options(frozenset(quiet), shared, remote_locks)

@@ -30,12 +30,17 @@ class Node:
 
 
 class Handle:
-    """Something a guest has open that needs more than its nodeid (host shares only)."""
+    """Something a guest has open that needs more than its nodeid: a share's file, or locks.
 
-    __slots__ = ("node",)
+    owners: who has locked through it (owner, True for flock). Linux says when a process's locks go (FLUSH),
+    and flock's (RELEASE), but of OFD locks only that their open file is gone.
+    """
+
+    __slots__ = ("node", "owners")
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.owners: set[tuple[int, bool]] = set()
 
     def close(self) -> None:
         """Lets go of what the handle holds."""

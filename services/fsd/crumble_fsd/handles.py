@@ -45,12 +45,13 @@ class HandleTable:
             fail(errno.EBADF)
         return handle
 
-    def release(self, number: int, node: Node) -> None:
+    def release(self, number: int, node: Node) -> Handle | None:
         """Closes one. EBADF."""
         handle = self.get(number, node)
         if handle is not None:
             del self._handles[number]
             handle.close()
+        return handle
 
     def close(self) -> None:
         """Closes all (the guest is gone)."""

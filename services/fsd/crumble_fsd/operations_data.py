@@ -6,7 +6,7 @@ import errno
 import os
 
 from crumble_fsd import fuse_wire as wire
-from crumble_fsd.filesystem import Caller, Node, fail
+from crumble_fsd.filesystem import Caller, Handle, Node, fail
 from crumble_fsd.session import MAX_WRITE, Operation, Request, Session
 from crumble_fsd.views import first_bytes, skip_bytes, total
 from crumble_fsd.wire_read import take_name
@@ -24,7 +24,14 @@ def open_(session: Session, node: Node, request: Request) -> bytes:
     session.handles.check_room()
     kill = bool(open_flags & wire.FUSE_OPEN_KILL_SUIDGID)
     handle, answer = node.fs.open(node, flags, kill=kill)
-    return wire.OPEN_OUT.pack(session.handles.add(handle), answer, 0)
+    return wire.OPEN_OUT.pack(_held(session, node, handle), answer, 0)
+
+
+def _held(session: Session, node: Node, handle: Handle | None) -> int:
+    """fh of what was opened; where locks come here, every open file needs one."""
+    if handle is None and session.options.remote_locks:
+        handle = Handle(node)
+    return session.handles.add(handle)
 
 
 def create(session: Session, node: Node, request: Request) -> bytes:
@@ -35,7 +42,7 @@ def create(session: Session, node: Node, request: Request) -> bytes:
     made, handle, answer = node.fs.create(
         node, name, mode & 0o7777, flags, Caller(request.uid, request.gid)
     )
-    opened = wire.OPEN_OUT.pack(session.handles.add(handle), answer, 0)
+    opened = wire.OPEN_OUT.pack(_held(session, made, handle), answer, 0)
     return session.entry(made) + opened
 
 
@@ -46,7 +53,7 @@ def tmpfile(session: Session, node: Node, request: Request) -> bytes:
     made, handle, answer = node.fs.tmpfile(
         node, mode & 0o7777, flags, Caller(request.uid, request.gid)
     )
-    opened = wire.OPEN_OUT.pack(session.handles.add(handle), answer, 0)
+    opened = wire.OPEN_OUT.pack(_held(session, made, handle), answer, 0)
     return session.entry(made) + opened
 
 
@@ -91,7 +98,10 @@ def release(session: Session, node: Node, request: Request) -> bytes:
     fh, _, flags, owner = wire.RELEASE_IN.unpack_from(request.body)
     if flags & wire.FUSE_RELEASE_FLOCK_UNLOCK:
         session.drop_locks(node, owner, flock=True)
-    session.handles.release(fh, node)
+    handle = session.handles.release(fh, node)
+    if handle is not None:
+        for holder, flock in handle.owners:
+            session.drop_locks(node, holder, flock=flock)
     return b""
 
 

@@ -16,6 +16,8 @@ from crumble_fsd.session import Operation, Request, Result, Session
 
 # Each waiter holds a descriptor chain; a ring has at most 32,768.
 _MAX_WAITING = 32_768
+# Processes that lock through one open file.
+_MAX_OWNERS = 65_536
 
 
 def getlk(session: Session, node: Node, request: Request) -> bytes:
@@ -31,17 +33,22 @@ def getlk(session: Session, node: Node, request: Request) -> bytes:
 def setlk(session: Session, node: Node, request: Request) -> bytes:
     """FUSE_SETLK: at once or EAGAIN."""
     key, wanted = _arguments(session, node, request)
-    _take(session, node, key, wanted)
+    _take(session, node, key, wanted, request)
     session.locks_freed()
     return b""
 
 
-def _take(session: Session, node: Node, key: Key, wanted: Lock) -> None:
+def _take(session: Session, node: Node, key: Key, wanted: Lock, request: Request) -> None:
     """Takes or drops a lock, of the guest's own and of others. EAGAIN."""
+    handle = session.handles.get(wire.LK_IN.unpack_from(request.body)[0], node)
     if session.locks.conflict(key, wanted) is not None:
         fail(errno.EAGAIN)
     node.fs.lock(node, wanted, flock=key[1])
     session.locks.set(key, wanted)
+    if handle is not None and wanted.kind != UNLOCK:
+        if len(handle.owners) >= _MAX_OWNERS:
+            fail(errno.ENOLCK)
+        handle.owners.add((wanted.owner, key[1]))
 
 
 def setlkw(session: Session, node: Node, request: Request) -> Result:
@@ -58,7 +65,7 @@ def setlkw(session: Session, node: Node, request: Request) -> Result:
         if session.node(request.nodeid) is not node:
             fail(errno.ESTALE)
         try:
-            _take(session, node, key, wanted)
+            _take(session, node, key, wanted, request)
         except BlockingIOError:
             return None
         return b""

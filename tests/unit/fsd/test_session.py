@@ -226,6 +226,17 @@ def test_flock_and_posix_locks_do_not_meet() -> None:
     assert w.LK_OUT.unpack(reply)[2] == UNLOCK
 
 
+def test_locks_of_an_open_file_go_with_it() -> None:
+    lone = Waiting()
+    fh = lone.fuse.open(lone.node)
+    assert fh != 0
+    body = w.LK_IN.pack(fh, 99, 0, LAST, WRITE, 1, 0, 0)
+    lone.fuse.call(w.FUSE_SETLK, lone.node, body)
+    assert lone.setlkw(100, 2, WRITE) is None
+    lone.fuse.release(lone.node, fh)
+    assert lone.error(100) == 0
+
+
 def test_ranges_are_as_the_kernels(tmp_path: Path) -> None:
     """The same requests on a real file, by OFD locks of three descriptors."""
     table = LockTable()
