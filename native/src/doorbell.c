@@ -67,6 +67,15 @@ static void hit(crb_spin *spin) {
     grow(spin);
 }
 
+void crb_spin_looked(crb_spin *spin, bool found) {
+    if (found) {
+        hit(spin);
+    } else {
+        spin->misses++;
+        spin->looked = true;
+    }
+}
+
 bool crb_spin_wait(crb_spin *spin, crb_vring *const *rings, uint32_t n_rings) {
     if (any_pending(rings, n_rings)) return true;
     if (spin->window_ns == 0 || spin->resting > 0 || n_rings == 0) return false;
@@ -74,14 +83,13 @@ bool crb_spin_wait(crb_spin *spin, crb_vring *const *rings, uint32_t n_rings) {
     do {
         for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
             if (any_pending(rings, n_rings)) {
-                hit(spin);
+                crb_spin_looked(spin, true);
                 return true;
             }
             relax();
         }
     } while (now_ns() < end);
-    spin->misses++;
-    spin->looked = true;
+    crb_spin_looked(spin, false);
     return false;
 }
 

@@ -41,6 +41,10 @@ void crb_spin_init(crb_spin *spin, uint64_t max_ns);
 // Looks for at most the window until one of the rings is pending; true when one is.
 bool crb_spin_wait(crb_spin *spin, crb_vring *const *rings, uint32_t n_rings);
 
+// What looking gave, for a caller that looks at something else than rings, for at most window_ns
+// and not while `resting`.
+void crb_spin_looked(crb_spin *spin, bool found);
+
 // What followed: a sleep of `ns` until there was work. Adapts the window.
 void crb_spin_slept(crb_spin *spin, uint64_t ns);
 

@@ -14,9 +14,6 @@
 #define SLICE 10000
 // How often call_fds are polled while the guest runs.
 #define POLL_NS 50000
-// WFI spins for as long as waking up costs before it sleeps, as KVM's halt polling does.
-#define SPIN_MAX_NS   50000
-#define SPIN_START_NS 5000
 
 uint64_t crb_now_ns(void) {
     struct timespec now;
@@ -97,27 +94,31 @@ static void sleep_until(crb_hart *hart, uint64_t deadline_ns) {
     if ((fds[0].revents & POLLIN) != 0 && read(hart->wake_fd, &count, sizeof count) < 0) return;
 }
 
-// Spins up to spin_ns, then sleeps until something happens. The spin grows when sleeping would have
-// been avoided by a longer one and shrinks when even the longest would not have helped.
+// Looks for crb_spin's window; true when there is a reason to go on.
+static bool look(crb_hart *hart) {
+    crb_spin *spin = &hart->spin;
+    if (awake(hart)) return true;
+    if (spin->window_ns == 0 || spin->resting > 0) return false;
+    const uint64_t end = crb_now_ns() + spin->window_ns;
+    bool found = false;
+    while (!found && crb_now_ns() < end)
+        found = awake(hart);
+    crb_spin_looked(spin, found);
+    return found;
+}
+
+// Waits until something happens: looks for a while first, as waking up costs more (doorbell.h).
 static void halt(crb_hart *hart) {
     const uint64_t start = crb_now_ns();
     const bool timed = (hart->sie & CRB_STIP) != 0;
-    uint64_t now = start;
     __atomic_store_n(&hart->running, 0, __ATOMIC_SEQ_CST);
-    while (now - start < hart->spin_ns && !awake(hart))
-        now = crb_now_ns();
-    if (!awake(hart)) {
+    if (!look(hart)) {
+        const uint64_t slept = crb_now_ns();
         __atomic_store_n(&hart->sleeping, 1, __ATOMIC_SEQ_CST);
         while (!awake(hart))
             sleep_until(hart, timed ? timer_ns(hart) : UINT64_MAX);
         __atomic_store_n(&hart->sleeping, 0, __ATOMIC_SEQ_CST);
-        const uint64_t slept = crb_now_ns() - start;
-        if (slept > 4 * SPIN_MAX_NS)
-            hart->spin_ns /= 2;
-        else if (slept < SPIN_MAX_NS)
-            hart->spin_ns = hart->spin_ns * 2 > SPIN_MAX_NS ? SPIN_MAX_NS
-                            : hart->spin_ns == 0            ? SPIN_START_NS
-                                                            : hart->spin_ns * 2;
+        crb_spin_slept(&hart->spin, crb_now_ns() - slept);
     }
     __atomic_store_n(&hart->running, 1, __ATOMIC_SEQ_CST);
     hart->counters.wfi_ns += crb_now_ns() - start;

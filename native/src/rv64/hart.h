@@ -2,6 +2,7 @@
 #ifndef CRUMBLE_RV64_HART_H
 #define CRUMBLE_RV64_HART_H
 
+#include "crumble/doorbell.h"
 #include "crumble/rv64.h"
 #include "rv64/ops.h"
 
@@ -107,6 +108,9 @@ enum { CRB_MODE_U, CRB_MODE_S, CRB_MODE_SUM, CRB_MODES };
 
 // ---- Harts and the machine
 
+// WFI looks for this long at most before it sleeps.
+#define CRB_WFI_SPIN_NS 50000
+
 typedef enum crb_result {
     CRB_NEXT,   // go on with the operation behind
     CRB_RESYNC, // retired; go on at hart->pc, mode and interrupts may have changed
@@ -177,7 +181,7 @@ typedef struct crb_hart {
 
     // Time.
     uint64_t next_poll_ns;
-    uint64_t spin_ns; // how long WFI spins before it sleeps
+    crb_spin spin; // how WFI looks before it sleeps
 
     // Caches.
     uint32_t n_ops, n_blocks, n_code_pages, n_hashed;

@@ -115,6 +115,7 @@ static crb_hart *new_hart(crb_machine *machine, uint32_t id) {
     hart->privilege = machine->mode == CRB_MODE_USER ? 0 : 1;
     hart->scounteren = 7; // as firmware leaves it: a kernel's vDSO reads time in U-mode
     if (machine->mode == CRB_MODE_USER) hart->status |= CRB_STATUS_FS;
+    crb_spin_init(&hart->spin, CRB_WFI_SPIN_NS);
     hart->moved_count = &machine->memory->header->moved_count;
     if (hart->wake_fd < 0 || crb_blocks_init(hart) != 0) {
         free_hart(hart);
