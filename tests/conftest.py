@@ -1,7 +1,15 @@
 """For all tests."""
 
+import os
 import resource
+
+from hypothesis import settings
 
 # Guests, services and trees of the tests hold many files; a shell's soft limit is often 1,024.
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+# The same examples in every run; HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("same", derandomize=True, database=None, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))

@@ -21,7 +21,7 @@ def damaged(what: str) -> RemoteError:
 
 
 def parse_stanzas(text: str) -> Iterator[Stanza]:
-    """Stanzas in order; field names in small letters, values stripped, continuation lines by "\\n".
+    """Stanzas in order; field names in small letters, values' lines stripped and joined by "\\n".
 
     Raises RemoteError "debian.data" for a line that is neither a field nor a continuation.
     """
