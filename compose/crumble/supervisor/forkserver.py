@@ -42,6 +42,7 @@ class ForkServer:
         self.socket = socket.socket(fileno=fd)
         self.children: set[int] = set()
         self.preload = preload
+        gc.disable()  # imports leave little to collect
         self.lifeline, self._lifeline_end = os.pipe()
         self._wake, wake_end = os.pipe()
         os.set_blocking(wake_end, False)
@@ -68,9 +69,6 @@ class ForkServer:
     def import_next(self) -> None:
         """One module more."""
         _import(self.preload.pop(0))
-        if not self.preload:
-            gc.collect()
-            gc.freeze()  # the collector of a child must not dirty these pages
 
     def serve(self) -> bool:
         """One message; False at the supervisor's end."""
@@ -90,8 +88,10 @@ class ForkServer:
     def spawn(self, request: dict[str, Any], fds: list[int]) -> None:
         """Forks a service; the child never returns."""
         _import(request["entry"].partition(":")[0])  # here: once for all children
+        gc.freeze()  # neither our collector nor the child's dirties the pages they share
         pid = os.fork()
         if pid == 0:
+            gc.enable()
             os._exit(self.child(request, fds))
         for fd in fds:
             os.close(fd)
@@ -178,9 +178,16 @@ def _environment(given: dict[str, str], fds: dict[str, int], lifeline: int) -> N
 
 
 def _process_name(name: str) -> None:
-    """The name in `ps` and `top`; at most 15 bytes."""
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as comm:
-        comm.write(f"crumble-{name}"[:15])
+    """The name in `ps` and `top`; at most 15 bytes in the latter, and else as long as our arguments."""
+    title = f"crumble-{name}".encode()
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        Path("/proc/self/comm").write_bytes(title[:15])
+        # proc(5), /proc/PID/stat: fields 48 and 49, of those behind the command's name.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        with open("/proc/self/mem", "r+b", 0) as memory:
+            memory.seek(start)
+            memory.write(title[: end - start - 1].ljust(end - start, b"\0"))
 
 
 def main(fd: int, runtime: str, preload: list[str]) -> None:

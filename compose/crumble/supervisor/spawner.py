@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -203,6 +204,7 @@ def _execute(ours: int, log: int, runtime: Path, preload: tuple[str, ...]) -> _S
 def _fork(ours: int, log: int, runtime: Path, preload: tuple[str, ...]) -> _Started:
     """Forks the forkserver; gives its pid and how to wait for its end."""
     path = _absolute_path()
+    gc.freeze()  # no collector dirties the pages both share
     pid = os.fork()
     if pid:
         return pid, lambda: os.waitpid(pid, 0)
