@@ -29,11 +29,14 @@ def runtime_dir() -> Path:
 
 def data_dir() -> Path:
     """Images, kernels and snapshots: $CRUMBLE_DATA_DIR, else the user's data directory."""
+    chosen = os.environ.get("CRUMBLE_DATA_DIR")
+    return private_dir(Path(chosen) if chosen else _user_data_dir())
+
+
+def _user_data_dir() -> Path:
     import platformdirs
 
-    chosen = os.environ.get("CRUMBLE_DATA_DIR")
-    path = Path(chosen) if chosen else Path(platformdirs.user_data_dir("crumble", appauthor=False))
-    return private_dir(path)
+    return Path(platformdirs.user_data_dir("crumble", appauthor=False))
 
 
 def store_dir() -> Path:

@@ -29,7 +29,9 @@ class Ground:
 
     def new_spawner(self, *, fork: bool = False) -> Spawner:
         """A forkserver: the first one, or another when it was lost."""
-        entries = tuple(row.entry.partition(":")[0] for row in self.table.values())
+        rows = self.table.values()
+        entries = tuple(row.entry.partition(":")[0] for row in rows)
+        entries += tuple(row.warm for row in rows if row.warm)
         log = self.instance.logs / "forkserver.log"
         return Spawner(self.instance.path, log, PRELOAD + entries, fork=fork)
 

@@ -13,13 +13,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Row:
-    """One service. fds: the names it is given at spawn."""
+    """One service. fds: the names it is given at spawn. warm: imported ahead of a second one."""
 
     name: str
     entry: str
     per: Literal["vm", "user"]
     fds: tuple[str, ...] = ()
     restart: bool = False
+    warm: str = ""
 
 
 Table = dict[str, Row]
@@ -29,7 +30,13 @@ TABLE: Table = {
     for row in (
         # In the order in which a first VM needs them.
         Row("ocid", "crumble_ocid.service:OcidService", "user", (), restart=True),
-        Row("vmm", "crumble_vmm.service:VmmService", "vm", ("memory", "page_state", "root_fs")),
+        Row(
+            "vmm",
+            "crumble_vmm.service:VmmService",
+            "vm",
+            ("memory", "page_state", "root_fs"),
+            warm="crumble_vmm.guest.warm",
+        ),
         Row("fsd", "crumble_fsd.service:FsdService", "vm", ("page_state", "root_fs")),
     )
 }
@@ -40,6 +47,7 @@ SHARED = (
     "crumble_common.messages.vm",
     "crumble_common.messages.fs",
     "crumble_common.messages.image",
+    "platformdirs",
 )
 # What the forkserver imports before it is asked, before the services: a fork of it starts at once.
 PRELOAD = (*SHARED, "crumble_common.service")

@@ -90,8 +90,9 @@ def test_a_child_gets_its_fds_environment_and_log_and_its_status_comes_back(
 def test_processes_are_listed_under_their_own_names(nursery: Nursery) -> None:
     child = nursery.running()
     for pid, name in ((nursery.spawner.pid, b"crumble-fork"), (child.pid, b"crumble-x")):
-        assert Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0") == name
-        assert Path(f"/proc/{pid}/comm").read_bytes() == name + b"\n"
+        line = Path(f"/proc/{pid}/cmdline")
+        nursery.until(lambda line=line, name=name: line.read_bytes().rstrip(b"\0") == name)
+        assert line.with_name("comm").read_bytes() == name + b"\n"
 
 
 def test_an_entry_that_cannot_be_imported_is_an_exit_status_and_a_log_line(
