@@ -52,7 +52,11 @@ def open_source(path: Path, store: Store) -> Source:
             raise UsageError(f"{path} is neither a directory nor a file.", code="image.path")
         return TarFile(_plain(path, store))
     except FileNotFoundError:
-        raise UsageError(f"There is no {path}.", code="image.path") from None
+        raise UsageError(
+            f"There is no {path}.",
+            code="image.path",
+            hint="Give the path of an OCI layout or of what `docker save` wrote.",
+        ) from None
     except OSError as error:
         raise as_host_error(error, "read", path) from error
 

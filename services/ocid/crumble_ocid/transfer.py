@@ -230,13 +230,14 @@ class Download:
     def run(self, file: IO[bytes]) -> None:
         """Raises RemoteError; what is in the file then can be resumed, unless its digest was wrong."""
         self._take_up(file)
-        resumed, failures = self._done > 0, 0
+        resumed, failures, furthest = self._done > 0, 0, self._done
         while self._done < self._size:
-            before = self._done
             try:
                 self._receive(file)
             except TransientError as error:
-                failures = 0 if self._done >= before + _PROGRESS else failures + 1
+                # What came before, too, is none: a server that begins anew for ever has to end.
+                failures = 0 if self._done >= furthest + _PROGRESS else failures + 1
+                furthest = max(furthest, self._done)
                 if failures >= _ATTEMPTS or (error.spent and failures):
                     raise
                 self._step.reporter.wait(_pause(max(failures, 1), error))
@@ -272,7 +273,9 @@ class Download:
         with self._open_from(headers) as response:
             if response.status_code == 416:
                 self._restart(file)
-                raise _transient(f"{response.url.host} cannot resume.")
+                raise _transient(
+                    f"{response.url.host} has less than the {self._size} bytes promised."
+                )
             require_ok(response)
             if self._done and not self._resumes(response):
                 self._restart(file)

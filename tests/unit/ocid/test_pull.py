@@ -189,6 +189,21 @@ def test_bad_blobs_are_refused(
     assert not library.store.has_blob(sha256(parts.layers[0]))
 
 
+def test_a_blob_shorter_than_its_manifest_says_ends(
+    library: Library, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time all of it comes, which is more than enough to count as progress once."""
+    monkeypatch.setattr(transfer, "_PAUSE", 0.01)
+    parts = make_image(tar(Item("a", b"x" * 100_000)))
+    registry.add(parts)
+    document = json.loads(parts.manifest)
+    document["layers"][0]["size"] += 1000
+    registry.put("/v2/test/image/manifests/liar", encode(document))
+    error = failure(library, f"{registry.host}/test/image:liar")
+    assert "has less than the" in error.message or "ended a download early" in error.message
+    assert registry.count(sha256(parts.layers[0])) < 10
+
+
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
