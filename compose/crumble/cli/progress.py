@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from crumble.cli.output import clean
+from crumble.cli.text import clean, size
 from crumble_common.messages.image import Progress as ProgressEvent
 
 if TYPE_CHECKING:
@@ -26,10 +26,14 @@ class Bars:
             return
         if self._progress is None:
             self._progress = _start()
-        total = event.total or None
+        total, said = event.total or None, amount(event)
         if event.step not in self._steps:
-            self._steps[event.step] = self._progress.add_task(clean(event.step), total=total)
-        self._progress.update(self._steps[event.step], completed=event.done, total=total)
+            self._steps[event.step] = self._progress.add_task(
+                clean(event.step), total=total, amount=said
+            )
+        self._progress.update(
+            self._steps[event.step], completed=event.done, total=total, amount=said
+        )
 
     def close(self) -> None:
         """Removes the bars; the terminal is as before."""
@@ -39,22 +43,23 @@ class Bars:
             self._steps.clear()
 
 
+def amount(event: ProgressEvent) -> str:
+    """How far a step is, in its own unit."""
+    if event.unit == "bytes":
+        total = f" of {size(event.total)}" if event.total else ""
+        return f"{size(event.done)}{total}"
+    total = f" of {event.total}" if event.total else ""
+    return f"{event.done}{total} {event.unit}"
+
+
 def _start() -> Progress:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        TextColumn("{task.fields[amount]}", markup=False),
         TimeRemainingColumn(),
     )
     progress = Progress(*columns, console=Console(stderr=True), transient=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import get_args
 
 from crumble_common.errors import UsageError
 from crumble_common.messages.client import VmCreate
+from crumble_common.messages.image import PullPolicy
 
 MIB = 1 << 20
 # With less a stock Debian kernel does not reach its init (88 MB do, 80 MB do not).
@@ -48,6 +50,12 @@ def check(request: VmCreate) -> None:
             f"There is no back end {request.hypervisor!r}.",
             code="vm.hypervisor",
             hint="Choose auto, soft or kvm; `crumble doctor` shows which are usable.",
+        )
+    if request.pull not in get_args(PullPolicy):
+        raise UsageError(
+            f"There is no pull policy {request.pull!r}.",
+            code="vm.pull",
+            hint="Choose missing, always or never.",
         )
     if request.hostname and not _HOSTNAME.fullmatch(request.hostname):
         raise UsageError(

@@ -126,6 +126,8 @@ class Supervisor:
         try:
             if envelope.to.startswith("vm:") and isinstance(envelope.body, _VM_EVENTS):
                 self._vm(envelope.to[3:]).vmm.send(envelope.body)
+                if envelope.request:
+                    client.answer(envelope.request, Ok())
                 return
             if isinstance(envelope.body, messages.Lease) and isinstance(client, StreamClient):
                 client.lease = envelope.body.identity

@@ -69,6 +69,7 @@ class Vm:
         self.owner = owner
         self._off: Future[None] = Future()
         self._listeners: dict[int, Listener] = {}
+        self._main = 0
         self._failures: list[tuple[ServiceProcess, CrumbleError]] = []
         self._stopping: Task[None] | None = None
 
@@ -122,7 +123,11 @@ class Vm:
 
     def event(self, event: Any) -> None:
         """An event of one of this VM's services."""
-        if isinstance(event, messages.ProcessOutput | messages.ProcessCredit):
+        if isinstance(event, messages.ProcessOutput):
+            if event.process == self._main:
+                self.log.append(event.data)
+            self._to_listener(event)
+        elif isinstance(event, messages.ProcessCredit):
             self._to_listener(event)
         elif isinstance(event, messages.ProcessExit):
             self._to_listener(event)
@@ -260,6 +265,9 @@ class Vm:
         except CrumbleError:
             return
         self._listeners[started.process] = listener
+        # With a daemon, `crumble logs` also shows what an attached run prints.
+        if listener == self.owner and not self._main and self.host.instance.daemon:
+            self._main = started.process
 
     def _to_listener(self, event: Any) -> None:
         if listener := self._listeners.get(event.process):

@@ -53,6 +53,11 @@ def test_an_unknown_back_end_is_refused() -> None:
         limits.check(VmCreate("x", hypervisor="xen"))
 
 
+def test_an_unknown_pull_policy_is_refused() -> None:
+    with pytest.raises(UsageError, match="missing, always or never"):
+        limits.check(VmCreate("x", pull="sometimes"))
+
+
 def test_names_are_checked_and_invented() -> None:
     assert names.choose_name("web.1", ()) == "web.1"
     assert names.choose_name("", ()) != names.choose_name("", ())
