@@ -156,6 +156,7 @@ static void ask_purge(crb_hart *hart, uint32_t code_page) {
 static void mark_code(crb_hart *hart, crb_code_page *code, uint64_t granules) {
     crb_machine *machine = hart->machine;
     code->granules |= granules;
+    code->stores = 0;
     const uint64_t before =
         __atomic_fetch_or(&machine->granules[code->page], granules, __ATOMIC_SEQ_CST);
     if (before != 0) return;
@@ -202,11 +203,17 @@ static void kill_granules(crb_hart *hart, crb_code_page *code, uint64_t granules
         }
     }
     code->granules = left;
-    if (hart->machine->n_harts > 1) return;
-    if (left == 0)
-        forget_code(hart->machine, code->page);
-    else
+    if (hart->machine->n_harts == 1 && left != 0)
         __atomic_store_n(&hart->machine->granules[code->page], left, __ATOMIC_SEQ_CST);
+}
+
+// A page without blocks stays marked as code for some stores: it may be one that is rewritten and
+// run in turns, and marking it again would cost a search of the TLB each time.
+#define STORES_TO_FORGET 64
+
+static void stored_beside(crb_hart *hart, crb_code_page *code) {
+    if (code->granules != 0 || hart->machine->n_harts > 1) return;
+    if (++code->stores >= STORES_TO_FORGET) forget_code(hart->machine, code->page);
 }
 
 static uint64_t granule_mask(uint64_t offset, uint64_t size) {
@@ -217,9 +224,12 @@ static uint64_t granule_mask(uint64_t offset, uint64_t size) {
 
 void crb_code_written(crb_hart *hart, uint64_t page, uint64_t offset, uint64_t size) {
     crb_machine *machine = hart->machine;
+    const uint64_t granules = __atomic_load_n(&machine->granules[page], __ATOMIC_SEQ_CST);
+    if (granules == 0) return;
     const uint64_t mask = granule_mask(offset, size);
-    if ((__atomic_load_n(&machine->granules[page], __ATOMIC_SEQ_CST) & mask) == 0) return;
     const uint32_t index = hart->page_index[page];
+    if (index != 0) stored_beside(hart, &hart->code_pages[index]);
+    if ((granules & mask) == 0) return;
     if (index != 0 && (hart->code_pages[index].granules & mask) != 0)
         kill_granules(hart, &hart->code_pages[index], mask);
     if (machine->n_harts == 1) return;
@@ -241,6 +251,7 @@ static void check_page(crb_hart *hart, crb_code_page *code) {
     if (now == code->gen) return;
     code->gen = now;
     kill_granules(hart, code, UINT64_MAX);
+    if (machine->n_harts == 1) forget_code(machine, code->page);
 }
 
 static void settle_young(crb_hart *hart) {

@@ -507,13 +507,12 @@ bool crb_decode(crb_op *op, uint32_t insn, uint32_t length, uint32_t offset, uin
 // ---- Pairs
 
 bool crb_fuse(crb_op *op) {
-#define PAIR(first, second) {CRB_OP_##first, CRB_OP_##second},
-    static const uint8_t pairs[][2] = {CRB_PAIRS(PAIR)};
+#define PAIR(first, second) [CRB_OP_##first][CRB_OP_##second] = CRB_PAIR_##first##_##second + 1,
+    static const uint8_t pairs[CRB_N_OPS][CRB_N_OPS] = {CRB_PAIRS(PAIR)};
 #undef PAIR
-    for (uint32_t i = 0; i < CRB_N_PAIRS; i++) {
-        if (pairs[i][0] != op[0].kind || pairs[i][1] != op[1].kind) continue;
-        op->handler = crb_pair_handlers[i];
-        return true;
-    }
-    return false;
+    const uint32_t pair = pairs[op[0].kind][op[1].kind];
+    if (pair != 0) op->handler = crb_pair_handlers[pair - 1];
+    return pair != 0;
 }
+
+_Static_assert(CRB_N_PAIRS < UINT8_MAX && CRB_N_OPS < UINT8_MAX, "numbers fit their bytes");

@@ -49,6 +49,7 @@ typedef struct crb_code_page {
     uint64_t granules; // any of its blocks
     uint32_t blocks;   // first block, 0 none
     uint32_t gen;      // page_gen when it became code
+    uint32_t stores;   // to it since its last block went
 } crb_code_page;
 
 typedef struct crb_jump {
