@@ -21,7 +21,7 @@ int crb_blocks_init(crb_hart *hart) {
     hart->code_pages = map_pages(CRB_MAX_CODE_PAGES * sizeof *hart->code_pages);
     hart->page_index = map_pages(hart->machine->n_pages * sizeof *hart->page_index);
     hart->hash = map_pages(CRB_HASH_SIZE * sizeof *hart->hash);
-    hart->young = map_pages(CRB_MAX_CODE_PAGES * sizeof *hart->young);
+    hart->young = map_pages(CRB_MAX_YOUNG * sizeof *hart->young);
     hart->stored = map_pages(hart->machine->n_pages / 8 + sizeof *hart->stored);
     if (hart->ops == NULL || hart->meta == NULL || hart->blocks == NULL ||
         hart->code_pages == NULL || hart->page_index == NULL || hart->hash == NULL ||
@@ -42,7 +42,7 @@ void crb_blocks_free(crb_hart *hart) {
     unmap(hart->code_pages, CRB_MAX_CODE_PAGES * sizeof *hart->code_pages);
     unmap(hart->page_index, hart->machine->n_pages * sizeof *hart->page_index);
     unmap(hart->hash, CRB_HASH_SIZE * sizeof *hart->hash);
-    unmap(hart->young, CRB_MAX_CODE_PAGES * sizeof *hart->young);
+    unmap(hart->young, CRB_MAX_YOUNG * sizeof *hart->young);
     unmap(hart->stored, hart->machine->n_pages / 8 + sizeof *hart->stored);
 }
 
@@ -52,6 +52,7 @@ static uint8_t *page_state(const crb_machine *machine, uint64_t page) {
     return state == NULL ? NULL : state + (page - machine->first_page[i]);
 }
 
+// The page is no code any more: stores to it may be fast again.
 static void forget_code(crb_machine *machine, uint64_t page) {
     uint8_t *state = page_state(machine, page);
     __atomic_store_n(&machine->granules[page], 0, __ATOMIC_SEQ_CST);
@@ -140,10 +141,20 @@ static uint32_t find(const crb_hart *hart, uint64_t page, uint32_t offset) {
 
 // ---- Code pages
 
-// Other harts may have written the page until they serve the purge; fence.i settles that.
-static void ask_purge(crb_hart *hart, uint32_t code_page) {
+// What crb_code_written() looks at, set before the first byte is read; returns what was set before.
+// With several harts under the lock: a page is marked wholly before or wholly after another hart
+// forgets it (forget_shared).
+static uint64_t set_granules(crb_machine *machine, uint64_t page, uint64_t granules) {
+    uint8_t *state = page_state(machine, page);
+    if (machine->n_harts > 1) pthread_mutex_lock(&machine->lock);
+    const uint64_t before = __atomic_fetch_or(&machine->granules[page], granules, __ATOMIC_SEQ_CST);
+    if (before == 0 && state != NULL) __atomic_or_fetch(state, CRB_PAGE_CODE, __ATOMIC_SEQ_CST);
+    if (machine->n_harts > 1) pthread_mutex_unlock(&machine->lock);
+    return before;
+}
+
+static void ask_purge(crb_hart *hart) {
     crb_machine *machine = hart->machine;
-    if (hart->n_young < CRB_MAX_CODE_PAGES) hart->young[hart->n_young++] = code_page;
     for (uint32_t i = 0; i < machine->n_harts; i++) {
         crb_hart *other = machine->harts[i];
         if (other == hart) continue;
@@ -152,18 +163,23 @@ static void ask_purge(crb_hart *hart, uint32_t code_page) {
     }
 }
 
-// Before its first byte is read: from now on every writer of the page is seen.
+// Other harts may write the page unseen until they have served their purges, whoever asked for
+// them: fence.i waits for that and drops what was decoded until then.
+static void make_young(crb_hart *hart, crb_code_page *code) {
+    code->marked = true;
+    if (hart->n_young == CRB_MAX_YOUNG) return; // all are, then
+    hart->young[hart->n_young++] = (uint32_t)(code - hart->code_pages);
+}
+
+// From now on every writer of the page is seen.
 static void mark_code(crb_hart *hart, crb_code_page *code, uint64_t granules) {
-    crb_machine *machine = hart->machine;
+    const bool several = hart->machine->n_harts > 1;
     code->granules |= granules;
     code->stores = 0;
-    const uint64_t before =
-        __atomic_fetch_or(&machine->granules[code->page], granules, __ATOMIC_SEQ_CST);
-    if (before != 0) return;
-    uint8_t *state = page_state(machine, code->page);
-    if (state != NULL) __atomic_or_fetch(state, CRB_PAGE_CODE, __ATOMIC_SEQ_CST);
-    crb_tlb_purge_page(hart, code->page);
-    if (machine->n_harts > 1) ask_purge(hart, (uint32_t)(code - hart->code_pages));
+    const uint64_t before = set_granules(hart->machine, code->page, granules);
+    if (before == 0 || (several && !code->marked)) crb_tlb_purge_page(hart, code->page);
+    if (several && !code->marked) make_young(hart, code);
+    if (several && before == 0) ask_purge(hart);
 }
 
 static crb_code_page *code_page(crb_hart *hart, uint64_t page) {
@@ -208,12 +224,30 @@ static void kill_granules(crb_hart *hart, crb_code_page *code, uint64_t granules
 }
 
 // A page without blocks stays marked as code for some stores: it may be one that is rewritten and
-// run in turns, and marking it again would cost a search of the TLB each time.
-#define STORES_TO_FORGET 64
+// run in turns, and marking it again would cost a search of the TLB each time. With several harts
+// it is others' blocks that may be there, so more of them.
+#define STORES_TO_FORGET        64
+#define STORES_TO_FORGET_SHARED 512
+
+// The new generation comes before the writes that nobody sees any more, so blocks that other harts
+// have are dropped at their next fence.i.
+static void forget_shared(crb_machine *machine, uint64_t page) {
+    pthread_mutex_lock(&machine->lock);
+    __atomic_add_fetch(&machine->page_gen[page], 1, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&machine->memory->header->stale_count, 1, __ATOMIC_SEQ_CST);
+    forget_code(machine, page);
+    pthread_mutex_unlock(&machine->lock);
+}
 
 static void stored_beside(crb_hart *hart, crb_code_page *code) {
-    if (code->granules != 0 || hart->machine->n_harts > 1) return;
-    if (++code->stores >= STORES_TO_FORGET) forget_code(hart->machine, code->page);
+    crb_machine *machine = hart->machine;
+    if (code->granules != 0) return;
+    code->stores++;
+    if (machine->n_harts == 1 && code->stores >= STORES_TO_FORGET) forget_code(machine, code->page);
+    if (machine->n_harts > 1 && code->stores >= STORES_TO_FORGET_SHARED) {
+        code->stores = 0;
+        forget_shared(machine, code->page);
+    }
 }
 
 static uint64_t granule_mask(uint64_t offset, uint64_t size) {
@@ -227,14 +261,15 @@ void crb_code_written(crb_hart *hart, uint64_t page, uint64_t offset, uint64_t s
     const uint64_t granules = __atomic_load_n(&machine->granules[page], __ATOMIC_SEQ_CST);
     if (granules == 0) return;
     const uint64_t mask = granule_mask(offset, size);
-    const uint32_t index = hart->page_index[page];
-    if (index != 0) stored_beside(hart, &hart->code_pages[index]);
+    // Another hart's page becomes one of ours to count the stores, while there is room.
+    const bool known = hart->page_index[page] != 0 || hart->n_code_pages < CRB_MAX_CODE_PAGES;
+    crb_code_page *code = known ? code_page(hart, page) : NULL;
+    if (known) stored_beside(hart, code);
     if ((granules & mask) == 0) return;
-    if (index != 0 && (hart->code_pages[index].granules & mask) != 0)
-        kill_granules(hart, &hart->code_pages[index], mask);
+    if (known && (code->granules & mask) != 0) kill_granules(hart, code, mask);
     if (machine->n_harts == 1) return;
     const uint32_t gen = __atomic_fetch_add(&machine->page_gen[page], 1, __ATOMIC_SEQ_CST);
-    if (index != 0 && hart->code_pages[index].gen == gen) hart->code_pages[index].gen = gen + 1;
+    if (known && code->gen == gen) code->gen = gen + 1;
     __atomic_add_fetch(&machine->memory->header->stale_count, 1, __ATOMIC_SEQ_CST);
 }
 
@@ -250,6 +285,7 @@ static void check_page(crb_hart *hart, crb_code_page *code) {
     const uint32_t now = __atomic_load_n(gen, __ATOMIC_SEQ_CST);
     if (now == code->gen) return;
     code->gen = now;
+    code->marked = false;
     kill_granules(hart, code, UINT64_MAX);
     if (machine->n_harts == 1) forget_code(machine, code->page);
 }
@@ -260,8 +296,10 @@ static void settle_young(crb_hart *hart) {
         crb_hart *other = machine->harts[i];
         if (other != hart) crb_await(hart, other, &other->purge_wanted, &other->purge_done);
     }
-    for (uint32_t i = 0; i < hart->n_young; i++)
-        kill_granules(hart, &hart->code_pages[hart->young[i]], UINT64_MAX);
+    const bool all = hart->n_young == CRB_MAX_YOUNG;
+    const uint32_t count = all ? hart->n_code_pages - 1 : hart->n_young;
+    for (uint32_t i = 0; i < count; i++)
+        kill_granules(hart, &hart->code_pages[all ? i + 1 : hart->young[i]], UINT64_MAX);
     hart->n_young = 0;
 }
 

@@ -50,6 +50,7 @@ typedef struct crb_code_page {
     uint32_t blocks;   // first block, 0 none
     uint32_t gen;      // page_gen when it became code
     uint32_t stores;   // to it since its last block went
+    bool marked;       // several harts: made young since gen
 } crb_code_page;
 
 typedef struct crb_jump {
@@ -67,6 +68,7 @@ typedef struct crb_exec_entry {
 #define CRB_MAX_OPS        (1u << 20)
 #define CRB_MAX_BLOCKS     (1u << 16)
 #define CRB_MAX_CODE_PAGES (1u << 14)
+#define CRB_MAX_YOUNG      4096
 #define CRB_HASH_SIZE      (1u << 17)
 #define CRB_JUMPS          4096
 #define CRB_EXEC_ENTRIES   256

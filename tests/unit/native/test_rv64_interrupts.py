@@ -467,8 +467,12 @@ def test_harts_agree_on_atomics() -> None:
     assert (board.word(DATA), board.word(DATA + 8)) == (40_000, 40_000)
 
 
-def test_code_written_by_one_hart_runs_on_another_after_a_remote_fence() -> None:
-    """Hart 0 patches a function hart 1 keeps calling; after each RFENCE it must see the new one."""
+@pytest.mark.parametrize("stores", [1, 600])
+def test_code_written_by_one_hart_runs_on_another_after_a_remote_fence(stores: int) -> None:
+    """Hart 0 patches a function hart 1 keeps calling; after each RFENCE it must see the new one.
+
+    So many stores that the page is no longer kept as code change nothing.
+    """
     board = Board(harts=2)
     function, result, turn = RAM + 0x9000, DATA, DATA + 8
     caller = Assembler(CODE + 0x800)
@@ -485,7 +489,11 @@ def test_code_written_by_one_hart_runs_on_another_after_a_remote_fence() -> None
     patcher.li(A3, 0x8082_4501)  # c.li a0, 0; c.jr ra
     patcher.label("next")
     patcher.emit("addi", A3, A3, 4)  # the immediate
+    patcher.li(T0, stores)
+    patcher.label("store")
     patcher.emit("sw", A3, S0, 0)
+    patcher.emit("addi", T0, T0, -1)
+    patcher.to("bne", T0, 0, label="store")
     sbi(patcher, RFENCE, 0, 2, 0)
     patcher.emit("sd", 0, S1, 0)
     patcher.emit("srli", A1, A3, 2)
