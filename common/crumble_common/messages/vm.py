@@ -24,6 +24,8 @@ class VmConfig:
     memory: bytes, a multiple of 2 MiB. kernel: path of a kernel image. modules: paths of .ko files to
     load in order. cmdline: appended to ours. hypervisor: "auto", "soft", "kvm".
     boot_limit: seconds from the kernel's entry to the agent's first word; 0: whoever asked waits.
+    restore: `Frozen.state` of the VM this one goes on from: no kernel is loaded, and the fd "memory_base" is
+    that VM's captured memory. Errors: "snapshot.foreign", "snapshot.corrupt", before anything runs.
     """
 
     vm: str
@@ -37,6 +39,7 @@ class VmConfig:
     dmesg: bool = False
     filesystems: list[VirtioFs] = field(default_factory=list)
     boot_limit: float = 0.0
+    restore: bytes = b""
 
 
 @message("vm.event")
@@ -210,3 +213,60 @@ class Shutdown:
     """Ends the guest: signals all processes, syncs, powers off within `grace` seconds. Reply: Ok."""
 
     grace: float = 10.0
+
+
+@message("vm.pause")
+@dataclass(frozen=True)
+class Pause:
+    """Lets the guest stand still. Reply: Ok. Errors: "vm.paused" when it does already."""
+
+
+@message("vm.resume")
+@dataclass(frozen=True)
+class Resume:
+    """Lets a paused guest go on. Reply: Ok. Errors: "vm.not_paused"."""
+
+
+@message("vm.freeze")
+@dataclass(frozen=True)
+class Freeze:
+    """Begins a capture: the VM stands still until Thaw. Reply: Frozen. Errors: "vm.captured" while another is
+    under way.
+
+    capture_fd: name of the fd, sent to the inbox before, that the memory is saved to: page n of RAM at byte
+    n * 4096, pages of zeroes are holes. parent: save only what was written since the capture before, or since the
+    restore.
+    """
+
+    capture_fd: str
+    parent: bool = False
+
+
+@message("vm.frozen")
+@dataclass(frozen=True)
+class Frozen:
+    """The VM but for its memory: `VmConfig.restore` of those that go on from here. At most 1 MiB."""
+
+    state: bytes
+
+
+@message("vm.thaw")
+@dataclass(frozen=True)
+class Thaw:
+    """Ends the stillness that Freeze began. Reply: Ok. The memory is saved from now on, and told by Captured;
+    or, with `abort`, not at all. A guest that Pause stopped before stays so.
+    """
+
+    abort: bool = False
+
+
+@message("vm.captured")
+@dataclass(frozen=True)
+class Captured:
+    """Event: the memory of the last Freeze is saved, `pages` of it written; or it is not, for `error`, a
+    sentence.
+    """
+
+    vm: str
+    pages: int
+    error: str = ""
