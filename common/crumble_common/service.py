@@ -14,7 +14,8 @@ Environment, under the supervisor:
   CRUMBLE_HEARTBEAT  ipc:// address of its SUB, where heartbeats go
   CRUMBLE_NAME       this service's name, "fsd.vm1"
   CRUMBLE_IDENTITY   this service's address on the ROUTER; known to nobody else
-  CRUMBLE_FDS        inherited fds by name, JSON: {"memory": 5}; "config" holds one wire frame
+  CRUMBLE_FDS        inherited fds by name, JSON: {"memory": 5}; "config" holds one wire frame,
+                     "inbox" brings more fds while the service runs (`Context.take_fd`)
   CRUMBLE_LIFELINE   an fd that reads EOF when this service has nobody left to serve
 """
 
@@ -33,6 +34,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 from crumble_common import log, sandbox, wire
 from crumble_common.errors import CrumbleError, HostError, InternalError, UsageError
 from crumble_common.eventloop import EventLoop
+from crumble_common.inbox import Inbox
 from crumble_common.messages import service as messages
 
 C = TypeVar("C")
@@ -69,12 +71,19 @@ class Context:
         self.loop = loop
         self.failure: CrumbleError | None = None
         self._link = link
+        self._inbox = Inbox(self.fds.pop("inbox")) if "inbox" in self.fds else None
 
     def fd(self, name: str) -> int:
         """An inherited fd; InternalError when it was not given."""
         if name not in self.fds:
             raise InternalError(f"{self.name} was started without the fd {name!r}.")
         return self.fds[name]
+
+    def take_fd(self, name: str) -> int:
+        """An fd handed over since then, now the caller's; InternalError "service.fd". Never waits."""
+        if self._inbox is None:
+            raise InternalError(f"{self.name} was started without an inbox.", code="service.fd")
+        return self._inbox.take(name)
 
     def send(self, event: wire.Message) -> None:
         """Sends an event to the supervisor, in order with replies."""

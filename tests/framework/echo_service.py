@@ -75,6 +75,9 @@ class EchoService(Service[EchoConfig]):
         elif message.text == "fail":
             reply.ok(message)
             self.context.fail(GuestError("The guest panicked.", code="guest.panic"))
+        elif message.text.startswith("take "):
+            with os.fdopen(self.context.take_fd(message.text[5:]), "rb") as file:
+                reply.ok(Echo(file.read().decode()))
         elif message.text == "finish":
             self.context.finish()
         else:

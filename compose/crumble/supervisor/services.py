@@ -18,6 +18,7 @@ from crumble.supervisor.tasks import Future, limited
 from crumble_common import log, wire
 from crumble_common.errors import BY_FAULT, CrumbleError, InternalError
 from crumble_common.eventloop import EventLoop
+from crumble_common.inbox import Outbox
 from crumble_common.messages import service as messages
 from crumble_common.messages.client import ServiceInfo
 
@@ -50,6 +51,7 @@ class ServiceProcess:
         self.sandbox: dict[str, str] = {}
         self.last_beat = owner.loop.now()
         self.child: Child | None = None
+        self.outbox = Outbox()
         self._owner = owner
         self._on_event = on_event
         self._failure: CrumbleError | None = None
@@ -81,6 +83,12 @@ class ServiceProcess:
         """Sends an event; one that has ended does not get it."""
         if self.state != "ended":
             self._owner.send(self.identity, wire.Envelope(event))
+
+    def give(self, name: str, fd: int) -> None:
+        """Hands an fd over, before the message that names it; it stays the caller's too."""
+        if self.state == "ended":
+            raise self.ended.result()
+        self.outbox.send(name, fd)
 
     def stop(self, grace: float) -> None:
         """Asks it to end; by force when it has not after `grace` seconds."""
@@ -126,6 +134,7 @@ class ServiceProcess:
 
     def _end(self, status: int) -> None:
         self.state = "ended"
+        self.outbox.close()
         self._owner.forget(self)
         error = self._failure or self._describe(status)
         log.info("service ended", service=self.name, status=status, error=error)
@@ -204,15 +213,17 @@ class Services:
         }
         log_fd = os.open(self.log_path(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         config_fd = _config_fd(config)
-        given = {**(fds or {}), "config": config_fd}
+        given = {**(fds or {}), "config": config_fd, "inbox": process.outbox.theirs}
         try:
             process.child = self._spawner().spawn(
                 name, row.entry, environment, given, log_fd, process.exited
             )
         except CrumbleError:
+            process.outbox.close()
             self.forget(process)
             raise
         finally:
+            process.outbox.handed_over()
             os.close(log_fd)
             os.close(config_fd)
         self._limit_start(process)

@@ -69,6 +69,25 @@ def host(tmp_path: Path) -> Iterator[Host]:
     made.close()
 
 
+def test_it_is_handed_fds_while_it_runs_in_its_sandbox(host: Host) -> None:
+    process = host.running()
+    assert process.info().sandbox["seccomp"] == "on"
+    fd = os.memfd_create("given")
+    os.write(fd, b"from the supervisor")
+    os.lseek(fd, 0, os.SEEK_SET)
+    process.give("capture", fd)
+    os.close(fd)
+    answers = [process.request(Echo(f"take {name}")) for name in ("capture", "capture")]
+    host.until(lambda: all(answer.done for answer in answers))
+    assert answers[0].result() == Echo("from the supervisor")
+    with pytest.raises(InternalError, match="was not handed over"):
+        answers[1].result()
+    process.kill()
+    host.ended(process)
+    with pytest.raises(InternalError):
+        process.give("late", 0)
+
+
 def test_requests_are_answered_and_events_come(host: Host) -> None:
     process = host.running()
     assert process.info().state == "running"
