@@ -42,6 +42,10 @@ class FsConfig:
     upper_limit: bytes an in-memory upper may hold. shared_locks: locks on shares are taken on the host
     too, so that VMs sharing files see each other's; a guest process then cannot be killed while it waits
     for one (virtiofs sends no interrupts).
+
+    restore: the `state` of an FsFrozen: go on from there. `layers` are then those of before with the captured
+    one last; the tree is as it was, so `injected` is not looked at; `upper` must be "". A share is found
+    again by its target: one that is not given any more is gone for the guest, and new ones are refused.
     """
 
     tag: str
@@ -52,3 +56,37 @@ class FsConfig:
     shares: list[Share] = field(default_factory=list)
     injected: list[InjectedFile] = field(default_factory=list)
     shared_locks: bool = False
+    restore: bytes = b""
+
+
+@message("fs.freeze")
+@dataclass(frozen=True)
+class FsFreeze:
+    """Captures what the guest has written as one more layer. Reply: FsFrozen. The fds (by `take_fd` name)
+    are of new, empty files; the layer's index and contents go to `index_fd` and `contents_fd`.
+
+    capture_fd: of the RAM image. From then on memory that fsd writes to and that is CRB_PAGE_FROZEN is saved
+    there first. The guest stands still; its rings are stopped. The layer goes with the state: only an
+    FsConfig.restore can use it.
+
+    capture_fd "": a file system snapshot. The layer is an image's: it can be put over the layers below and
+    be made an archive of. The guest may run. excludes: names to leave out, see `crumble_fsd.excludes`.
+    """
+
+    capture_fd: str
+    index_fd: str
+    contents_fd: str
+    excludes: list[str] = field(default_factory=list)
+
+
+@message("fs.frozen")
+@dataclass(frozen=True)
+class FsFrozen:
+    """state: for FsConfig.restore; empty for a file system snapshot. changed: False when there was nothing
+    to capture: both files are empty and need not be kept. size: bytes of contents. seconds: what it took.
+    """
+
+    state: bytes
+    changed: bool
+    size: int = 0
+    seconds: float = 0.0

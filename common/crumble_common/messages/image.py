@@ -138,6 +138,25 @@ class ImageExport:
     operation: str = ""
 
 
+@message("image.commit")
+@dataclass(frozen=True)
+class ImageCommit:
+    """Makes an image of another one and a captured layer (see FsFreeze with capture_fd ""). Reply: Image.
+
+    base: digest of the manifest of an image in the store. index, contents: the layer's files, copied; ""
+    when nothing was changed. reference: what the new image is called. config: None keeps the base's;
+    otherwise its fields replace the base's. comment: for the image's history.
+    """
+
+    base: str
+    index: str
+    contents: str
+    reference: str
+    config: ImageConfig | None = None
+    comment: str = ""
+    operation: str = ""
+
+
 @message("kernel.get")
 @dataclass(frozen=True)
 class KernelGet:
