@@ -83,7 +83,10 @@ class GuestMemory:
         try:
             _check_state(fd, state_fd)
             base = None if base_fd < 0 else _map_base(base_fd, os.fstat(fd).st_size)
-            return cls(fd, state_fd, regions, base)
+            made = cls(fd, state_fd, regions, base)
+            if base is not None:
+                made.memory.skip_holes(base_fd)
+            return made
         except (OSError, ValueError) as error:
             raise InternalError(
                 f"The guest memory cannot be mapped: {error}.", code="memory.attach"

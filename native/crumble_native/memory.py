@@ -19,7 +19,7 @@ class Memory:
     """A table of RAM regions. `handle` is the `crb_memory *` that other faces of native/ take."""
 
     def __init__(self, state: mmap.mmap | None = None) -> None:
-        self.handle: Any = ffi.new("crb_memory *")
+        self.handle: Any = ffi.new("crb_memory *", {"capture_fd": -1})
         self._kept: list[Any] = []
         self._state = ffi.from_buffer(state) if state is not None else ffi.NULL
         self._state_used = STATE_HEADER_SIZE
@@ -74,6 +74,43 @@ class Memory:
             )
         self._state_used = state_end
         self._kept += [overlay, base, over, under]
+
+    # Captures (memory.h). All need page state.
+
+    def capture_to(self, fd: int) -> None:
+        """Where this process saves frozen pages from now on; -1: nowhere. The fd stays the caller's."""
+        self.handle.capture_fd = fd
+
+    def freeze(self, *, dirty_only: bool = False) -> None:
+        """Puts all pages, or those written since the last freeze, into a capture.
+
+        No process may be writing guest memory, and who caches translations must forget those for writing.
+        """
+        lib.crb_memory_freeze(self.handle, dirty_only)
+
+    def save(self, ram_fd: int) -> int:
+        """Saves what is frozen; returns 0 when nothing is, or the errno the capture failed with.
+
+        ram_fd: the RAM object. Long; for a thread of its own. ECANCELED after `abandon`.
+        """
+        return int(lib.crb_memory_save(self.handle, ram_fd))
+
+    def release(self) -> None:
+        """Gives the capture up: nothing is frozen any more."""
+        lib.crb_memory_release(self.handle)
+
+    def abandon(self) -> None:
+        """The VM ends: no thread of this process waits any longer for a page that another one works on."""
+        self.handle.abandoned = True
+
+    @property
+    def saved_pages(self) -> int:
+        """Pages written to the capture's file so far, by all processes."""
+        return int(self.handle.header.saved_count)
+
+    def skip_holes(self, base_fd: int) -> None:
+        """Has what is a hole in the base's file read from the overlay, where it is zeroes as well."""
+        lib.crb_memory_skip_holes(self.handle, base_fd)
 
     def has(self, gpa: int, length: int) -> bool:
         """True when [gpa, gpa + length) is RAM."""

@@ -222,6 +222,10 @@ class Machine:
 
     # ---- Snapshots
 
+    def settle(self) -> None:
+        """Before a capture, no hart running: takes waiting interrupts, forgets what may be written."""
+        lib.crb_machine_settle(self.handle)
+
     def get_plic(self) -> bytes:
         """The PLIC's state, opaque."""
         state = ffi.new("uint8_t[]", lib.CRB_PLIC_STATE_SIZE)

@@ -1,5 +1,5 @@
 // Guest memory: region table, layered translation. See memory.h.
-#include "crumble/memory.h"
+#include "capture.h"
 
 #include <sched.h>
 #include <string.h>
@@ -31,16 +31,22 @@ static crb_region *find_region(const crb_memory *memory, uint64_t gpa) {
     return NULL;
 }
 
-// Moves one page to the overlay. COPYING is a lock bit: exactly one thread or process copies, the
-// others wait for it; the copy is 4 KiB, so the wait is short. A holder that dies leaves the bit
-// set: the VM's processes share fate only through vmm, which clears it when a service is restarted.
-// The count of moved pages goes up while the lock is held: who caches base addresses (the soft CPU)
-// sees it before it can see anything written to the overlay.
-static void fill_overlay(crb_memory *memory, crb_region *region, uint64_t page) {
+// Makes a page's overlay the one that may be written (or, without `write`, read by all for good). A
+// page that needs nothing costs one load. COPYING is a lock bit: exactly one thread or process
+// works on the page, the others wait, for 4 KiB to be copied or saved. A holder that dies leaves it
+// set: its VM is over then, and `abandoned` ends the wait.
+//
+// moved_count goes up between OVERLAY and the end of COPYING. So who sees OVERLAY without COPYING
+// sees the count too, and can drop what it cached of the base before it writes the overlay; and who
+// sees anything that the holder writes later sees the count as well.
+static void own_page(crb_memory *memory, crb_region *region, uint64_t page, bool write) {
     uint8_t *state = &region->state[page];
+    const uint8_t over = region->base != NULL ? CRB_PAGE_OVERLAY : 0;
+    const uint8_t frozen = write ? CRB_PAGE_FROZEN : 0;
     uint8_t seen = state_load(state);
-    while ((seen & (CRB_PAGE_OVERLAY | CRB_PAGE_COPYING)) != CRB_PAGE_OVERLAY) {
+    while ((seen & (over | frozen | CRB_PAGE_COPYING)) != over) {
         if ((seen & CRB_PAGE_COPYING) != 0) {
+            if (__atomic_load_n(&memory->abandoned, __ATOMIC_RELAXED)) return;
             sched_yield();
             seen = state_load(state);
             continue;
@@ -48,12 +54,15 @@ static void fill_overlay(crb_memory *memory, crb_region *region, uint64_t page) 
         if (!__atomic_compare_exchange_n(state, &seen, seen | CRB_PAGE_COPYING, false,
                                          __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
             continue;
-        memcpy(region->overlay + (page << CRB_PAGE_SHIFT), region->base + (page << CRB_PAGE_SHIFT),
-               CRB_PAGE_SIZE);
-        __atomic_or_fetch(state, CRB_PAGE_OVERLAY, __ATOMIC_RELEASE);
-        if (memory->header != NULL)
-            __atomic_add_fetch(&memory->header->moved_count, 1, __ATOMIC_RELEASE);
-        __atomic_and_fetch(state, (uint8_t)~CRB_PAGE_COPYING, __ATOMIC_RELEASE);
+        if ((seen & frozen) != 0) crb_save_page(memory, region, page, seen);
+        if ((seen & over) != over) {
+            memcpy(region->overlay + (page << CRB_PAGE_SHIFT),
+                   region->base + (page << CRB_PAGE_SHIFT), CRB_PAGE_SIZE);
+            __atomic_or_fetch(state, CRB_PAGE_OVERLAY, __ATOMIC_RELEASE);
+            if (memory->header != NULL)
+                __atomic_add_fetch(&memory->header->moved_count, 1, __ATOMIC_RELEASE);
+        }
+        __atomic_and_fetch(state, (uint8_t)~(CRB_PAGE_COPYING | frozen), __ATOMIC_RELEASE);
         return;
     }
 }
@@ -67,26 +76,42 @@ static void mark_written(crb_memory *memory, uint8_t *state) {
         __atomic_add_fetch(&memory->header->stale_count, 1, __ATOMIC_RELEASE);
 }
 
-uint8_t *crb_translate(crb_memory *memory, uint64_t gpa, uint64_t *length, bool write) {
+static void own_pages(crb_memory *memory, crb_region *region, uint64_t first, uint64_t last) {
+    for (uint64_t page = first; page <= last; page++) {
+        own_page(memory, region, page, true);
+        mark_written(memory, &region->state[page]);
+    }
+}
+
+// The region of `gpa`, `*length` cut to what is contiguous; NULL when it is not RAM.
+static crb_region *find_run(const crb_memory *memory, uint64_t gpa, uint64_t *length) {
     crb_region *region = find_region(memory, gpa);
     if (region == NULL || *length == 0) return NULL;
     const uint64_t offset = gpa - region->gpa;
-    const uint64_t page = offset >> CRB_PAGE_SHIFT;
     if (*length > region->size - offset) *length = region->size - offset;
-    if (region->base != NULL) {
-        const uint64_t left = CRB_PAGE_SIZE - (offset & (CRB_PAGE_SIZE - 1));
-        if (*length > left) *length = left;
-        if (write) {
-            fill_overlay(memory, region, page);
-        } else if ((state_load(&region->state[page]) & CRB_PAGE_OVERLAY) == 0) {
-            return (uint8_t *)region->base + offset;
-        }
-    }
-    if (write && region->state != NULL) {
-        const uint64_t last = (offset + *length - 1) >> CRB_PAGE_SHIFT;
-        for (uint64_t at = page; at <= last; at++)
-            mark_written(memory, &region->state[at]);
-    }
+    const uint64_t left = CRB_PAGE_SIZE - (offset & (CRB_PAGE_SIZE - 1));
+    if (region->base != NULL && *length > left) *length = left;
+    return region;
+}
+
+uint8_t *crb_translate(crb_memory *memory, uint64_t gpa, uint64_t *length, bool write) {
+    crb_region *region = find_run(memory, gpa, length);
+    if (region == NULL) return NULL;
+    const uint64_t offset = gpa - region->gpa;
+    const uint64_t page = offset >> CRB_PAGE_SHIFT;
+    if (write && region->state != NULL)
+        own_pages(memory, region, page, (offset + *length - 1) >> CRB_PAGE_SHIFT);
+    if (region->base != NULL && !write &&
+        (state_load(&region->state[page]) & CRB_PAGE_OVERLAY) == 0)
+        return (uint8_t *)region->base + offset;
+    return region->overlay + offset;
+}
+
+uint8_t *crb_translate_overlay(crb_memory *memory, uint64_t gpa, uint64_t *length) {
+    crb_region *region = find_run(memory, gpa, length);
+    if (region == NULL) return NULL;
+    const uint64_t offset = gpa - region->gpa;
+    if (region->base != NULL) own_page(memory, region, offset >> CRB_PAGE_SHIFT, false);
     return region->overlay + offset;
 }
 

@@ -18,7 +18,8 @@
 // vhost-user's SET_MEM_TABLE holds 8; nothing here needs more.
 #define CRB_MAX_REGIONS 8
 
-// Page state bits. COPYING is held by whoever is filling the overlay page from the base.
+// Page state bits. COPYING is a lock: held by whoever fills the overlay page from the base, or
+// saves a page it is about to write.
 #define CRB_PAGE_OVERLAY 0x01u
 #define CRB_PAGE_COPYING 0x02u
 // The soft CPU has decoded instructions from this page; a writer that finds it sets STALE and bumps
@@ -26,6 +27,9 @@
 #define CRB_PAGE_CODE  0x04u
 #define CRB_PAGE_STALE 0x08u
 #define CRB_PAGE_DIRTY 0x10u
+// The page's content belongs to a capture that has not saved it yet: whoever is to write it saves
+// it first. Never set together with DIRTY, so who only looks for DIRTY before it writes is right.
+#define CRB_PAGE_FROZEN 0x20u
 
 // The first bytes of the page-state object; the states of region 0, then 1, ... follow at
 // offset 64.
@@ -35,7 +39,10 @@ typedef struct crb_page_state_header {
     uint64_t stale_count; // atomic
     uint64_t
         moved_count; // atomic: pages moved from the base to the overlay, before their first write
-    uint64_t reserved[4];
+    uint64_t capture_error; // atomic: errno of the first failure to save a page; 0 none
+    uint64_t saved_count;   // atomic: pages written to the capture's file
+    uint64_t capture_holes; // pages of zeroes need not be written: the file is new
+    uint64_t reserved;
 } crb_page_state_header;
 
 typedef struct crb_region {
@@ -48,6 +55,8 @@ typedef struct crb_region {
 
 typedef struct crb_memory {
     uint32_t n_regions;
+    int32_t capture_fd;            // atomic: where this process saves frozen pages; -1 none
+    bool abandoned;                // atomic: the VM ends; nobody waits for a page any more
     crb_page_state_header *header; // NULL without page state
     crb_region regions[CRB_MAX_REGIONS];
 } crb_memory;
@@ -58,9 +67,13 @@ int crb_memory_add(crb_memory *memory, uint64_t gpa, uint64_t size, uint8_t *ove
 
 // The host address of `gpa`, or NULL when it is not RAM. `*length` is the number of bytes wanted on
 // entry and the number contiguous in host memory on return (at least 1, at most what was asked; cut
-// at the page's end where the region has a base). With `write`, the page is moved to the overlay
-// first, marked dirty, and marked stale if it holds decoded code. Safe from any thread or process.
+// at the page's end where the region has a base). With `write`, the page is saved if it is frozen,
+// moved to the overlay, marked dirty, and marked stale if it holds decoded code. Safe from any
+// thread or process.
 uint8_t *crb_translate(crb_memory *memory, uint64_t gpa, uint64_t *length, bool write);
+
+// For who reads but must not see the base: moves the page to the overlay and marks nothing.
+uint8_t *crb_translate_overlay(crb_memory *memory, uint64_t gpa, uint64_t *length);
 
 // Copies between guest memory and a host buffer; false when any byte is not RAM (nothing is
 // copied).
@@ -69,5 +82,25 @@ bool crb_memory_write(crb_memory *memory, uint64_t gpa, const void *from, uint64
 
 // True when [gpa, gpa + length) is RAM.
 bool crb_memory_has(const crb_memory *memory, uint64_t gpa, uint64_t length);
+
+// ---- Captures: docs/decisions say why it is right. One at a time; of a memory with a header.
+
+// Puts all pages of all regions into a capture: FROZEN, no longer DIRTY. Nobody may be writing
+// guest memory, in any process, and whoever caches that a page may be written must forget it before
+// it goes on. `dirty_only`: only pages that were DIRTY.
+void crb_memory_freeze(crb_memory *memory, bool dirty_only);
+
+// Saves all that is frozen to capture_fd (page n of the RAM object, `ram_fd`, at byte n * 4096) and
+// returns when nothing is: 0, or an errno after which the file is worth nothing (nothing is frozen
+// then either). ECANCELED: abandoned.
+int crb_memory_save(crb_memory *memory, int ram_fd);
+
+// Gives the capture up: nothing is frozen any more.
+void crb_memory_release(crb_memory *memory);
+
+// The base's holes (`base_fd`, mapped from byte `offset` for a region) read as zeroes in the
+// overlay as well: no page there needs to be copied before it is written. For the first process
+// that maps.
+void crb_memory_skip_holes(crb_memory *memory, int base_fd);
 
 #endif

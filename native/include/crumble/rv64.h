@@ -99,6 +99,10 @@ void crb_hart_cancel(crb_machine *machine, uint32_t hart);
 int crb_hart_get_state(crb_machine *machine, uint32_t hart, crb_hart_state *state);
 int crb_hart_set_state(crb_machine *machine, uint32_t hart, const crb_hart_state *state);
 
+// Makes the machine ready for a capture (memory.h), no hart running: takes the interrupts that wait
+// in call_fds, and forgets what the harts know of pages being writable.
+void crb_machine_settle(crb_machine *machine);
+
 // The PLIC, for snapshots: priorities, pending and claimed bits, enables, thresholds. Opaque,
 // little endian, CRB_PLIC_STATE_SIZE bytes; set_plic checks it (-EINVAL). Lines and virtio statuses
 // are the devices' to restore (set_line, virtio_raise).

@@ -387,6 +387,9 @@ static crb_op *decode_block(crb_hart *hart, uint64_t page, uint32_t offset) {
         hart->n_hashed > CRB_HASH_SIZE / 4 * 3 || hart->n_code_pages == CRB_MAX_CODE_PAGES)
         crb_blocks_flush(hart);
     crb_code_page *code = code_page(hart, page);
+    // Code before it is looked up: who moves the page from its base later sees that it is.
+    const uint64_t mask = granule_mask(offset, 2);
+    if ((code->granules & mask) == 0) mark_code(hart, code, mask);
     uint64_t length = CRB_PAGE_SIZE;
     const uint8_t *host =
         crb_translate(hart->machine->memory, crb_page_gpa(hart->machine, page), &length, false);

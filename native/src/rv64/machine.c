@@ -308,6 +308,14 @@ void crb_poll_calls(crb_machine *machine) {
     pthread_mutex_unlock(&machine->lock);
 }
 
+// ---- Captures
+
+void crb_machine_settle(crb_machine *machine) {
+    crb_poll_calls(machine);
+    for (uint32_t id = 0; id < machine->n_harts; id++)
+        crb_tlb_flush_writes(machine->harts[id]);
+}
+
 // ---- Snapshots of the PLIC
 
 typedef struct plic_image {

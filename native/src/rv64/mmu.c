@@ -57,9 +57,13 @@ static void purge(const crb_tlb *tlb, crb_tlb_entry *entries, uint64_t host) {
 
 void crb_moved(crb_hart *hart) {
     hart->moved_seen = __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE);
-    for (int mode = 0; mode < CRB_MODES; mode++)
-        for (uint32_t i = 0; i < CRB_TLB_SIZE; i++)
-            hart->tlbs[mode].read[i].tag = CRB_TLB_EMPTY;
+    for (int mode = 0; mode < CRB_MODES; mode++) {
+        crb_tlb *tlb = &hart->tlbs[mode];
+        const bool logged = tlb->filled <= CRB_TLB_LOG;
+        const uint32_t count = logged ? tlb->filled : CRB_TLB_SIZE;
+        for (uint32_t i = 0; i < count; i++)
+            tlb->read[logged ? tlb->log[i] : i].tag = CRB_TLB_EMPTY;
+    }
 }
 
 // After a move of this hart's own: only what shows the page in its base goes.
@@ -76,20 +80,27 @@ static CRB_COLD uint8_t *translate(crb_hart *hart, uint64_t gpa, bool write) {
     crb_machine *machine = hart->machine;
     uint64_t length = 1;
     const uint64_t before = __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE);
-    const uint8_t *from = crb_translate(machine->memory, gpa, &length, false);
-    uint8_t *host = crb_translate(machine->memory, gpa, &length, write || machine->copy_on_read);
+    uint8_t *from = crb_translate(machine->memory, gpa, &length, false);
+    uint8_t *host = from;
+    if (write)
+        host = crb_translate(machine->memory, gpa, &length, true);
+    else if (machine->copy_on_read)
+        host = crb_translate_overlay(machine->memory, gpa, &length);
     const uint64_t after = __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE);
     // One move in between, and this page's was in between: so it was that one.
     if (host != from && after == before + 1 && hart->moved_seen == before)
         moved_page(hart, from);
-    else if (after != before)
+    else if (after != hart->moved_seen)
         crb_moved(hart);
     return host;
 }
 
 // The host address of RAM and its page number; NULL when it is none. A write needs crb_translate
 // only for what it marks: once a page is dirty, our own stores to decoded code are tracked by
-// granule, and marking it STALE as well would only drop good blocks.
+// granule, and marking it STALE as well would only drop good blocks. (A frozen page is not dirty.)
+//
+// Whoever moved a page in the overlay that is found here has counted it (memory.c, own_page), and
+// then what the read TLB has of its base goes before anything is stored to the overlay.
 static inline uint8_t *ram(crb_hart *hart, uint64_t gpa, bool write, uint64_t *page) {
     const crb_machine *machine = hart->machine;
     for (uint32_t i = 0; i < machine->memory->n_regions; i++) {
@@ -101,7 +112,11 @@ static inline uint8_t *ram(crb_hart *hart, uint64_t gpa, bool write, uint64_t *p
         const uint8_t *at = &region->state[offset >> CRB_PAGE_SHIFT];
         const uint8_t state = region->state == NULL ? CRB_PAGE_OVERLAY | CRB_PAGE_DIRTY
                                                     : __atomic_load_n(at, __ATOMIC_ACQUIRE);
-        const bool over = region->base == NULL || (state & CRB_PAGE_OVERLAY) != 0;
+        const bool over = region->base == NULL ||
+                          (state & (CRB_PAGE_OVERLAY | CRB_PAGE_COPYING)) == CRB_PAGE_OVERLAY;
+        if (region->base != NULL &&
+            __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE) != hart->moved_seen)
+            crb_moved(hart);
         if (over && (!write || (state & CRB_PAGE_DIRTY) != 0)) return region->overlay + offset;
         return translate(hart, gpa, write);
     }
