@@ -112,6 +112,14 @@ class VM:
             raise
         return self
 
+    async def pause(self) -> None:
+        """Lets it stand still."""
+        await _wait(self.inner.pause)
+
+    async def resume(self) -> None:
+        """Lets it go on."""
+        await _wait(self.inner.resume)
+
     async def stop(self, grace: float = 5.0) -> None:
         """Ends it."""
         await asyncio.shield(_wait(self.inner.stop, grace))

@@ -69,6 +69,7 @@ class FakeVmm(Unconfined):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.processes: dict[int, FakeProcess] = {}
+        self.paused = False
         self.root = Path(tempfile.gettempdir(), f"fake-guest-{secrets.token_hex(4)}")
         # Like a guest's processes, ours must not outlive a vmm that was killed.
         self.janitor = subprocess.Popen(
@@ -124,6 +125,9 @@ class FakeVmm(Unconfined):
             reply.ok()
             if "fake=stubborn" not in self.config.cmdline:
                 self.event("poweroff")
+        elif isinstance(message, vm.Pause | vm.Resume):
+            self.pause(isinstance(message, vm.Pause))
+            reply.ok()
         elif isinstance(message, vm.Timeline):
             now = time.monotonic_ns()
             reply.ok(vm.TimelineSlices([vm.Slice("kernel", now - 3_000_000, now - 1_000_000)]))
@@ -132,6 +136,15 @@ class FakeVmm(Unconfined):
             reply.ok()
         elif isinstance(message, vm.ProcessSignal):
             raise GuestError("There is no such process.", code="process.unknown")
+
+    def pause(self, wanted: bool) -> None:
+        if self.paused == wanted:
+            code = "vm.paused" if wanted else "vm.not_paused"
+            raise UsageError("It is so already.", code=code)
+        self.paused = wanted
+        for process in self.processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.popen.pid, signal.SIGSTOP if wanted else signal.SIGCONT)
 
     def start_process(self, message: vm.ProcessStart, reply: Reply) -> None:
         if "fake=die-later" in self.config.cmdline:

@@ -113,6 +113,15 @@ def test_popen_has_streams(either: World) -> None:
         process.kill()  # it has ended: nothing happens
 
 
+def test_pause_and_resume(either: World) -> None:
+    with crumble.VM("fake") as vm:
+        vm.pause()
+        with pytest.raises(crumble.UsageError, match="is paused"):
+            vm.run(["true"])
+        vm.resume()
+        assert vm.run(["true"]).returncode == 0
+
+
 def test_signals_and_a_killed_process() -> None:
     with crumble.VM("fake") as vm:
         process = vm.popen(

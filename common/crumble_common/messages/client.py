@@ -57,7 +57,9 @@ class ServiceInfo:
 @message("client.vm.info")
 @dataclass(frozen=True)
 class VmInfo:
-    """A VM as `ps` shows it. state: "starting", "running", "stopping", "stopped", "failed"."""
+    """A VM as `ps` shows it. state: "starting", "running", "paused", "stopping", "stopped",
+    "failed".
+    """
 
     id: str
     name: str

@@ -20,6 +20,8 @@ VERBS = {
     "ps": "list VMs",
     "logs": "show what a VM printed",
     "stop": "stop VMs",
+    "pause": "let VMs stand still",
+    "unpause": "let paused VMs go on",
     "pull": "fetch an image",
     "images": "list images",
     "inspect": "show an image's or a VM's details",
@@ -29,7 +31,7 @@ VERBS = {
     "down": "stop the supervisor and all its VMs",
     "doctor": "show what this host can do, and why not the rest",
 }
-_ALIASES = {"export": "save"}
+_ALIASES = {"export": "save", "resume": "unpause"}
 
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 _STATUS = {"exec.not_executable": NOT_EXECUTABLE, "exec.not_found": NOT_FOUND}

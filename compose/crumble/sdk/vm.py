@@ -205,6 +205,14 @@ class VM:
             chunk = bytes(view[offset : offset + _FILE_CHUNK])
             link.call(guest.FileWrite(path, chunk, offset, mode), to=self._target)
 
+    def pause(self) -> None:
+        """Lets it stand still; UsageError "vm.paused" when it does already."""
+        self._connected().call(guest.Pause(), to=self._target)
+
+    def resume(self) -> None:
+        """Lets it go on; UsageError "vm.not_paused"."""
+        self._connected().call(guest.Resume(), to=self._target)
+
     def timeline(self) -> guest.TimelineSlices:
         """Where the time of its boot went."""
         slices: guest.TimelineSlices = self._connected().call(guest.Timeline(), to=self._target)

@@ -158,6 +158,8 @@ class Supervisor:
     def _for_vm(self, client: Client, vm: Vm, body: Any) -> Coroutine[Any, Any, Any]:
         if isinstance(body, guest.ProcessStart):
             return vm.start_process(body, client)
+        if isinstance(body, guest.Pause | guest.Resume):
+            return vm.pause(isinstance(body, guest.Pause))
         if isinstance(body, _VM_REQUESTS):
             return _ask(vm, body)
         raise UsageError(f"{type(body).wire_type} cannot be asked of a VM.", code="wire.target")
@@ -298,7 +300,8 @@ class Supervisor:
 
 
 async def _ask(vm: Vm, body: Any) -> Any:
-    return await vm.vmm.request(body)
+    waits = isinstance(body, guest.FileRead | guest.FileWrite)
+    return await (vm.awake() if waits else vm.vmm).request(body)
 
 
 def _answer(client: Client, envelope: wire.Envelope, done: Future[Any]) -> None:

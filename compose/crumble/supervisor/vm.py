@@ -19,7 +19,7 @@ from crumble.supervisor.services import ServiceProcess
 from crumble.supervisor.tasks import Future, Task, limited
 from crumble.supervisor.vmlog import VmLog
 from crumble_common import log
-from crumble_common.errors import CrumbleError, GuestError, InternalError
+from crumble_common.errors import CrumbleError, GuestError, InternalError, UsageError
 from crumble_common.messages import vm as messages
 from crumble_common.messages.client import VmCreate, VmInfo
 from crumble_common.messages.image import Image
@@ -60,6 +60,7 @@ class Vm:
         self.detail = ""
         self.hypervisor = request.hypervisor
         self.image: Image | None = None
+        self.paused = False
         self.log = VmLog(host.instance.logs / f"vm-{name}.log", name)
         self.agent: Future[None] = Future()
         self.ended: Future[None] = Future()
@@ -102,7 +103,7 @@ class Vm:
             id=self.id,
             name=self.name,
             image=self.request.image,
-            state=self.state,
+            state="paused" if self.paused and self.alive else self.state,
             created=self.created,
             cpus=self.request.cpus,
             memory=self.memory,
@@ -144,10 +145,26 @@ class Vm:
     async def start_process(self, start: messages.ProcessStart, listener: Listener) -> Any:
         """Starts a process in the guest; its events go to `listener` from the reply on."""
         assert self.image is not None
-        answer = self.vmm.request(with_defaults(start, self.image.config, self.hostname))
+        answer = self.awake().request(with_defaults(start, self.image.config, self.hostname))
         # At once, when the reply comes: output may be the very next message.
         answer.then(lambda reply: self._listen(reply, listener))
         return await answer
+
+    async def pause(self, wanted: bool) -> Any:
+        """Lets the guest stand still, or go on."""
+        answer = await self.vmm.request(messages.Pause() if wanted else messages.Resume())
+        self.paused = wanted
+        return answer
+
+    def awake(self) -> ServiceProcess:
+        """Its `vmm`, for what the guest must answer; UsageError when it is paused."""
+        if self.paused and self.alive:
+            raise UsageError(
+                f"The VM {self.name} is paused.",
+                code="vm.paused",
+                hint=f"`crumble unpause {self.name}` lets it go on.",
+            )
+        return self.vmm
 
     def forget(self, listener: Listener) -> None:
         """A client has gone: its processes in the guest are killed."""
@@ -203,6 +220,8 @@ class Vm:
     async def _shut_down(self, vmm: ServiceProcess, grace: float) -> None:
         """Asks the guest to power off, and waits until it has, or `grace` is over."""
         off = self._off
+        if self.paused:
+            vmm.request(messages.Resume())
         vmm.ended.then(lambda _: off.set(None))
         vmm.request(messages.Shutdown(grace)).then(lambda reply: _give_up(reply, off))
         try:
