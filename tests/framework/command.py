@@ -19,6 +19,12 @@ LIMIT = 60
 KEPT = ("kvm-probe.json",)
 
 
+def _default_signals() -> None:
+    """Whoever runs the tests may ignore some: a shell's background job does."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class World:
     """A runtime and a data directory; commands run with them."""
 
@@ -42,7 +48,12 @@ class World:
         return subprocess.Popen(
             [sys.executable, "-m", self.module, *words],
             env=self.environment,
-            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            **{
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "preexec_fn": _default_signals,
+            }
             | options,
         )
 

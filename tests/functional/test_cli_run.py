@@ -212,6 +212,20 @@ def test_a_service_killed_under_a_running_command(world: World, service: str) ->
     world.assert_nothing_left()
 
 
+def test_what_nohup_ignores_stays_ignored(world: World) -> None:
+    process = world.start(
+        "run", "fake", "sh", "-c", "echo ready; while [ ! -e go ]; do sleep 0.02; done; echo end",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    assert process.stdout is not None
+    read_until(process.stdout, b"ready\n")
+    process.send_signal(signal.SIGHUP)
+    (guest,) = world.scratch.glob("fake-guest-*")
+    (guest / "go").touch()
+    assert process.communicate(timeout=30)[0] == b"end\n"
+    assert process.returncode == 0
+
+
 def test_progress_is_shown_on_a_terminal_only(world: World) -> None:
     assert world.run("pull", "fake").stderr == ""
     master, terminal = pty.openpty()

@@ -87,7 +87,8 @@ def run_verb(arguments: Sequence[str]) -> int:
     import importlib
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, _end)
     module = importlib.import_module(f"crumble.cli.{verb}")
     status: int = module.main(list(arguments[1:]))
     return status

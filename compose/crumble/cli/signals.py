@@ -34,7 +34,8 @@ class Signals:
 
     def __enter__(self) -> Self:
         for number in _WATCHED:
-            self._before[number] = signal.signal(number, self._handle)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup, a shell's background job
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

@@ -50,7 +50,8 @@ def _serve(supervisor: Supervisor) -> None:
 
     signals = _Count()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, stop)
     log.setup("supervisor")
     supervisor.run()
 
