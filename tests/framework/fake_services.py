@@ -224,8 +224,13 @@ class FakeOcid(Unconfined):
         for done in range(0, 11, 5):
             progress = image.Progress(message.operation, f"layer {name}", done << 20, 10 << 20)
             self.context.send(progress)
-        if name != "slow":
+        if name == "slow":
+            (self.store / "half-written").touch()
+        else:
             reply.ok(made(name))
+
+    def stop(self, grace: float) -> None:
+        (self.store / "half-written").unlink(missing_ok=True)
 
 
 def made(name: str) -> image.Image:

@@ -132,6 +132,17 @@ def test_a_signal_before_the_command_runs_ends_everything(
     world.assert_nothing_left()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_pull_that_is_given_up_leaves_nothing_half_written(world: World, number: int) -> None:
+    process = world.start("pull", "slow")
+    half = world.data / "store" / "half-written"
+    eventually(half.exists, "it did not begin")
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    world.assert_nothing_left()
+    assert not half.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_reach_the_command(world: World, number: int) -> None:
     name = signal.Signals(number).name[3:]

@@ -56,11 +56,6 @@ class Images:
         finally:
             self._progress.pop(operation, None)
 
-    def stop(self, grace: float) -> None:
-        """Ends it; wait for its `ended`."""
-        if self._process is not None:
-            self._process.stop(grace)
-
     def _event(self, event: Any) -> None:
         if isinstance(event, messages.Progress):
             if event.operation in self._progress:

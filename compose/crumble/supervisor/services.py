@@ -64,6 +64,11 @@ class ServiceProcess:
         """0 before it is known."""
         return self.child.pid if self.child else 0
 
+    @property
+    def busy(self) -> bool:
+        """It runs, and something waits for its answer."""
+        return self.state == "running" and bool(self._requests)
+
     def info(self) -> ServiceInfo:
         """This process, for `ps` and `doctor`."""
         return ServiceInfo(self.name, self.pid, self.state, sandbox=self.sandbox)

@@ -280,9 +280,9 @@ class Supervisor:
         ends = [vm.stop(grace) for vm in self.vms.values() if not vm.ended.done]
         for end in ends:
             await end
-        self.images.stop(min(grace, _OCID_GRACE))
         for process in self.services:
-            process.stop(min(grace, _OCID_GRACE))
+            # What is half done is given up properly, even by a ^C: no temporary file is left.
+            process.stop(_OCID_GRACE if process.busy else min(grace, _OCID_GRACE))
             await process.ended
 
     def _close(self) -> None:
