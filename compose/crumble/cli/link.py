@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import zmq
 
+from crumble.cli.held import Held
 from crumble.sdk.client import Client
 from crumble.supervisor.ground import Ground
 from crumble.supervisor.locate import find_daemon
@@ -32,10 +33,18 @@ class Link:
         daemon = "" if ground else find_daemon()
         if not daemon and not own:
             raise no_daemon()
+        self._embedded: Embedded | None = None
+        try:
+            with Held():
+                self._open(daemon, lease, ground)
+        except BaseException:
+            self._stop_embedded()
+            raise
+
+    def _open(self, daemon: str, lease: bool, ground: Ground | None) -> None:
         if not daemon:
             ground = ground or Ground(fork=True)
         self.loop = EventLoop()
-        self._embedded: Embedded | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         if ground is None:
             address = f"ipc://{daemon}/client"
@@ -56,13 +65,16 @@ class Link:
 
     def close(self) -> None:
         """Ends the connection; with a supervisor of our own, everything."""
+        self._stop_embedded()
+        self.client.close()
+        self.loop.close()
+        self._context.destroy(200)
+
+    def _stop_embedded(self) -> None:
         embedded, self._embedded = self._embedded, None
         if embedded is not None:
             embedded.on_end = lambda: None
             embedded.stop()
-        self.client.close()
-        self.loop.close()
-        self._context.destroy(200)
 
     def __enter__(self) -> Self:
         return self

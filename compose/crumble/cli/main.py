@@ -39,6 +39,11 @@ _STATUS = {"exec.not_executable": NOT_EXECUTABLE, "exec.not_found": NOT_FOUND}
 
 def main() -> int:
     """The console script."""
+    # ^C, too: a KeyboardInterrupt that passes through exec(), which dataclasses are made with, has the
+    # interpreter end by the signal in spite of who caught it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, _end)
     try:
         status = run_verb(sys.argv[1:])
         sys.stdout.flush()
@@ -46,8 +51,6 @@ def main() -> int:
     except CrumbleError as error:
         say(str(error))
         return _STATUS.get(error.code, FAILED)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except BrokenPipeError:
         # Whoever read our output has gone; the interpreter's own flush must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,16 +89,13 @@ def run_verb(arguments: Sequence[str]) -> int:
         return FAILED
     import importlib
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, _end)
     module = importlib.import_module(f"crumble.cli.{verb}")
     status: int = module.main(list(arguments[1:]))
     return status
 
 
 def _end(number: int, _frame: object) -> None:
-    """Ends like ^C does, through every cleanup."""
+    """Ends through every cleanup."""
     raise SystemExit(128 + number)
 
 

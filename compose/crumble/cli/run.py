@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crumble.cli import run_options
+from crumble.cli.held import Held
 from crumble.supervisor.locate import find_daemon
 
 
@@ -10,11 +11,12 @@ def main(arguments: list[str]) -> int:
     """Runs the verb; returns the exit status."""
     options = run_options.run_parser().parse_args(arguments)
     ground = None
-    if not options.detach and not find_daemon():
-        from crumble.supervisor.ground import Ground
-
-        ground = Ground(fork=True)
     try:
+        if not options.detach and not find_daemon():
+            from crumble.supervisor.ground import Ground
+
+            with Held():
+                ground = Ground(fork=True)
         from crumble.cli.run_vm import run  # while the forkserver imports, too
 
         return run(options, ground)

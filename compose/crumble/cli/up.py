@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+from crumble.cli.held import Held
 from crumble.cli.main import say
 from crumble.cli.parser import Parser
 from crumble.supervisor.ground import Ground
@@ -28,8 +29,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.detach:
         return _detach()
-    supervisor = _daemon_supervisor()
-    supervisor.bind()
+    with Held():
+        supervisor = _daemon_supervisor()
+        _end_by_signal(supervisor)
     say(f"The supervisor is running in {supervisor.instance.path}. ^C or `crumble down` ends it.")
     _serve(supervisor)
     return 0
@@ -37,12 +39,18 @@ def main(arguments: list[str]) -> int:
 
 def _daemon_supervisor() -> Supervisor:
     ground = Ground(daemon=True, fork=True)
-    from crumble.supervisor.supervisor import Supervisor  # while the forkserver imports, too
+    try:
+        from crumble.supervisor.supervisor import Supervisor  # while the forkserver imports, too
 
-    return Supervisor(ground=ground)
+        supervisor = Supervisor(ground=ground)
+        supervisor.bind()
+    except BaseException:
+        ground.close()
+        raise
+    return supervisor
 
 
-def _serve(supervisor: Supervisor) -> None:
+def _end_by_signal(supervisor: Supervisor) -> None:
     def stop(_number: int, _frame: object) -> None:
         # A second signal ends everything by force.
         supervisor.stop(0 if signals.count else _GRACE)
@@ -52,6 +60,9 @@ def _serve(supervisor: Supervisor) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, stop)
+
+
+def _serve(supervisor: Supervisor) -> None:
     log.setup("supervisor")
     supervisor.run()
 
@@ -84,8 +95,9 @@ def _detach() -> int:
 
 
 def _daemon(writer: int) -> int:
-    supervisor = _daemon_supervisor()
-    supervisor.bind()
+    with Held():
+        supervisor = _daemon_supervisor()
+        _end_by_signal(supervisor)
     path = supervisor.instance.logs / "supervisor.log"
     output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)

@@ -23,12 +23,16 @@ class Embedded:
         self, context: zmq.Context[zmq.Socket[bytes]], ground: Ground | None = None
     ) -> None:
         ground = ground or Ground()
-        from crumble.supervisor.supervisor import Supervisor  # while the forkserver imports, too
-
         self.on_end: Callable[[], None] = lambda: None
-        self._supervisor = Supervisor(context=context, ground=ground)
-        self._log = self._open_log()
-        self._supervisor.bind()
+        try:
+            from crumble.supervisor.supervisor import Supervisor  # while the forkserver imports
+
+            self._supervisor = Supervisor(context=context, ground=ground)
+            self._log = self._open_log()
+            self._supervisor.bind()
+        except BaseException:
+            ground.close()
+            raise
         self.address = self._supervisor.inproc
         self._thread = threading.Thread(target=self._run, name="crumble-supervisor", daemon=True)
         self._owner = os.getpid()

@@ -22,10 +22,14 @@ class Ground:
     def __init__(self, *, daemon: bool = False, table: Table = TABLE, fork: bool = False) -> None:
         self.table = table
         self.instance = Instance(daemon=daemon)
-        if fork:
-            for name in SHARED:
-                importlib.import_module(name)
-        self.spawner = self.new_spawner(fork=fork)
+        try:
+            if fork:
+                for name in SHARED:
+                    importlib.import_module(name)
+            self.spawner = self.new_spawner(fork=fork)
+        except BaseException:
+            self.instance.close()
+            raise
 
     def new_spawner(self, *, fork: bool = False) -> Spawner:
         """A forkserver: the first one, or another when it was lost."""
