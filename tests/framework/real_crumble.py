@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -101,3 +102,23 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def refused(world: World, *words: str, status: int = 125, says: str = "") -> str:
+    """Runs what cannot work: checks its exit status and that it says one sentence and what to do.
+
+    says: a regular expression. Returns what was said. Nothing on stdout, nothing left behind.
+    """
+    done = world.run(*words)
+    assert done.returncode == status, done
+    assert done.stdout == ""
+    check_sentence(done.stderr, says)
+    world.assert_nothing_left()
+    return done.stderr
+
+
+def check_sentence(text: str, says: str = "") -> None:
+    """One line for a person: what is wrong, then what to do; never a stack."""
+    assert re.fullmatch(r"crumble: \S[^\n]*\.\n", text), text
+    assert "Traceback" not in text and "bug" not in text, text
+    assert re.search(says, text), f"{says!r} is not said: {text}"
