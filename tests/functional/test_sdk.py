@@ -226,6 +226,12 @@ def test_images() -> None:
     assert crumble.remove("fake").freed > 0
 
 
+def test_a_fork_of_the_program_takes_nothing_away_from_it(world: World) -> None:
+    assert crumble.run("fake", "exit 3").returncode == 3
+    subprocess.run(["true"], preexec_fn=lambda: None, check=True)  # forks, with all fork handlers
+    assert crumble.run("fake", "exit 4").returncode == 4  # its end is still heard of
+
+
 def test_a_forked_child_of_the_program_does_not_keep_anything_alive(world: World) -> None:
     script = (
         "import os, sys, time\n"

@@ -122,6 +122,10 @@ class Spawner:
         self._wait()
         self.detach()
 
+    def disown(self) -> None:
+        """In a forked child of this process: closes its copy of our end. The loop's epoll is the parent's."""
+        self._socket.close()
+
     def detach(self) -> None:
         """Closes our end: the forkserver ends by itself."""
         if self._loop is not None:

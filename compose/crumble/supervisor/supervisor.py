@@ -105,7 +105,7 @@ class Supervisor:
         """In a forked child of this process: lets go of what would keep the supervisor's alive."""
         self.instance.release()
         if self._spawner is not None:
-            self._spawner.detach()
+            self._spawner.disown()
 
     # Forkserver.
 
