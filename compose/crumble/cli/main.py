@@ -22,6 +22,7 @@ VERBS = {
     "stop": "stop VMs",
     "pause": "let VMs stand still",
     "unpause": "let paused VMs go on",
+    "snapshot": "capture VMs; list, remove, check, export and import captured ones",
     "pull": "fetch an image",
     "images": "list images",
     "inspect": "show an image's or a VM's details",

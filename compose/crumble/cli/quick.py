@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def ask(kind: str, body: dict[str, Any], to: str = "") -> dict[str, Any]:
+def ask(kind: str, body: dict[str, Any], to: str = "", *, limit: float = _LIMIT) -> dict[str, Any]:
     """The body of the answer; raises the error, UsageError "up.none" without a daemon."""
     daemon = find_daemon()
     if not daemon:
@@ -30,7 +30,7 @@ def ask(kind: str, body: dict[str, Any], to: str = "") -> dict[str, Any]:
         )
     try:
         with socket.socket(socket.AF_UNIX) as stream:
-            stream.settimeout(_LIMIT)
+            stream.settimeout(limit)
             stream.connect(f"{daemon}/stream")
             frame = msgpack.packb({"t": kind, "id": 1, "b": body, "to": to})
             stream.sendall(_LENGTH.pack(len(frame)) + frame)

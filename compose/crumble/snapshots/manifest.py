@@ -1,0 +1,168 @@
+"""A snapshot's manifest: what it is, what belongs to it, and whether it can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from crumble_common import wire
+from crumble_common.errors import CrumbleError, GuestError, UsageError
+from crumble_common.messages.image import ImageConfig
+
+FORMAT = 1
+# The only guests there are so far, and on what they run.
+ARCHITECTURE, HYPERVISOR = "riscv64", "soft"
+PAGE = 4096
+CHUNK = 1 << 20
+SUM = 32
+MAX_MANIFEST = 1 << 20
+MAX_STATE = 32 << 20
+MAX_MEMORY = 1 << 40
+
+MEMORY, SUMS, STATE = "memory", "memory.sums", "state.msgpack"
+INDEX, CONTENTS, MANIFEST = "layer.index", "layer.contents", "manifest.json"
+_FILE = re.compile(r"memory|memory\.sums|state\.msgpack|layer\.(index|contents)|"
+                   r"image-\d{1,3}\.(index|contents)")  # fmt: skip
+_LAYER = re.compile(r"[0-9a-zA-Z:_-]{1,128}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """size: bytes. sha256: hex; "" for the memory, which memory.sums is for."""
+
+    size: int
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class SavedImage:
+    """The image the VM was made of. layers: names in the image store, lowest first."""
+
+    reference: str
+    digest: str
+    id: str
+    config: ImageConfig
+    layers: list[str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """memory: bytes. key: what a boot snapshot was made of, for people. parent: "" or another's name."""
+
+    kind: str
+    name: str
+    created: float
+    cpus: int
+    memory: int
+    hostname: str
+    image: SavedImage
+    files: dict[str, StoredFile]
+    key: dict[str, str] = field(default_factory=dict)
+    parent: str = ""
+    shares: list[str] = field(default_factory=list)
+    cmdline: str = ""
+    architecture: str = ARCHITECTURE
+    hypervisor: str = HYPERVISOR
+    format: int = FORMAT
+    crumble: str = ""
+
+    @property
+    def changed(self) -> bool:
+        """The guest had written something."""
+        return INDEX in self.files
+
+
+def corrupt(name: str, what: str) -> GuestError:
+    """A snapshot whose bytes are not those that were written."""
+    return GuestError(
+        f"The snapshot {name} is damaged: {what}.",
+        code="snapshot.corrupt",
+        hint=f"Remove it with `crumble snapshot rm {name}`.",
+    )
+
+
+def foreign(name: str, what: str) -> UsageError:
+    """One that another Crumble could use."""
+    return UsageError(f"The snapshot {name} cannot be used here: {what}.", code="snapshot.foreign")
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The file, with its own checksum."""
+    values = plain(manifest)
+    return json.dumps({**values, "checksum": _checksum(values)}, indent=1).encode()
+
+
+def plain(manifest: Manifest) -> dict[str, Any]:
+    """As plain values."""
+    return dataclasses.asdict(manifest)
+
+
+def decode(data: bytes, name: str) -> Manifest:
+    """Parses and checks a manifest; GuestError "snapshot.corrupt", UsageError "snapshot.foreign"."""
+    try:
+        values = json.loads(data) if len(data) <= MAX_MANIFEST else None
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise corrupt(name, "its manifest is not one")
+    _check_origin(values, name)
+    if values.pop("checksum", "") != _checksum(values):
+        raise corrupt(name, "its manifest was changed")
+    try:
+        manifest = wire.validate(Manifest, values, "manifest")
+    except (wire.WireError, CrumbleError, RecursionError) as error:
+        raise corrupt(name, str(error)) from None
+    if problem := _problem(manifest):
+        raise corrupt(name, problem)
+    return manifest
+
+
+def _check_origin(values: dict[str, Any], name: str) -> None:
+    """Before the checksum: what another version writes may be summed in another way."""
+    version = values.get("format")
+    if isinstance(version, int) and version != FORMAT:
+        raise foreign(name, f"it has format {version}, and this Crumble knows {FORMAT}")
+    for key, ours in (("architecture", ARCHITECTURE), ("hypervisor", HYPERVISOR)):
+        theirs = values.get(key)
+        if isinstance(theirs, str) and theirs != ours:
+            raise foreign(name, f"its {key} is {theirs[:40]!r}, not {ours}")
+
+
+def _problem(manifest: Manifest) -> str:
+    """What is impossible about it; "" when nothing is."""
+    files, memory = manifest.files, manifest.memory
+    if manifest.kind not in ("boot", "user") or not NAME.fullmatch(manifest.name):
+        return "its kind or name is not one"
+    if not 0 < memory <= MAX_MEMORY or memory % PAGE or not 1 <= manifest.cpus <= 1024:
+        return "its memory or CPUs cannot be"
+    if not {MEMORY, SUMS, STATE} <= files.keys() or (INDEX in files) != (CONTENTS in files):
+        return "files are missing in its manifest"
+    for name, file in files.items():
+        if not _FILE.fullmatch(name) or file.size < 0:
+            return f"{name[:40]!r} cannot be a file of it"
+        if name != MEMORY and not _HEX.fullmatch(file.sha256):
+            return f"{name} has no checksum"
+    if files[MEMORY].size != memory or files[SUMS].size != sums_size(memory):
+        return "its memory has another size"
+    if files[STATE].size > MAX_STATE:
+        return "its state is too large"
+    layers = manifest.image.layers
+    if len(layers) > 512 or not all(_LAYER.fullmatch(layer) for layer in layers):
+        return "its image's layers cannot be"
+    return ""
+
+
+def sums_size(memory: int) -> int:
+    """Bytes of memory.sums."""
+    return -(-memory // CHUNK) * SUM
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
