@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crumble.snapshots.store import Store
-from framework import snapshots
+from framework import stored_snapshots as snapshots
 from framework.command import World
 
 

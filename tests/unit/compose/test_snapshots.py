@@ -16,7 +16,7 @@ from crumble.snapshots import manifest as form
 from crumble.snapshots.store import Snapshot, Store
 from crumble.snapshots.verify import verify
 from crumble_common.errors import CrumbleError, HostError, UsageError
-from framework import snapshots
+from framework import stored_snapshots as snapshots
 
 SLOW = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
