@@ -82,6 +82,11 @@ class GuestVm:
         with self._link.changed:
             return list(self._link.events)
 
+    @property
+    def events_now(self) -> list[Any]:
+        """Itself, for conditions of `wait`."""
+        return self._link.events
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self

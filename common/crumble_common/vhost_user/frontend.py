@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from crumble_common.vhost_user import wire
@@ -122,10 +123,16 @@ class Frontend:
         payload = wire.pack_regions(table)
         self._command(Request.SET_MEM_TABLE, payload, [r.fd for r in regions])
 
-    def prepare_inflight(self, queues: int, size: int) -> None:
+    def prepare_inflight(
+        self,
+        queues: int,
+        size: int,
+        fill: Callable[[InflightRegion], None] = lambda _region: None,
+    ) -> None:
         """Has chains in flight recorded, in the region kept from a predecessor if there is one.
 
-        Does nothing when the back end does not know how. size: the largest queue's.
+        Does nothing when the back end does not know how. size: the largest queue's. fill: writes to a
+        fresh region what a back end of another process left undone.
         """
         if not self.can(ProtocolFeature.INFLIGHT_SHMFD):
             return
@@ -134,6 +141,7 @@ class Frontend:
             reply = self._query(Request.GET_INFLIGHT_FD, payload)
             length, offset, *_ = wire.parse_inflight(reply)
             self.inflight = InflightRegion(reply.take_fd(), length, offset, queues, size)
+            fill(self.inflight)
         kept = self.inflight
         payload = wire.INFLIGHT_PADDED.pack(kept.length, kept.offset, kept.queues, kept.size)
         self._command(Request.SET_INFLIGHT_FD, payload, [kept.fd])
@@ -161,6 +169,11 @@ class Frontend:
         if self.offered & wire.F_PROTOCOL_FEATURES:
             payload = wire.VRING_STATE.pack(index, enabled)
             self._command(Request.SET_VRING_ENABLE, payload)
+
+    def restart_ring(self, index: int, base: int, kick_fd: int) -> None:
+        """Hands a stopped virtqueue over again: what the back end knows of it is still right."""
+        self._send(Request.SET_VRING_BASE, wire.VRING_STATE.pack(index, base))
+        self.set_ring_fd(Request.SET_VRING_KICK, index, kick_fd)
 
     def stop_ring(self, index: int) -> int:
         """Takes a virtqueue back; returns the avail index to start from again."""

@@ -8,11 +8,24 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
+from typing import Protocol
 
 from crumble_common.vhost_user.wire import VhostUserError
 from crumble_common.virtqueue import Virtqueue, inflight_size
 
 _ALIGNMENT = 64  # as libvhost-user and rust-vmm align a queue's part
+# crb_inflight and crb_inflight_entry of vring.h
+_HEADER = struct.Struct("<QHHHH")  # features, version, entries, last batch's head, used index
+_ENTRY = struct.Struct("<B5xHQ")  # in flight, next, counter
+
+
+class Region(Protocol):
+    """A region as the front end keeps it. size: of the largest queue."""
+
+    fd: int
+    offset: int
+    size: int
 
 
 def create(queues: int, size: int) -> tuple[int, int]:
@@ -53,6 +66,26 @@ class Inflight:
             queue.track(self._region, self._offset + index * _part(self._size))
         except ValueError as error:
             raise VhostUserError(f"Queue {index}: {error}.") from error
+
+
+def unfinished(region: Region, index: int, ring: int) -> list[int]:
+    """The heads a back end holds of queue `index`, of `ring` entries, oldest first. All rings are stopped."""
+    data = os.pread(region.fd, inflight_size(ring), region.offset + index * _part(region.size))
+    entries = list(_ENTRY.iter_unpack(data[_HEADER.size :]))
+    held = [head for head, (mark, _, _) in enumerate(entries) if mark == 1]
+    return sorted(held, key=lambda head: entries[head][2])
+
+
+def hand_over(region: Region, index: int, ring: int, used: int, heads: list[int]) -> None:
+    """Makes a fresh region's queue one whose back end left `heads` undone; used: its used index.
+
+    The heads are the queue's own, each once.
+    """
+    entries = [(0, 0, 0)] * ring
+    for counter, head in enumerate(heads):
+        entries[head] = (1, 0, counter)
+    data = _HEADER.pack(0, 1, ring, 0, used) + b"".join(_ENTRY.pack(*item) for item in entries)
+    os.pwrite(region.fd, data, region.offset + index * _part(region.size))
 
 
 def _part(size: int) -> int:

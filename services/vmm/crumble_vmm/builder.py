@@ -36,7 +36,7 @@ from crumble_vmm.guest.build import module_path
 from crumble_vmm.guest.protocol import ROOT_PARAMETER
 from crumble_vmm.hypervisor import choose
 from crumble_vmm.hypervisor.address_space import AddressSpace, Region
-from crumble_vmm.hypervisor.base import VirtualMachine
+from crumble_vmm.hypervisor.base import VirtualCPU, VirtualMachine
 from crumble_vmm.machine import Machine
 from crumble_vmm.timeline import Timeline
 
@@ -71,7 +71,8 @@ class Ends:
 
     memory: the fds of guest memory and its page state, taken over. sockets: of vhost-user back ends, by
     fd name. console: kernel console output, from vCPU threads. ports: of virtio-console, hvc0 first.
-    init: the ELF file for /init. lost: a back end is gone.
+    init: the ELF file for /init. lost: a back end is gone. base: a captured VM's memory, to go on from; -1
+    when the guest boots.
     """
 
     loop: EventLoop
@@ -81,31 +82,46 @@ class Ends:
     ports: tuple[Port, ...]
     init: Callable[[], bytes]
     lost: Callable[[CrumbleError], None]
+    base: int = -1
 
 
 def build_machine(config: MachineConfig, ends: Ends, timeline: Timeline) -> Machine:
-    """A machine, loaded and standing still. Raises CrumbleError."""
+    """A machine, loaded and standing still; without anything loaded when there is a base. CrumbleError."""
     hypervisor, _ = choose(config.hypervisor)
     with timeline.phase("memory map"):
         space = AddressSpace()
         space.add_ram("ram", RAM_BASE, config.memory)
         space.add_mmio("plic", PLIC_BASE, PLIC_SIZE)
-        memory = GuestMemory.attach(*ends.memory, [RamRegion(RAM_BASE, config.memory)])
-        ram = Ram(memory.memory, RAM_BASE, config.memory, memory.fd)
-    with timeline.phase("kernel load"):
-        kernel = load_kernel(config.kernel, ram)
-    with timeline.phase("initramfs"):
-        initrd = _load_initramfs(config, ends, ram, kernel.end)
+        regions = [RamRegion(RAM_BASE, config.memory)]
+        memory = GuestMemory.attach(*ends.memory, regions, ends.base)
     with timeline.phase("machine build"):
         vm = hypervisor.create_vm(memory.memory, config.cpus)
         board = _Board(vm, space, memory)
         board.add_platform(ends)
         board.add_virtio(config, ends)
-        tree = _place_tree(config, board, ram, initrd)
         chipset = board.chipset.build()
         cpus = [vm.create_cpu(index, chipset.bus, ends.console) for index in range(config.cpus)]
-        cpus[0].set_entry(kernel.entry, (0, tree))
+    if ends.base < 0:
+        _load(config, ends, board, memory, cpus[0], timeline)
     return Machine(vm, cpus, chipset, memory, ends.loop, hypervisor.name)
+
+
+def _load(
+    config: MachineConfig,
+    ends: Ends,
+    board: _Board,
+    memory: GuestMemory,
+    cpu: VirtualCPU,
+    timeline: Timeline,
+) -> None:
+    """Kernel, initramfs and device tree; the first vCPU starts in the kernel."""
+    ram = Ram(memory.memory, RAM_BASE, config.memory, memory.fd)
+    with timeline.phase("kernel load"):
+        kernel = load_kernel(config.kernel, ram)
+    with timeline.phase("initramfs"):
+        initrd = _load_initramfs(config, ends, ram, kernel.end)
+    tree = _place_tree(config, board, ram, initrd)
+    cpu.set_entry(kernel.entry, (0, tree))
 
 
 def _load_initramfs(config: MachineConfig, ends: Ends, ram: Ram, after: int) -> tuple[int, int]:

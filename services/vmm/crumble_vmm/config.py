@@ -40,7 +40,11 @@ class Filesystem:
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """One VM. memory: bytes. modules: in load order. The first file system is the guest's root."""
+    """One VM. memory: bytes. modules: in load order. The first file system is the guest's root.
+
+    restore: state of the VM it goes on from (snapshot/state.py); kernel, modules and cmdline are then not
+    used.
+    """
 
     name: str
     kernel: Path
@@ -53,6 +57,7 @@ class MachineConfig:
     dmesg: bool = False
     filesystems: tuple[Filesystem, ...] = field(default=())
     boot_limit: float = 0.0
+    restore: bytes = b""
 
     def __post_init__(self) -> None:
         for check in _CHECKS:
@@ -73,6 +78,7 @@ class MachineConfig:
             dmesg=message.dmesg,
             filesystems=tuple(Filesystem(item.tag, item.socket_fd) for item in message.filesystems),
             boot_limit=max(0.0, message.boot_limit),
+            restore=message.restore,
         )
 
 
@@ -132,6 +138,8 @@ def _check_hostname(config: MachineConfig) -> None:
 
 
 def _check_files(config: MachineConfig) -> None:
+    if config.restore:
+        return  # the kernel is in memory
     if not config.kernel.is_file():
         raise UsageError(
             f"There is no kernel {config.kernel}.",

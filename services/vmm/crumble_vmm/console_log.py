@@ -68,6 +68,11 @@ class ConsoleLog:
         with self._lock:
             return bytes(self._kept[-KEPT:])
 
+    def restore(self, data: bytes) -> None:
+        """What a predecessor's guest printed last: kept as if it had been printed here."""
+        with self._lock:
+            self._kept[:] = data[-KEPT:]
+
     def panic(self) -> str:
         """What the kernel said when it panicked, "" when it didn't."""
         found = _PANIC.search(self.tail())

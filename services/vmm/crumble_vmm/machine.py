@@ -1,6 +1,6 @@
 """A built machine: its vCPU threads, and the few things that can be done with the whole.
 
-    built ──run──► running ◄──pause/resume──► paused
+    built ──run──► running ◄──pause/resume, hold/let_go──► paused
                       └──guest ends, or stop──► stopped
 
 Each vCPU has a thread that sits in `VirtualCPU.run`, in C, without the GIL. The first vCPU that comes
@@ -46,38 +46,61 @@ class Machine:
     ) -> None:
         self.vm = vm
         self.hypervisor = hypervisor
-        self._memory = memory
+        self.memory = memory
+        self.cpus = tuple(cpus)
         self.chipset = chipset
         self.on_end: Callable[[Exit], None] = lambda _exit: None
-        self._cpus = list(cpus)
         self._loop = loop
         self._threads: list[threading.Thread] = []
         self._turn = threading.Condition()
-        self._paused = self._stopping = self._ended = False
+        self.paused = False
+        self._held = self._stopping = self._ended = False
         self._parked = 0
+        self._time = 0  # of the guest, while it is paused
 
     def run(self) -> None:
         """Starts devices, then vCPUs."""
         self.chipset.start()
-        for cpu in self._cpus:
+        for cpu in self.cpus:
             thread = threading.Thread(
                 target=self._run_cpu, args=(cpu,), name=f"vcpu{cpu.index}", daemon=True
             )
             self._threads.append(thread)
             thread.start()
 
+    @property
+    def time(self) -> int:
+        """The guest's clock, in ticks: it stands while the guest is paused."""
+        return self._time if self.paused else self.vm.time
+
     def pause(self) -> None:
-        """Returns when no vCPU runs any more."""
-        with self._turn:
-            self._paused = True
-            self._cancel_all()
-            self._turn.wait_for(lambda: self._parked == len(self._threads) or self._ended)
+        """Returns when no vCPU runs any more; the guest's clock stands."""
+        self._park(paused=True)
+        self._time = self.vm.time
 
     def resume(self) -> None:
         """Lets the vCPUs run again."""
+        self.vm.set_time(self._time)
         with self._turn:
-            self._paused = False
+            self.paused = False
             self._turn.notify_all()
+
+    def hold(self) -> None:
+        """As pause, beside it, for a moment: the clock goes on."""
+        self._park(held=True)
+
+    def let_go(self) -> None:
+        """Ends `hold`."""
+        with self._turn:
+            self._held = False
+            self._turn.notify_all()
+
+    def _park(self, *, paused: bool = False, held: bool = False) -> None:
+        with self._turn:
+            self.paused = self.paused or paused
+            self._held = self._held or held
+            self._cancel_all()
+            self._turn.wait_for(lambda: self._parked == len(self._threads) or self._ended)
 
     def stop(self) -> None:
         """Ends the vCPUs, then the devices, then frees the VM. Once, in whatever state."""
@@ -87,16 +110,17 @@ class Machine:
             self._stopping = True
             self._cancel_all()
             self._turn.notify_all()
+        self.memory.memory.abandon()
         for thread in self._threads:
             thread.join(_STOP_LIMIT)
         if any(thread.is_alive() for thread in self._threads):
             raise InternalError("A vCPU does not stop.", code="vmm.stuck")
         self.chipset.stop()
         self.vm.close()
-        self._memory.close()
+        self.memory.close()
 
     def _cancel_all(self) -> None:
-        for cpu in self._cpus:
+        for cpu in self.cpus:
             cpu.cancel()
 
     def _run_cpu(self, cpu: VirtualCPU) -> None:
@@ -119,9 +143,12 @@ class Machine:
         with self._turn:
             self._parked += 1
             self._turn.notify_all()
-            self._turn.wait_for(lambda: not self._paused or self._stopping or self._ended)
+            self._turn.wait_for(self._may_go)
             self._parked -= 1
             return not (self._stopping or self._ended)
+
+    def _may_go(self) -> bool:
+        return not (self.paused or self._held) or self._stopping or self._ended
 
     def _end(self, stop: Exit) -> None:
         """The guest is over; the first reason counts."""

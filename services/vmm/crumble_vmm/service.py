@@ -37,6 +37,10 @@ from crumble_vmm.devices.virtio.console import Port
 from crumble_vmm.guest.protocol import INIT_FAILED, PORT_NAME
 from crumble_vmm.hypervisor.base import Exit, ExitReason
 from crumble_vmm.machine import Machine
+from crumble_vmm.snapshot import restore
+from crumble_vmm.snapshot.capture import Captures, collect
+from crumble_vmm.snapshot.holds import Holds
+from crumble_vmm.snapshot.state import VmState, corrupt
 from crumble_vmm.timeline import Timeline
 
 # A kernel that says it panicked is believed when the agent is silent for so long, s: it may be text
@@ -48,6 +52,8 @@ _PORT_GRACE = 3.0
 _SHUTDOWN_MARGIN = 5.0
 _LAST_LINES = 12
 _SEED_SIZE = 64
+# Of the console's output, what a snapshot keeps.
+_KEPT_CONSOLE = 8 << 10
 # vCPU threads need the interpreter for a few µs at a time, and should not wait 5 ms for it.
 _SWITCH_INTERVAL = 0.0002
 
@@ -66,6 +72,8 @@ class VmmService(Service[VmConfig]):
         self.console.on_stand = self._kernel_stands
         self.agent_port = Port(PORT_NAME, self._from_agent, self._agent_opened)
         self._machine: Machine | None = None
+        self._holds: Holds | None = None
+        self._restored: VmState | None = None
         self._boot_timer: Timer | None = None
         self._panic_timer: Timer | None = None
         self._ended = False
@@ -88,12 +96,32 @@ class VmmService(Service[VmConfig]):
             ports=(Port("", self.console.write), self.agent_port),
             init=self.init_program,
             lost=self._device_lost,
+            base=context.fd("memory_base") if self.config.restore else -1,
         )
-        self._machine = build_machine(self.config, ends, self.timeline)
-        self._machine.on_end = self._guest_ended
+        if self.config.restore:
+            self._restored = VmState.decode(self.config.restore)
+            restore.check(self._restored, self.config)
+        machine = self._machine = build_machine(self.config, ends, self.timeline)
+        if self._restored is not None:
+            with self.timeline.phase("restore"):
+                self._take_over(self._restored)
+        machine.on_end = self._guest_ended
+        resumed = self._restored is not None
+        captures = Captures(machine, context.loop, self._captured, restored=resumed)
+        self._holds = Holds(machine, captures, context.take_fd, self._collect)
         self.timeline.skip()
         # However this process ends: no vCPU may run while the interpreter takes itself apart.
         atexit.register(self._machine.stop)
+
+    def _take_over(self, state: VmState) -> None:
+        """The machine and the agent's session go on from `state`; raises UsageError."""
+        self.timeline.resumed = True
+        restore.apply(state, self.machine)
+        try:
+            self.session.set_state(state.agent)
+        except ValueError as error:
+            raise corrupt(str(error)) from None
+        self.console.restore(state.console)
 
     def init_program(self) -> bytes:
         """The guest's /init."""
@@ -113,6 +141,16 @@ class VmmService(Service[VmConfig]):
         self.emit(VmEvent(self.config.name, "booting", self.machine.hypervisor))
         self.timeline.enter_guest()
         self.machine.run()
+        if self._restored is not None:
+            self._wake(self._restored.agent.ready)
+
+    def _wake(self, was_ready: bool) -> None:
+        """Tells a restored guest's agent what is different now."""
+        if was_ready:
+            self.session.wake(time.time_ns(), os.urandom(_SEED_SIZE))
+            self._pump()
+        elif self.agent_port.is_open:
+            self._agent_opened(True)
 
     @property
     def machine(self) -> Machine:
@@ -159,9 +197,27 @@ class VmmService(Service[VmConfig]):
             case messages.Shutdown(grace):
                 self._shut_down(grace)
                 reply.ok()
+            case messages.Pause() | messages.Resume() | messages.Freeze() | messages.Thaw():
+                self._hold(message, reply)
             case _:
                 self._ask_agent(message, reply)
         self._pump()
+
+    def _hold(self, message: Any, reply: Reply) -> None:
+        """What stops the guest, and lets it go on."""
+        assert self._holds is not None
+        if self._ended:
+            raise GuestError(f"The VM {self.config.name} ended.", code="vm.ended")
+        reply.ok(self._holds.handle(message))
+        if isinstance(message, messages.Resume) and self.session.ready:
+            self.session.setup(time.time_ns(), os.urandom(_SEED_SIZE))
+
+    def _collect(self) -> VmState:
+        console = self.console.tail()[-_KEPT_CONSOLE:]
+        return collect(self.machine, self.session.get_state(), console)
+
+    def _captured(self, pages: int, error: str) -> None:
+        self.emit(messages.Captured(self.config.name, pages, error))
 
     def _ask_agent(self, message: Any, reply: Reply) -> None:
         match message:
@@ -325,5 +381,7 @@ class VmmService(Service[VmConfig]):
         gone = GuestError(f"The VM {self.config.name} ended.", code="vm.ended")
         for event in self.session.close(gone):
             self._agent_event(event)
+        if self._holds is not None:
+            self._holds.close()
         if self._machine is not None:
             self._machine.stop()

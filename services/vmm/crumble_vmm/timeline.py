@@ -43,6 +43,8 @@ class Timeline:
         self._last_step = process_start()
         self.entry = 0
         """When the guest's kernel was entered, ns; 0 before."""
+        self.resumed = False
+        """The guest goes on from a snapshot."""
 
     def step(self, name: str) -> None:
         """A phase that began when this process, or the last step, did, and ends now."""
@@ -71,7 +73,9 @@ class Timeline:
         """The agent is ready. phases: (name, start in ns of the guest's clock), in order."""
         now = time.monotonic_ns()
         if not phases:
-            self.record("guest: kernel and init", self.entry, now)
+            self.record(
+                "guest: resume" if self.resumed else "guest: kernel and init", self.entry, now
+            )
             return
         offset = now - phases[-1][1]
         # A guest's clock may say anything: no phase starts before the kernel or after now.

@@ -187,9 +187,9 @@ def test_requests_before_the_agent_is_ready(config: Make) -> None:
         assert [item.name for item in slices.slices] == [
             "vmm start",
             "memory map",
+            "machine build",
             "kernel load",
             "initramfs",
-            "machine build",
             "sandbox",
         ]
         assert slices.counters["instructions"] >= 0

@@ -83,8 +83,9 @@ class Process(Channel):
         self.started = False
         self._spawn = spawn
         self._token = token
-        streams = (1,) if spawn.tty else (1, 2)
-        self.credits = dict.fromkeys(streams, spawn.credit)
+        self.pid = 0
+        self.streams = (1,) if spawn.tty else (1, 2)
+        self.credits = dict.fromkeys(self.streams, spawn.credit)
         self._window = protocol.STDIN_WINDOW
         self._input = bytearray()
         self._input_ended = not (spawn.stdin or spawn.tty)
@@ -112,7 +113,7 @@ class Process(Channel):
 
     def _begin(self, frame: Frame) -> Event:
         if frame.type == ToHost.STARTED:
-            self.started = True
+            self.started, self.pid = True, frame.argument
             return Started(self._token, self.number, frame.argument)
         if frame.type != ToHost.FAILED:
             raise self.unexpected(frame)

@@ -39,9 +39,13 @@ from crumble_vmm.agent.events import (
     FileWritten,
     Refused,
 )
+from crumble_vmm.agent.orphans import OrphanProcess, OrphanRequest
 from crumble_vmm.guest import protocol
 from crumble_vmm.guest.protocol import Frame, FrameReader, ToHost
+from crumble_vmm.snapshot.state import AgentState, ProcessState, in_range
 
+# The token of `wake`'s ping.
+_WAKE = 1
 # A FileRead's largest size (messages.vm).
 MAX_READ = 1 << 20
 
@@ -56,6 +60,7 @@ class AgentSession:
         self._out = bytearray()
         self._channels: dict[int, Channel] = {}
         self._last_channel = 0
+        self._waking = False
 
     def take(self) -> bytes:
         """Bytes for the port."""
@@ -106,9 +111,54 @@ class AgentSession:
         elif frame.type == ToHost.LOG:
             yield AgentLog(frame.payload.decode("utf-8", "replace"))
         elif frame.type == ToHost.PONG:
+            if self._waking and frame.argument == _WAKE:
+                self._waking, self.ready = False, True
+                yield AgentReady([])
             yield AgentAlive()
         else:
             raise violation(f"frame {frame.type} on channel 0")
+
+    # Snapshots.
+
+    def get_state(self) -> AgentState:
+        """What a session that goes on from here must know."""
+        processes = [
+            ProcessState(number, channel.pid, list(channel.streams))
+            for number, channel in self._channels.items()
+            if isinstance(channel, Process | OrphanProcess)
+        ]
+        known = {process.channel for process in processes}
+        return AgentState(
+            ready=self.ready or self._waking,
+            last_channel=self._last_channel,
+            processes=processes,
+            others=[number for number in self._channels if number not in known],
+            received=self._reader.waiting,
+            waiting=bytes(self._out),
+        )
+
+    def set_state(self, state: AgentState) -> None:
+        """Goes on where another session was. Its processes run on, and nobody hears them.
+
+        ValueError for what no session can be. `wake` follows when the agent was ready.
+        """
+        self._last_channel = in_range("last_channel", state.last_channel, 32)
+        for number in [process.channel for process in state.processes] + state.others:
+            if in_range("a channel", number, 32) == 0 or number in self._channels:
+                raise ValueError(f"channel {number} cannot be")
+            self._channels[number] = OrphanRequest(self, number)
+        self._out += state.waiting
+        self._reader.restore(state.received)
+        for process in state.processes:
+            self._channels[process.channel] = OrphanProcess(
+                self, process.channel, process.pid, process.streams
+            )
+
+    def wake(self, time_ns: int, seed: bytes) -> None:
+        """After a restore: what has changed around the guest; `AgentReady` follows when it is done."""
+        self._waking = True
+        self.setup(time_ns, seed)
+        self.send(protocol.encode_ping(_WAKE))
 
     # Commands.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, ClassVar
 
 from crumble_common.errors import InternalError
 from crumble_vmm.chipset.bus import Bus, Mapping
@@ -22,6 +23,23 @@ class Device:
     """What the chipset knows of a device. The defaults suit one that only has registers."""
 
     name: str = ""
+    state_type: ClassVar[type[Any]]
+    """The dataclass of its state in a snapshot (snapshot/state.py)."""
+
+    def get_state(self) -> Any:
+        """Its state. No vCPU is running, and it is halted."""
+
+    def set_state(self, state: Any) -> None:
+        """Takes over the state of the device it goes on for; before `start`.
+
+        Raises ValueError when the device could never be in it.
+        """
+
+    def halt(self) -> None:
+        """Has what works for the guest outside this process pause. No vCPU is running."""
+
+    def go_on(self) -> None:
+        """Ends `halt`."""
 
     def start(self) -> None:
         """The machine is about to run: threads, timers and sockets may begin."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from crumble_vmm.chipset.builder import Device
 from crumble_vmm.chipset.lines import Line
+from crumble_vmm.snapshot.state import RtcState, in_range
 
 SIZE = 0x1000
 TIME_LOW, TIME_HIGH, ALARM_LOW, ALARM_HIGH = 0x00, 0x04, 0x08, 0x0C
@@ -21,6 +22,8 @@ IRQ_ENABLED, CLEAR_ALARM, ALARM_STATUS, CLEAR_INTERRUPT = 0x10, 0x14, 0x18, 0x1C
 _LOW = 0xFFFF_FFFF
 # Alarms further away than this are looked at again then; the loop's timers are floats.
 _MAX_WAIT = 3600.0
+# The guest sets 64 bits, so its time is at most this far from ours, ns.
+_OFFSET = 1 << 64
 
 
 class Timer(Protocol):
@@ -43,6 +46,8 @@ class Loop(Protocol):
 class GoldfishRtc(Device):
     """The clock. The alarm's timer belongs to the loop's thread, the registers to whoever has the lock."""
 
+    state_type = RtcState
+
     def __init__(
         self, name: str, line: Line, loop: Loop, clock: Callable[[], int] = time.time_ns
     ) -> None:
@@ -59,6 +64,25 @@ class GoldfishRtc(Device):
         self._offset = self._time_high = self._alarm_high = self._alarm = 0
         self._enabled = self._pending = self._armed = False
         self._line.set(False)
+
+    def get_state(self) -> RtcState:
+        """Registers, and what the guest thinks of the host's time."""
+        with self._lock:
+            return RtcState(
+                self._offset, self._time_high, self._alarm_high, self._alarm,
+                self._enabled, self._pending, self._armed,
+            )  # fmt: skip
+
+    def set_state(self, state: RtcState) -> None:
+        """Also drives the line, and sets the alarm's timer."""
+        with self._lock:
+            self._offset = in_range("offset", state.offset + _OFFSET, 65) - _OFFSET
+            self._time_high = in_range("time_high", state.time_high, 32)
+            self._alarm_high = in_range("alarm_high", state.alarm_high, 32)
+            self._alarm = in_range("alarm", state.alarm, 64)
+            self._enabled, self._pending, self._armed = state.enabled, state.pending, state.armed
+            self._line.set(self._enabled and self._pending)
+        self._loop.call_soon_threadsafe(self._look)
 
     def stop(self) -> None:
         """Gives the timer back."""

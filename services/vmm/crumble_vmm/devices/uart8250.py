@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from crumble_vmm.chipset.builder import Device
 from crumble_vmm.chipset.lines import Line
+from crumble_vmm.snapshot.state import UartState, in_range
 
 SIZE = 0x100
 # Register offsets; those of one number differ by direction or by LCR_DLAB.
@@ -34,6 +35,8 @@ MAX_INPUT = 64 << 10
 class Uart8250(Device):
     """The UART. `output` gets each byte the guest sends, in a vCPU's thread."""
 
+    state_type = UartState
+
     def __init__(self, name: str, line: Line, output: Callable[[bytes], None]) -> None:
         self.name = name
         self._line = line
@@ -50,6 +53,26 @@ class Uart8250(Device):
         self._thr_interrupt = False
         self._input.clear()
         self._line.set(False)
+
+    def get_state(self) -> UartState:
+        """Registers and waiting input."""
+        with self._lock:
+            return UartState(
+                self._ier, self._lcr, self._mcr, self._scr, self._divisor, self._fifo,
+                self._thr_interrupt, bytes(self._input),
+            )  # fmt: skip
+
+    def set_state(self, state: UartState) -> None:
+        """Also drives the line accordingly."""
+        with self._lock:
+            self._ier = in_range("ier", state.ier, 4)
+            self._lcr = in_range("lcr", state.lcr, 8)
+            self._mcr = in_range("mcr", state.mcr, 5)
+            self._scr = in_range("scr", state.scr, 8)
+            self._divisor = in_range("divisor", state.divisor, 16)
+            self._fifo, self._thr_interrupt = state.fifo, state.thr_interrupt
+            self._input[:] = state.input[:MAX_INPUT]
+            self._update()
 
     def receive(self, data: bytes) -> int:
         """Bytes for the guest; gives how many were taken."""

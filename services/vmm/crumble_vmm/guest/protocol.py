@@ -124,6 +124,17 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
+    @property
+    def waiting(self) -> bytes:
+        """The start of a frame whose end has not come."""
+        return bytes(self._buffer)
+
+    def restore(self, data: bytes) -> None:
+        """Goes on behind what another reader had; ValueError when that is no start of a frame."""
+        if len(data) >= HEADER_SIZE + MAX_PAYLOAD:
+            raise ValueError("the start of a frame is longer than one")
+        self._buffer[:] = data
+
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Frame]:
         """Frames completed by `data`. Raises GuestError when the stream cannot be frames."""
         self._buffer += data

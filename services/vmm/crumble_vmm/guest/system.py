@@ -73,7 +73,9 @@ def _set_clock(nanoseconds: u64) -> None:
 
 
 def _add_entropy(data: ptr[u8], count: i64) -> None:
-    """The host's seed counts as entropy in full: the host could read the pool anyway."""
+    """The host's seed counts as entropy in full: the host could read the pool anyway. What the kernel gives
+    from now on depends on it: a clone draws other bytes than its siblings.
+    """
     if count == 0:
         return
     _entropy.bits = i32(count) * 8
@@ -82,6 +84,7 @@ def _add_entropy(data: ptr[u8], count: i64) -> None:
     fd = linux.openat(linux.AT_FDCWD, b"/dev/random", linux.O_WRONLY | linux.O_CLOEXEC, 0)
     if fd >= 0:
         linux.ioctl(fd, linux.RNDADDENTROPY, _entropy)
+        linux.ioctl(fd, linux.RNDRESEEDCRNG, None)
         linux.close(fd)
 
 

@@ -12,7 +12,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from crumble_native.memory import Memory
 
@@ -84,6 +84,14 @@ class VirtualCPU(ABC):
     def cancel(self) -> None:
         """Makes `run` return CANCELED soon, also when it is called only later."""
 
+    @abstractmethod
+    def get_state(self) -> dict[str, Any]:
+        """All that it is, in plain values. Only while not running."""
+
+    @abstractmethod
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Sets what get_state gave; ValueError for what no vCPU can be. Only while not running."""
+
 
 class VirtioInterrupt(ABC):
     """One virtio-mmio transport's interrupt: InterruptStatus, InterruptACK and its line."""
@@ -139,6 +147,29 @@ class VirtualMachine(ABC):
     @abstractmethod
     def remove_doorbell(self, address: int, size: int, value: int) -> None:
         """Undoes add_doorbell."""
+
+    @property
+    @abstractmethod
+    def time(self) -> int:
+        """The guest's clock, in ticks."""
+
+    @abstractmethod
+    def set_time(self, ticks: int) -> None:
+        """The guest's clock goes on from here. No vCPU is running."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Before a capture, no vCPU running: takes interrupts that are under way, and forgets which
+        pages of memory may be written.
+        """
+
+    @abstractmethod
+    def get_controller(self) -> bytes:
+        """The interrupt controller's state."""
+
+    @abstractmethod
+    def set_controller(self, state: bytes) -> None:
+        """Sets what get_controller gave, before any line is driven; ValueError."""
 
     @abstractmethod
     def counters(self) -> dict[str, int]:

@@ -11,10 +11,13 @@ import enum
 import functools
 import struct
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from crumble_common.errors import InternalError
 from crumble_common.virtqueue import Chain
+from crumble_common.wire import WireError, pack_body, validate
 from crumble_vmm.devices.virtio.local import ByteSource, LocalDevice, Loop, MessageSource, Source
+from crumble_vmm.snapshot.state import ConsoleState, PortState
 
 F_SIZE, F_MULTIPORT = 1 << 0, 1 << 1
 # §5.3.4: cols, rows, max_nr_ports, emerg_wr
@@ -111,6 +114,25 @@ class Console(LocalDevice):
         super().reset()
         for port in self.ports:
             self._set_open(port, False)
+
+    def get_state(self) -> dict[str, Any]:
+        """Ports, and what waits for the driver."""
+        ports = [PortState(port.is_open, port.source.data) for port in self.ports]
+        return pack_body(ConsoleState(ports, self._control.messages))
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """An open port says nothing of it: nobody opened it now."""
+        try:
+            found = validate(ConsoleState, state, self.name)
+        except WireError as error:
+            raise ValueError(str(error)) from None
+        if len(found.ports) != len(self.ports) or len(found.control) > _MAX_CONTROL:
+            raise ValueError(f"{self.name} has other ports")
+        for port, kept in zip(self.ports, found.ports, strict=True):
+            port.is_open = kept.open
+            port.source.put(kept.waiting)
+        for message in found.control:
+            self._control.put(message)
 
     def handle(self, index: int, chain: Chain, /) -> int:
         """Bytes or a control message from the guest."""

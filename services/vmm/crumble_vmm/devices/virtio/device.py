@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from crumble_native.memory import Memory
 from crumble_vmm.hypervisor.base import VirtioInterrupt
+from crumble_vmm.snapshot.state import RingState
 
 # §6, feature bits every device of ours offers.
 F_INDIRECT_DESC, F_EVENT_IDX, F_VERSION_1 = 1 << 28, 1 << 29, 1 << 32
@@ -84,3 +86,32 @@ class VirtioDevice(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Back to before activate; no ring may be touched afterwards."""
+
+    # Snapshots. The transport keeps what the driver set up; the rest is the device's.
+
+    @abstractmethod
+    def halt(self) -> None:
+        """Nobody serves the rings from now on, until `go_on`. Raises CrumbleError."""
+
+    @abstractmethod
+    def go_on(self) -> None:
+        """Ends `halt`."""
+
+    @abstractmethod
+    def rings(self) -> Mapping[int, RingState]:
+        """Where it is in each active queue; halted."""
+
+    def get_state(self) -> dict[str, Any]:
+        """What else a successor needs."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over what get_state gave, before `start`. Raises ValueError."""
+        if state:
+            raise ValueError(f"{self.name} has nothing to keep")
+
+    @abstractmethod
+    def resume(
+        self, features: int, queues: Sequence[QueueSetup], rings: Mapping[int, RingState]
+    ) -> None:
+        """As activate, for the successor of a device that was here in its rings; ValueError."""

@@ -21,6 +21,7 @@ from crumble_vmm.devices.virtio.device import (
     VirtioDevice,
     Wiring,
 )
+from crumble_vmm.snapshot.state import RingState
 
 
 class Loop(Protocol):
@@ -58,6 +59,11 @@ class ByteSource:
     def __bool__(self) -> bool:
         return bool(self._data)
 
+    @property
+    def data(self) -> bytes:
+        """What is waiting."""
+        return bytes(self._data)
+
     def put(self, data: bytes) -> None:
         """Appends to the stream."""
         self._data += data
@@ -86,6 +92,11 @@ class MessageSource:
     def waiting(self) -> int:
         """How many messages wait."""
         return len(self._messages)
+
+    @property
+    def messages(self) -> list[bytes]:
+        """What is waiting, in order."""
+        return list(self._messages)
 
     def put(self, message: bytes) -> None:
         """Appends a message."""
@@ -141,6 +152,11 @@ class LocalDevice(VirtioDevice):
 
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
         """Opens the rings."""
+        self._open(features, queues, {})
+
+    def _open(
+        self, features: int, queues: Sequence[QueueSetup], rings: Mapping[int, RingState]
+    ) -> None:
         assert self.wiring is not None
         self.queues = {
             queue.index: Virtqueue(
@@ -151,6 +167,7 @@ class LocalDevice(VirtioDevice):
                 queue.device,
                 event_idx=bool(features & F_EVENT_IDX),
                 indirect=bool(features & F_INDIRECT_DESC),
+                base=rings[queue.index].next if queue.index in rings else 0,
             )
             for queue in queues
         }
@@ -163,6 +180,24 @@ class LocalDevice(VirtioDevice):
         self.queues = {}
         for source in self.sources.values():
             source.clear()
+
+    def halt(self) -> None:
+        """The loop's thread, which serves the rings, halts the machine itself."""
+
+    def go_on(self) -> None:
+        """There is nothing to end."""
+
+    def rings(self) -> Mapping[int, RingState]:
+        """Requests are served whole, so nothing is unfinished."""
+        return {index: RingState(queue.last_avail) for index, queue in self.queues.items()}
+
+    def resume(
+        self, features: int, queues: Sequence[QueueSetup], rings: Mapping[int, RingState]
+    ) -> None:
+        """Opens the rings where the predecessor was."""
+        if features & ~self.features:
+            raise ValueError(f"{self.name} never offered features {features:#x}")
+        self._open(features, queues, rings)
 
     def _serve_later(self, index: int) -> None:
         self.loop.call_soon_threadsafe(lambda: self.serve(index))

@@ -25,6 +25,13 @@ from crumble_vmm.devices.virtio.device import (
     Wiring,
 )
 from crumble_vmm.hypervisor.base import VirtioInterrupt, VirtualMachine
+from crumble_vmm.snapshot.state import (
+    QueueState,
+    RingState,
+    TransportState,
+    corrupt,
+    in_range,
+)
 
 SIZE = 0x1000
 # §4.2.2, table 4.1
@@ -61,6 +68,8 @@ _ADDRESSES = {QUEUE_DESC: "descriptors", QUEUE_DRIVER: "driver", QUEUE_DEVICE: "
 
 class MmioTransport(Device):
     """A slot with a device in it, at guest-physical address `base`."""
+
+    state_type = TransportState
 
     def __init__(
         self, device: VirtioDevice, base: int, memory: Memory, interrupt: VirtioInterrupt
@@ -106,6 +115,7 @@ class MmioTransport(Device):
             self._writers[register] = self._address_writer(register, 0)
             self._writers[register + 4] = self._address_writer(register, 32)
         self._generation = 0
+        self._resumed: dict[int, RingState] | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -127,11 +137,17 @@ class MmioTransport(Device):
         self.device.start(
             Wiring(self._lock, self._memory, self._kicks, self._interrupt, self._broken)
         )
+        if self._resumed is None:
+            return
+        try:
+            with self._lock:
+                self.device.resume(self._features, self._ready_queues(), self._resumed)
+        except ValueError as error:
+            raise corrupt(f"{self.name}: {error}") from error
 
     def stop(self) -> None:
         """Takes it back."""
-        with self._lock:
-            self.device.stop()
+        self.device.stop()
         for fd in self._kicks:
             os.close(fd)
         self._kicks = ()
@@ -232,15 +248,67 @@ class MmioTransport(Device):
         if not self._status & FEATURES_OK:
             self._broken("The driver went on without FEATURES_OK.")
             return
-        ready = [
+        try:
+            self.device.activate(self._features, self._ready_queues())
+        except (CrumbleError, ValueError, OSError) as error:
+            self._broken(str(error))
+
+    def _ready_queues(self) -> list[QueueSetup]:
+        return [
             QueueSetup(index, queue.size, queue.descriptors, queue.driver, queue.device)
             for index, queue in enumerate(self._queues)
             if queue.ready
         ]
-        try:
-            self.device.activate(self._features, ready)
-        except (CrumbleError, ValueError, OSError) as error:
-            self._broken(str(error))
+
+    # Snapshots.
+
+    def halt(self) -> None:
+        """The rings stand still."""
+        self.device.halt()
+
+    def go_on(self) -> None:
+        """The rings are served again."""
+        self.device.go_on()
+
+    def get_state(self) -> TransportState:
+        """Registers, queues, and where the device is in them."""
+        with self._lock:
+            rings = self.device.rings()
+            queues = [
+                QueueState(
+                    queue.size, queue.ready, queue.descriptors, queue.driver, queue.device,
+                    rings.get(index, RingState()),
+                )
+                for index, queue in enumerate(self._queues)
+            ]  # fmt: skip
+            return TransportState(
+                self._status, self._device_features_sel, self._driver_features_sel,
+                self._queue_sel, self._features, self._generation, self._interrupt.status(),
+                self.problem, queues, self.device.get_state(),
+            )  # fmt: skip
+
+    def set_state(self, state: TransportState) -> None:
+        """The device resumes its rings when it is started."""
+        if len(state.queues) != len(self._queues):
+            raise ValueError(f"{len(state.queues)} queues, not {len(self._queues)}")
+        with self._lock:
+            self._status = in_range("status", state.status, 8)
+            self._device_features_sel = in_range("sel", state.device_features_sel, 32)
+            self._driver_features_sel = in_range("sel", state.driver_features_sel, 32)
+            self._queue_sel = in_range("queue_sel", state.queue_sel, 32)
+            self._features = in_range("features", state.features, 64)
+            self._generation = in_range("generation", state.generation, 32)
+            self.problem = state.problem
+            self._queues = [
+                _queue(queue, limit)
+                for queue, limit in zip(state.queues, self.device.queue_sizes, strict=True)
+            ]
+            self.device.set_state(state.device)
+            if self._status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK:
+                self._resumed = {index: queue.ring for index, queue in enumerate(state.queues)}
+            bits = INTERRUPT_USED | INTERRUPT_CONFIG
+            if in_range("interrupt", state.interrupt, bits.bit_length()):
+                self._interrupt.signal(state.interrupt)
 
     def _broken(self, why: str) -> None:
         """§2.1: the device says that only a reset helps."""
@@ -254,3 +322,17 @@ class MmioTransport(Device):
             self._status |= NEEDS_RESET
             if live:
                 self._interrupt.signal(INTERRUPT_CONFIG)
+
+
+def _queue(state: QueueState, limit: int) -> _Queue:
+    """A queue as it was; ValueError when the registers could not say so."""
+    if not 0 <= state.size <= limit:
+        raise ValueError(f"a queue has {state.size} entries, of {limit}")
+    in_range("a queue's next", state.ring.next, 16)
+    if len(state.ring.unfinished) > state.size or any(
+        not 0 <= head < state.size for head in state.ring.unfinished
+    ):
+        raise ValueError("a queue's unfinished chains are not its own")
+    for address in (state.descriptors, state.driver, state.device):
+        in_range("a queue's address", address, 64)
+    return _Queue(state.size, state.ready, state.descriptors, state.driver, state.device)

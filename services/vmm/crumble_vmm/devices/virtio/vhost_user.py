@@ -11,14 +11,23 @@ device is broken and `lost` says so; the guest goes on without it.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from crumble_common.errors import CrumbleError, HostError
-from crumble_common.vhost_user import Frontend, MemoryRegion, RingSetup
+from crumble_common.vhost_user import (
+    Frontend,
+    InflightRegion,
+    MemoryRegion,
+    RingSetup,
+    inflight,
+)
 from crumble_vmm.devices.virtio.device import (
     F_VERSION_1,
     RING_FEATURES,
@@ -27,6 +36,7 @@ from crumble_vmm.devices.virtio.device import (
     Wiring,
 )
 from crumble_vmm.devices.virtio.local import Loop
+from crumble_vmm.snapshot.state import RingState
 
 T = TypeVar("T")
 
@@ -73,7 +83,10 @@ class VhostUserDevice(VirtioDevice):
         self._error: CrumbleError | None = None
         self._wiring: Wiring | None = None
         self._calls: list[int] = []
-        self._active: list[int] = []
+        self._active: dict[int, QueueSetup] = {}
+        self._stopped: dict[int, int] | None = None  # avail indices by queue while halted
+        self._resuming: threading.Thread | None = None
+        self._watched = False
         self._err_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     @property
@@ -116,15 +129,26 @@ class VhostUserDevice(VirtioDevice):
     def start(self, wiring: Wiring) -> None:
         """Watches the back end."""
         self._wiring = wiring
-        self._loop.add_fd(self._peek.fileno(), f"vhost-user {self.name}", self._readable)
+        self._watch()
         self._loop.add_fd(self._err_fd, f"vhost-user {self.name} error", self._ring_failed)
+
+    def _watch(self) -> None:
+        if not self._watched and self._error is None and self._wiring is not None:
+            self._watched = True
+            self._loop.add_fd(self._peek.fileno(), f"vhost-user {self.name}", self._readable)
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            self._loop.remove_fd(self._peek.fileno())
 
     def stop(self) -> None:
         """Takes the rings back and ends the connection."""
+        if self._resuming is not None:
+            self._resuming.join()
         if self._wiring is not None:
             self._loop.remove_fd(self._err_fd)
-            if self._error is None:
-                self._loop.remove_fd(self._peek.fileno())
+            self._unwatch()
         self.reset()
         self._wiring = None
         self._frontend.close()
@@ -133,26 +157,48 @@ class VhostUserDevice(VirtioDevice):
 
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
         """Hands the rings over. In the vCPU's thread; the guest waits."""
+        self._hand_over(features, queues, {})
+
+    def _hand_over(
+        self, features: int, queues: Sequence[QueueSetup], rings: Mapping[int, RingState]
+    ) -> None:
         assert self._wiring is not None
         if self._error is not None:
             raise self._error
-        frontend = self._frontend
+        frontend, largest = self._frontend, max(self.queue_sizes)
         try:
             frontend.set_features(features)
             frontend.set_memory(self._regions)
-            frontend.prepare_inflight(len(self.queue_sizes), max(self.queue_sizes))
+            undone = functools.partial(self._hand_over_undone, queues, rings)
+            frontend.prepare_inflight(len(self.queue_sizes), largest, undone)
             for queue in queues:
-                frontend.start_ring(queue.index, self._ring(queue, self._wiring))
+                base = rings[queue.index].next if queue.index in rings else 0
+                frontend.start_ring(queue.index, self._ring(queue, self._wiring, base))
                 frontend.enable_ring(queue.index, True)
         except CrumbleError as error:
             self._fail(error)
             raise
 
-    def _ring(self, queue: QueueSetup, wiring: Wiring) -> RingSetup:
+    def _hand_over_undone(
+        self,
+        queues: Sequence[QueueSetup],
+        rings: Mapping[int, RingState],
+        region: InflightRegion,
+    ) -> None:
+        """Requests that the predecessor's back end held go to ours first."""
+        assert self._wiring is not None
+        for queue in queues:
+            if queue.index in rings and (heads := rings[queue.index].unfinished):
+                used = self._wiring.memory.read(queue.device + 2, 2)
+                inflight.hand_over(
+                    region, queue.index, queue.size, int.from_bytes(used, "little"), heads
+                )
+
+    def _ring(self, queue: QueueSetup, wiring: Wiring, base: int) -> RingSetup:
         call = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         wiring.interrupt.add_call_fd(call)
         self._calls.append(call)
-        self._active.append(queue.index)
+        self._active[queue.index] = queue
         return RingSetup(
             queue.size,
             queue.descriptors,
@@ -161,13 +207,80 @@ class VhostUserDevice(VirtioDevice):
             wiring.kicks[queue.index],
             call,
             self._err_fd,
+            base,
         )
+
+    # Snapshots.
+
+    def halt(self) -> None:
+        """Takes the rings back until `go_on`; requests are finished, or unfinished for good reason."""
+        if self._error is not None:
+            raise self._error
+        if self._resuming is not None:
+            self._resuming.join()
+        try:
+            self._stopped = {index: self._frontend.stop_ring(index) for index in self._active}
+        except CrumbleError as error:
+            self._fail(error)
+            raise
+
+    def go_on(self) -> None:
+        """Gives them again."""
+        stopped, self._stopped = self._stopped or {}, None
+        if self._wiring is not None and self._error is None:
+            for index, base in stopped.items():
+                kick = self._wiring.kicks[index]
+                self._ask(functools.partial(self._frontend.restart_ring, index, base, kick))
+                os.eventfd_write(kick, 1)
+
+    def rings(self) -> dict[int, RingState]:
+        """What the back end answered when the rings were taken back."""
+        region, found = self._frontend.inflight, {}
+        for index, base in (self._stopped or {}).items():
+            held: list[int] = []
+            if region is not None:
+                held = inflight.unfinished(region, index, self._active[index].size)
+            found[index] = RingState(base, held)
+        return found
+
+    def resume(
+        self, features: int, queues: Sequence[QueueSetup], rings: Mapping[int, RingState]
+    ) -> None:
+        """Hands the rings over in a thread: the back end may be starting, the guest need not wait."""
+        for queue in queues:
+            if queue.size == 0 or not self._in_memory(queue):
+                raise ValueError(f"queue {queue.index} is not in the guest's memory")
+        self._unwatch()
+        self._resuming = threading.Thread(
+            target=self._resume, args=(features, queues, rings), name=f"resume {self.name}"
+        )
+        self._resuming.start()
+
+    def _in_memory(self, queue: QueueSetup) -> bool:
+        assert self._wiring is not None
+        return self._wiring.memory.has(queue.device, 4)
+
+    def _resume(
+        self, features: int, queues: Sequence[QueueSetup], rings: Mapping[int, RingState]
+    ) -> None:
+        assert self._wiring is not None
+        with self._wiring.lock:
+            if features & ~self.features:
+                error = HostError(
+                    f"The back end of {self.name} no longer offers what it did.",
+                    code="vmm.vhost_user",
+                )
+                self._fail(error)
+                return
+            with contextlib.suppress(CrumbleError):  # told by _fail
+                self._hand_over(features, queues, rings)
+        self._loop.call_soon_threadsafe(self._watch)
 
     def reset(self) -> None:
         """Takes the rings back: afterwards the back end touches no guest memory for them."""
-        active, self._active = self._active, []
+        active, self._active = self._active, {}
         if self._error is None and active:
-            self._ask(lambda: self._take_back(active))
+            self._ask(lambda: self._take_back(list(active)))
         calls, self._calls = self._calls, []
         for call in calls:
             if self._wiring is not None:
@@ -217,7 +330,7 @@ class VhostUserDevice(VirtioDevice):
 
     def _report(self, error: CrumbleError) -> None:
         if self._wiring is not None:
-            self._loop.remove_fd(self._peek.fileno())
+            self._unwatch()
             self._wiring.broken(error.message)
         self._lost(error)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from crumble_common.errors import HostError
+from crumble_common.wire import WireError, validate
 from crumble_native import rv64
 from crumble_native.memory import Memory
 from crumble_vmm.hypervisor.base import (
@@ -84,6 +85,27 @@ class SoftMachine(VirtualMachine):
         """Undone in the run loop."""
         self._machine.remove_doorbell(address, value)
 
+    @property
+    def time(self) -> int:
+        """`time` in ticks of the timebase."""
+        return self._machine.time
+
+    def set_time(self, ticks: int) -> None:
+        """`time` goes on from here."""
+        self._machine.time = ticks
+
+    def settle(self) -> None:
+        """Call eventfds, and the write TLBs."""
+        self._machine.settle()
+
+    def get_controller(self) -> bytes:
+        """The PLIC."""
+        return self._machine.get_plic()
+
+    def set_controller(self, state: bytes) -> None:
+        """The PLIC."""
+        self._machine.set_plic(state)
+
     def counters(self) -> dict[str, int]:
         """Sums over all harts."""
         total: dict[str, int] = {}
@@ -146,6 +168,17 @@ class SoftCpu(VirtualCPU):
     def cancel(self) -> None:
         """Any thread, also from a signal handler."""
         self._hart.cancel()
+
+    def get_state(self) -> dict[str, Any]:
+        """rv64.HartState."""
+        return dataclasses.asdict(self._hart.get_state())
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """rv64.HartState."""
+        try:
+            self._hart.set_state(validate(rv64.HartState, state, "hart"))
+        except WireError as error:
+            raise ValueError(str(error)) from None
 
     def run(self) -> Exit:
         """Serves register accesses and DBCN; the rest is for the machine."""

@@ -1,0 +1,1 @@
+"""Snapshots: a machine's state as bytes and back, and its memory saved while it runs."""
