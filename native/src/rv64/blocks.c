@@ -1,6 +1,7 @@
 // Pre-decoded blocks: made, found by physical address, chained within their page, and dropped when
 // their bytes change. All of it belongs to one hart; only granules and page_gen are shared.
 #include "rv64/hart.h"
+#include "rv64/jit.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -70,6 +71,7 @@ void crb_blocks_flush(crb_hart *hart) {
     hart->n_ops = hart->n_blocks = hart->n_code_pages = 1;
     hart->n_hashed = hart->n_young = 0;
     hart->counters.block_flushes++;
+    crb_jit_flush(hart);
     crb_exec_flush(hart, 0);
     crb_exec_flush(hart, 1);
     // Writable mappings of pages that are no longer code may be fast again.
@@ -82,6 +84,7 @@ void crb_exec_flush(crb_hart *hart, uint32_t privilege) {
     if (hart->gen == UINT32_MAX) {
         memset(hart->jumps, 0, sizeof hart->jumps);
         memset(hart->exec, 0, sizeof hart->exec);
+        crb_jit_forget_addresses(hart);
         hart->gen = 1;
         hart->mode_gen[privilege ^ 1] = 1;
     }
@@ -200,6 +203,7 @@ static crb_code_page *code_page(crb_hart *hart, uint64_t page) {
 
 static void kill_block(crb_hart *hart, crb_block *block) {
     crb_op *op = &hart->ops[block->first];
+    if (op->kind == CRB_OP_NATIVE) crb_jit_kill(hart, (uint32_t)op->imm);
     op->handler = crb_handlers[CRB_OP_DEAD];
     op->kind = CRB_OP_DEAD;
     hart->hash[block->slot] &= ~0xffffffull;
@@ -348,13 +352,21 @@ static void put_straddle(crb_op *op, crb_op_meta *meta, uint32_t word) {
     meta[1] = (crb_op_meta){.offset = (uint16_t)offset, .length = 4};
 }
 
+static void put_entry(crb_op *op) {
+    *op =
+        (crb_op){.handler = crb_handlers[CRB_OP_ENTRY], .kind = CRB_OP_ENTRY, .imm = CRB_JIT_HEAT};
+}
+
 // Fills ops from n_ops on; returns the slots used.
 static uint32_t decode_ops(crb_hart *hart, crb_code_page *code, const uint8_t *host,
                            uint32_t offset, uint64_t *granules) {
     crb_op *const op = &hart->ops[hart->n_ops];
     crb_op_meta *const meta = &hart->meta[hart->n_ops];
+    const uint32_t first = hart->jit != NULL;
     uint32_t count = 0;
-    uint32_t slot = 0;
+    uint32_t slot = first;
+    meta[0] = (crb_op_meta){.offset = (uint16_t)offset};
+    if (first != 0) put_entry(op);
     for (bool ended = false; !ended && count < CRB_BLOCK_INSNS && offset < CRB_PAGE_SIZE; count++) {
         const uint64_t mask = granule_mask(offset, offset == CRB_PAGE_SIZE - 2 ? 2 : 4);
         if ((code->granules & mask) != mask) mark_code(hart, code, mask);
@@ -375,9 +387,9 @@ static uint32_t decode_ops(crb_hart *hart, crb_code_page *code, const uint8_t *h
         // operation is where a killed block is entered, so it is the first instruction's.
         slot += op[slot].kind != CRB_OP_NOP || slot == 0;
     }
-    const uint32_t end = slot + (slot > 0 && crb_has_data(op[slot - 1].kind));
+    const uint32_t end = slot + (slot > first && crb_has_data(op[slot - 1].kind));
     put_end(&op[end], &meta[end], offset, count);
-    for (uint32_t i = 0; i + 1 < slot; i++)
+    for (uint32_t i = first; i + 1 < slot; i++)
         i += crb_fuse(&op[i]);
     return end + 1;
 }
@@ -414,6 +426,10 @@ static crb_op *block_at(crb_hart *hart, uint64_t page, uint32_t offset) {
     return found != 0 ? &hart->ops[found] : decode_block(hart, page, offset);
 }
 
+crb_op *crb_block_at(crb_hart *hart, uint32_t code_page, uint32_t offset) {
+    return block_at(hart, hart->code_pages[code_page].page, offset);
+}
+
 crb_op *crb_lookup(crb_hart *hart, uint64_t pc) {
     uint64_t page;
     if (!exec_page(hart, pc, &page)) return NULL;
@@ -437,6 +453,10 @@ static const crb_block *block_of(const crb_hart *hart, uint32_t op) {
             high = middle;
     }
     return &hart->blocks[low];
+}
+
+uint32_t crb_code_page_of(const crb_hart *hart, const crb_op *op) {
+    return block_of(hart, (uint32_t)(op - hart->ops))->code_page;
 }
 
 static uint8_t linked_kind(uint8_t kind) {

@@ -33,8 +33,8 @@ typedef struct crb_op_meta {
 } crb_op_meta;
 
 #define CRB_BLOCK_INSNS 64
-// Slots a block may take: STRADDLE, the instructions, a data slot, END.
-#define CRB_BLOCK_SLOTS (CRB_BLOCK_INSNS + 4)
+// Slots a block may take: ENTRY or STRADDLE, the instructions, a data slot, END.
+#define CRB_BLOCK_SLOTS (CRB_BLOCK_INSNS + 5)
 
 typedef struct crb_block {
     uint64_t granules; // 64-byte pieces of the page it was decoded from
@@ -120,6 +120,9 @@ typedef enum crb_result {
     CRB_TRAP,   // hart->cause, hart->tval
     CRB_LEAVE,  // hart->exit is for the caller; hart->pc is where to go on
     CRB_AGAIN,  // not retired; go on at hart->pc
+    // Of crb_jit_run() only.
+    CRB_JIT_OP,    // go on with hart->jit_op in the page at hart->page_va
+    CRB_JIT_SLICE, // time is up; go on at hart->pc behind that
 } crb_result;
 
 // Why another thread wants a hart's attention.
@@ -147,7 +150,12 @@ typedef struct crb_hart {
     uint32_t frm;
     const uint64_t *moved_count; // memory's
     uint64_t moved_seen;
-    uint8_t *reserved; // LR's host address, NULL none, and what it read
+    struct crb_jit *jit; // NULL: all is interpreted
+    uint64_t jit_code;   // where its code is
+    uint64_t page_va;    // of the page translated code is from
+    uint32_t jit_op;     // CRB_JIT_OP
+    uint32_t jit_result; // for leaving translated code
+    uint8_t *reserved;   // LR's host address, NULL none, and what it read
     uint64_t reserved_value;
 
     // Architectural state.
@@ -209,6 +217,7 @@ typedef struct crb_hart {
     crb_tlb tlbs[CRB_MODES];
     crb_walk_entry walks[CRB_WALKS];
     crb_jump jumps[CRB_JUMPS];
+    crb_jump jit_jumps[CRB_JUMPS]; // op: offset of the code
     crb_exec_entry exec[CRB_EXEC_ENTRIES];
     uint64_t exec_filter[2][CRB_EXEC_FILTER / 64]; // by privilege: pages that may be in jumps
 } crb_hart;
@@ -349,6 +358,9 @@ crb_op *crb_link(crb_hart *hart, crb_op *op);
 // Checks, and decodes again if need be, the instruction across the end of the page.
 crb_result crb_straddle(crb_hart *hart, crb_op *op, uint64_t page_va);
 void crb_blocks_flush(crb_hart *hart);
+// The first operation of the block at an offset of a code page.
+crb_op *crb_block_at(crb_hart *hart, uint32_t code_page, uint32_t offset);
+uint32_t crb_code_page_of(const crb_hart *hart, const crb_op *op);
 // A store of this hart to a page that holds decoded code of any hart.
 void crb_code_written(crb_hart *hart, uint64_t page, uint64_t offset, uint64_t size);
 // Drops pages that others wrote. `fence` also settles with harts that decoded concurrently.
@@ -364,6 +376,20 @@ static inline uint32_t crb_jump_slot(uint64_t pc) {
 static inline bool crb_has_data(uint8_t kind) {
     return kind >= CRB_OP_J_U && kind <= CRB_OP_JALR;
 }
+
+// ---- jit_cache.c: translated code, unless this host or its owner will not have it
+
+void crb_jit_init(crb_hart *hart);
+void crb_jit_free(crb_hart *hart);
+// Translates the block of an ENTRY; may flush all blocks.
+void crb_jit_compile(crb_hart *hart, crb_op *entry);
+// Runs code until the interpreter must do something; the hart is up to date. Never CRB_NEXT.
+uint32_t crb_jit_run(crb_hart *hart, uint32_t code);
+// Sends whoever comes to a block's code back to the look-up.
+void crb_jit_kill(crb_hart *hart, uint32_t code);
+void crb_jit_flush(crb_hart *hart);
+// Generations start anew: no cached address may match.
+void crb_jit_forget_addresses(crb_hart *hart);
 
 // ---- mmu.c
 

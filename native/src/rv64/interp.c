@@ -118,6 +118,7 @@ lookup:
 slice:
     hart->pc = page_va + hart->meta[op - ops].offset;
     hart->budget = budget;
+time_up:
     result = crb_slice(hart);
     budget = hart->budget;
     if (result == CRB_LEAVE) return CRB_LEAVE;
@@ -140,6 +141,22 @@ trap:
     hart->budget = budget;
     if (crb_take_trap(hart) == CRB_LEAVE) return CRB_LEAVE;
     goto enter;
+
+compile:
+    target = page_va + hart->meta[op - ops].offset;
+    crb_jit_compile(hart, op);
+    goto lookup;
+
+native:
+    hart->budget = budget;
+    hart->page_va = page_va;
+    result = (crb_result)crb_jit_run(hart, (uint32_t)op->imm);
+    if (result == CRB_JIT_SLICE) goto time_up;
+    if (result != CRB_JIT_OP) goto answered;
+    budget = hart->budget;
+    page_va = hart->page_va;
+    op = ops + hart->jit_op;
+    DISPATCH;
 
 load_miss:
     CALL(crb_mem_load(hart, op, RS1 + IMM));

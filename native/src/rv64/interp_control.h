@@ -76,6 +76,12 @@ OP(STRADDLE) {
     result = crb_straddle(hart, op, page_va);
     goto answered;
 }
+OP(ENTRY) {
+    if (CRB_LIKELY(--op->imm > 0)) NEXT;
+    goto compile;
+}
+OP(NATIVE)
+goto native;
 OP(DATA) // never reached: what is before a data slot always jumps
 OP(ILLEGAL)
 CALL(crb_illegal(hart, op));

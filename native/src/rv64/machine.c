@@ -97,6 +97,7 @@ static bool number_pages(crb_machine *machine) {
 static void free_hart(crb_hart *hart) {
     if (hart == NULL) return;
     crb_blocks_free(hart);
+    crb_jit_free(hart);
     if (hart->wake_fd >= 0) close(hart->wake_fd);
     unmap(hart, sizeof *hart);
 }
@@ -121,6 +122,7 @@ static crb_hart *new_hart(crb_machine *machine, uint32_t id) {
         free_hart(hart);
         return NULL;
     }
+    crb_jit_init(hart);
     crb_tlb_flush(hart);
     crb_status_changed(hart);
     return hart;

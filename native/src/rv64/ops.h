@@ -8,6 +8,8 @@
 //   JALR        rs2 = count, imm = immediate; data slot as for jumps
 //   CSR         imm = CSR number, rs2 = funct3;  FP: imm = the instruction;  ILLEGAL: imm = it
 //   END         rd = count, imm as for branches
+//   ENTRY       before a block that may be translated; imm = how often it may still run without
+//   NATIVE      what ENTRY becomes; imm = the code's offset
 #ifndef CRUMBLE_RV64_OPS_H
 #define CRUMBLE_RV64_OPS_H
 
@@ -42,7 +44,8 @@
     X(BEQ_L) X(BNE_L) X(BLT_L) X(BGE_L) X(BLTU_L) X(BGEU_L) \
     X(BEQ_X) X(BNE_X) X(BLT_X) X(BGE_X) X(BLTU_X) X(BGEU_X) \
     X(J_U) X(J_L) X(J_X) X(JAL_U) X(JAL_L) X(JAL_X) X(JR) X(JALR) \
-    X(END_U) X(END_L) X(END_X) X(STRADDLE) X(DEAD) X(DATA)
+    X(END_U) X(END_L) X(END_X) X(STRADDLE) X(DEAD) X(DATA) \
+    X(ENTRY) X(NATIVE)
 
 #define CRB_OPS_SYSTEM(X) \
     X(FENCE) X(FENCE_FULL) X(FENCE_I) X(ECALL) X(EBREAK) X(SRET) X(WFI) X(SFENCE) X(CSR) X(CBO) \
