@@ -37,7 +37,7 @@ def snapshot(vm: SnapshotVm) -> Iterator[Snapshot]:
                 "/busybox",
                 "sh",
                 "-c",
-                "i=0; while :; do i=$((i+1)); echo $i > /count; usleep 1000; done",
+                "i=0; while :; do i=$((i+1)); echo $i > /c; /busybox mv /c /count; usleep 1000; done",
             ]
         )
     )

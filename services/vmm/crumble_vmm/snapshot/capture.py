@@ -93,9 +93,10 @@ class Captures:
             raise
 
     def _go_on(self) -> None:
+        """The guest first: that its rings are not served for another moment is nothing new to it."""
+        self._machine.let_go()
         for device in self._machine.chipset.devices.values():
             device.go_on()
-        self._machine.let_go()
 
     def thaw(self, abort: bool) -> None:
         """Lets the guest go on and begins to save, or gives up. UsageError "vm.not_frozen"."""

@@ -268,7 +268,8 @@ class MmioTransport(Device):
 
     def go_on(self) -> None:
         """The rings are served again."""
-        self.device.go_on()
+        with self._lock:
+            self.device.go_on()
 
     def get_state(self) -> TransportState:
         """Registers, queues, and where the device is in them."""
