@@ -22,8 +22,8 @@ IRQ_ENABLED, CLEAR_ALARM, ALARM_STATUS, CLEAR_INTERRUPT = 0x10, 0x14, 0x18, 0x1C
 _LOW = 0xFFFF_FFFF
 # Alarms further away than this are looked at again then; the loop's timers are floats.
 _MAX_WAIT = 3600.0
-# The guest sets 64 bits, so its time is at most this far from ours, ns.
-_OFFSET = 1 << 64
+# The guest's time has 64 bits, ns.
+_WRAP = 1 << 64
 
 
 class Timer(Protocol):
@@ -69,14 +69,15 @@ class GoldfishRtc(Device):
         """Registers, and what the guest thinks of the host's time."""
         with self._lock:
             return RtcState(
-                self._offset, self._time_high, self._alarm_high, self._alarm,
+                self._offset % _WRAP, self._time_high, self._alarm_high, self._alarm,
                 self._enabled, self._pending, self._armed,
             )  # fmt: skip
 
     def set_state(self, state: RtcState) -> None:
         """Also drives the line, and sets the alarm's timer."""
         with self._lock:
-            self._offset = in_range("offset", state.offset + _OFFSET, 65) - _OFFSET
+            offset = in_range("offset", state.offset, 64)
+            self._offset = offset if offset < _WRAP // 2 else offset - _WRAP
             self._time_high = in_range("time_high", state.time_high, 32)
             self._alarm_high = in_range("alarm_high", state.alarm_high, 32)
             self._alarm = in_range("alarm", state.alarm, 64)

@@ -90,7 +90,7 @@ class UartState:
 
 @dataclass(frozen=True)
 class RtcState:
-    """The registers of the clock; offset: ns from the host's time to the guest's."""
+    """The registers of the clock; offset: ns from the host's time to the guest's, modulo 2^64."""
 
     offset: int
     time_high: int
