@@ -76,6 +76,14 @@ class Progress:
     unit: Literal["bytes", "files", "packages"] = "bytes"
 
 
+@message("image.cancel")
+@dataclass(frozen=True)
+class ImageCancel:
+    """Event: nobody waits for an operation any more; what was downloaded is kept for the next."""
+
+    operation: str
+
+
 @message("image.list")
 @dataclass(frozen=True)
 class ImageList:

@@ -50,7 +50,9 @@ class VmEvent:
     """
 
     vm: str
-    kind: Literal["booting", "agent_ready", "poweroff", "reset", "panic", "crash", "failed"]
+    kind: Literal[
+        "booting", "agent_ready", "poweroff", "reset", "panic", "crash", "failed", "stopped"
+    ]
     detail: str = ""
 
 

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     ended: list[object] = []
     try:
-        with Link(own=False, lease=True) as link:
+        with Link(own=False) as link:
             link.client.listen("", ended.append)
             link.call(messages.Down(max(0.0, options.time)), deadline=10)
             # The lease is closed when the supervisor has ended.

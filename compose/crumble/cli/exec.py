@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not options.command:
         parser.error("the command is missing")
-    with Link(own=False, lease=True) as link:
+    with Link(own=False) as link:
         return _attach(link, options)
 
 

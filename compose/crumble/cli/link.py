@@ -23,34 +23,30 @@ if TYPE_CHECKING:
 class Link:
     """A client and its loop, in the main thread.
 
-    Without `own` there must be a daemon: UsageError "up.none". lease: what is started ends with us.
+    Without `own` there must be a daemon: UsageError "up.none". What is not detached ends with us.
     ground: for a supervisor of our own, whether there is a daemon or not.
     """
 
-    def __init__(
-        self, *, own: bool = True, lease: bool = False, ground: Ground | None = None
-    ) -> None:
+    def __init__(self, *, own: bool = True, ground: Ground | None = None) -> None:
         daemon = "" if ground else find_daemon()
         if not daemon and not own:
             raise no_daemon()
         self._embedded: Embedded | None = None
         try:
             with Held():
-                self._open(daemon, lease, ground)
+                self._open(daemon, ground)
         except BaseException:
             self._stop_embedded()
             raise
 
-    def _open(self, daemon: str, lease: bool, ground: Ground | None) -> None:
+    def _open(self, daemon: str, ground: Ground | None) -> None:
         if not daemon:
             ground = ground or Ground(fork=True)
         self.loop = EventLoop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         if ground is None:
-            address = f"ipc://{daemon}/client"
-            self.client = Client(
-                self.loop, self._context, address, Path(daemon, "stream") if lease else None
-            )
+            address, lease = f"ipc://{daemon}/client", Path(daemon, "stream")
+            self.client = Client(self.loop, self._context, address, lease)
         else:
             self.client = self._embed(ground)
 

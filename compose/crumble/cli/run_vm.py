@@ -35,7 +35,7 @@ def run(options: argparse.Namespace, ground: Ground | None) -> int:
     start = _process(options)
     request = _vm(options, start)
     phases = Phases()
-    with Link(lease=not options.detach, ground=ground) as link:
+    with Link(ground=ground) as link:
         phases.mark("supervisor")
         if options.detach:
             return _detached(link, request)

@@ -64,6 +64,8 @@ def failure_of(event: Any) -> CrumbleError | None:
         return None
     if event.kind in ("panic", "crash"):
         return GuestError(event.detail, code=f"guest.{event.kind}")
+    if event.kind == "stopped":
+        return GuestError(event.detail, code="vm.stopped", hint="Start it again to use it.")
     if event.kind == "failed":
         return InternalError(event.detail, code="vm.failed")
     if event.kind in ("poweroff", "reset"):

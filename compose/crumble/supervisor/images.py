@@ -10,6 +10,7 @@ from typing import Any
 
 from crumble.supervisor.services import ServiceProcess, Services
 from crumble.supervisor.table import Row
+from crumble.supervisor.tasks import Cancelled
 from crumble_common import log, paths
 from crumble_common.messages import image as messages
 
@@ -53,6 +54,9 @@ class Images:
         try:
             await process.ready
             return await process.request(body)
+        except Cancelled:
+            process.send(messages.ImageCancel(operation))
+            raise
         finally:
             self._progress.pop(operation, None)
 

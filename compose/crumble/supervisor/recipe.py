@@ -48,9 +48,9 @@ async def _materials(vm: Vm, on_progress: OnProgress) -> tuple[Image, Kernel]:
         request.pull,  # type: ignore[arg-type]  # checked where the request arrived
         request.operation,
     )
-    image = Task(ask(get, on_progress))
     if request.kernel:
-        return await image, Kernel(ARCHITECTURE, "", "", request.kernel, [])
+        return await ask(get, on_progress), Kernel(ARCHITECTURE, "", "", request.kernel, [])
+    image = Task(ask(get, on_progress))
     kernel = Task(ask(KernelGet(ARCHITECTURE, "", request.operation), on_progress))
     return await both(image, kernel)
 

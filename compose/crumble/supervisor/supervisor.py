@@ -68,6 +68,7 @@ class Supervisor:
         self.services = Services(self.loop, self._context, self.instance.path, self._spawning)
         self.images = Images(self.services, self.table["ocid"])
         self.vms: dict[str, Vm] = {}
+        self._fetching: dict[Task[Any], Client] = {}
         self._started = time.time()
         self._stopping: Task[None] | None = None
         self._clients = Clients(self.loop, self._context, self._message)
@@ -139,7 +140,14 @@ class Supervisor:
             if envelope.request:
                 client.refuse(envelope.request, error)
             return
-        Task(work).then(lambda done: _answer(client, envelope, done))
+        task = Task(work)
+        if envelope.to == "images":
+            self._fetching[task] = client
+        task.then(lambda _: self._done(client, envelope, task))
+
+    def _done(self, client: Client, envelope: wire.Envelope, task: Task[Any]) -> None:
+        self._fetching.pop(task, None)
+        _answer(client, envelope, task)
 
     def _route(self, client: Client, envelope: wire.Envelope) -> Coroutine[Any, Any, Any]:
         """The work that a request is; raises UsageError for one that is not for its target."""
@@ -185,6 +193,8 @@ class Supervisor:
             vm.forget(client)
             if vm.owner == client and not vm.request.detach:
                 vm.stop(0)
+        for task in [task for task, asker in self._fetching.items() if asker == client]:
+            task.cancel()
 
     # Requests of our own.
 
@@ -309,6 +319,8 @@ def _answer(client: Client, envelope: wire.Envelope, done: Future[Any]) -> None:
         client.answer(envelope.request, done.result())
     except CrumbleError as error:
         client.refuse(envelope.request, error)
+    except Cancelled:
+        pass  # the client has gone
     except BaseException as error:  # noqa: BLE001  a bug must not end the other VMs
         log.exception("request failed", error, request=type(envelope.body).wire_type)
         client.refuse(envelope.request, InternalError(f"Crumble failed: {error!r}.", code="bug"))

@@ -7,7 +7,7 @@ arrives on one socket is acted on in the order in which it arrived.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
 from crumble_common.errors import CrumbleError
@@ -113,9 +113,14 @@ class Task(Future[T]):
             self._step(None)
 
 
-async def both(first: Awaitable[Any], second: Awaitable[Any]) -> tuple[Any, Any]:
-    """Waits for two things that go on at once; the first error to be met is raised."""
-    return await first, await second
+async def both(first: Task[Any], second: Task[Any]) -> tuple[Any, Any]:
+    """Waits for two tasks that go on at once; the first error to be met is raised, and cancels them."""
+    try:
+        return await first, await second
+    except BaseException:
+        first.cancel()
+        second.cancel()
+        raise
 
 
 def sleep(loop: EventLoop, seconds: float) -> Future[None]:

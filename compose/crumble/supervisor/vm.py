@@ -211,11 +211,18 @@ class Vm:
         for service in others:
             await service.ended
         self.host.fds.close(self.id)
-        self._listeners.clear()
+        self._tell_who_waits()
         self.log.end()
         self.state = "failed" if self.failure else "stopped"
         log.info("vm ended", vm=self.name, state=self.state)
         self.ended.set(None)
+
+    def _tell_who_waits(self) -> None:
+        """Processes that ended with the VM will not say so themselves."""
+        left, self._listeners = set(self._listeners.values()), {}
+        for listener in left:
+            ended = VmEvent(self.name, "stopped", f"The VM {self.name} was stopped.")
+            listener.deliver(ended, self.source)
 
     async def _shut_down(self, vmm: ServiceProcess, grace: float) -> None:
         """Asks the guest to power off, and waits until it has, or `grace` is over."""

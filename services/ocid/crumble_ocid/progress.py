@@ -69,7 +69,7 @@ class Reporter:
         stop: threading.Event | None = None,
     ) -> None:
         self._send = send
-        self._operation = operation
+        self.operation = operation
         self._stop = stop or threading.Event()
         self._failed = threading.Event()
 
@@ -80,7 +80,11 @@ class Reporter:
     def emit(self, name: str, done: int, total: int, unit: Unit) -> None:
         """Sends one event."""
         if self._send is not None:
-            self._send(Progress(self._operation, name, done, total, unit))
+            self._send(Progress(self.operation, name, done, total, unit))
+
+    def cancel(self) -> None:
+        """The operation is to stop. From any thread."""
+        self._stop.set()
 
     def check(self) -> None:
         """Raises UsageError "cancelled" when the operation is to stop."""

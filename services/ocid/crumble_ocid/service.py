@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from crumble_common import log
 from crumble_common.errors import CrumbleError, HostError, InternalError, UsageError
 from crumble_common.messages.image import (
+    ImageCancel,
     ImageExport,
     ImageGet,
     ImageInspect,
@@ -42,8 +43,7 @@ class OcidService(Service[ImagesConfig]):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._stop = threading.Event()
-        self._running: set[threading.Thread] = set()
+        self._running: dict[threading.Thread, Reporter] = {}
         self._served = 0
 
     def open(self, config: ImagesConfig) -> None:
@@ -72,6 +72,9 @@ class OcidService(Service[ImagesConfig]):
             work = lambda _: library.inspect(message.reference)  # noqa: E731
         elif isinstance(message, ImageRemove):
             work = lambda _: library.remove(message.reference)  # noqa: E731
+        elif isinstance(message, ImageCancel):
+            self._cancel(message.operation)
+            return
         else:
             raise UsageError(f"ocid does not know {message.wire_type}.")
         self._begin(work, getattr(message, "operation", ""), reply)
@@ -81,7 +84,8 @@ class OcidService(Service[ImagesConfig]):
 
     def stop(self, grace: float) -> None:
         """Running operations end at their next step; what they had is kept for resuming."""
-        self._stop.set()
+        for reporter in tuple(self._running.values()):
+            reporter.cancel()
         self._library.abort()
         deadline = self.context.loop.now() + grace
         for thread in tuple(self._running):
@@ -96,19 +100,26 @@ class OcidService(Service[ImagesConfig]):
                 hint="Try again in a moment.",
             )
         send = self.context.send if operation else None
-        reporter = Reporter(send, operation, self._stop)
+        reporter = Reporter(send, operation)
 
         def run() -> None:
             try:
                 _answer(work, reporter, reply)
             finally:
-                self._running.discard(threading.current_thread())
+                del self._running[threading.current_thread()]
 
         # A daemon: one that hangs in a system call must not keep the process from ending.
         thread = threading.Thread(target=run, name="ocid", daemon=True)
-        self._running.add(thread)
+        self._running[thread] = reporter
         self._served += 1
         thread.start()
+
+    def _cancel(self, operation: str) -> None:
+        """Ends one operation. Others lose their connections, too, and connect again."""
+        for reporter in tuple(self._running.values()):
+            if reporter.operation == operation:
+                reporter.cancel()
+                self._library.abort()
 
 
 def _answer(work: Callable[[Reporter], Any], reporter: Reporter, reply: Reply) -> None:
