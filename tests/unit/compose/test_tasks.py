@@ -80,14 +80,33 @@ def test_a_task_cancelled_while_it_runs_stops_where_it_next_waits() -> None:
         tasks[0].result()
 
 
+async def _value(future: Future[int]) -> int:
+    return await future
+
+
 def test_both_wait_for_both() -> None:
     first: Future[int] = Future()
     second: Future[int] = Future()
-    task = Task(both(first, second))
+    task = Task(both(Task(_value(first)), Task(_value(second))))
     second.set(2)
     assert not task.done
     first.set(1)
     assert task.result() == (1, 2)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_both_cancel_what_goes_on(cancelled: bool) -> None:
+    first: Future[int] = Future()
+    other = Task(_value(Future()))
+    task = Task(both(Task(_value(first)), other))
+    if cancelled:
+        task.cancel()
+    else:
+        first.fail(HostError("broken"))
+    with pytest.raises(Cancelled if cancelled else HostError):
+        task.result()
+    with pytest.raises(Cancelled):
+        other.result()
 
 
 def test_limited_fails_when_its_time_is_over() -> None:
