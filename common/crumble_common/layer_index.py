@@ -6,9 +6,10 @@ the header is checked on open, a row's references when that row is looked at, so
 hostile file can lead outside it. Rows are in breadth-first order: a directory's children follow each
 other, sorted by name, and always come after it, so no walk downwards can loop.
 
-File, little-endian: header | rows (80 bytes each) | names | extras. A row's extra is its symlink target
+File, little-endian: header | rows (80 bytes each) | names | extras | extension. A row's extra is its symlink target
 and extended attributes: u32 length, target, then for each attribute u16 and u32 lengths, name, value.
 In the contents file, files of 4096 bytes and more start on a multiple of 4096, smaller ones are packed.
+The extension is empty in an image's layer; a snapshot keeps what `fsd` knew of its inodes there.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class LayerIndex:
         self._names: int = _HEADER.size + count * _ROW.size
         self._extras: int = self._names + names
         self._end: int = self._extras + extras
-        if count == 0 or self._end != len(mapped) or length != self._end:
+        if count == 0 or self._end > len(mapped) or length != len(mapped):
             self._corrupt("is torn")
         if not stat.S_ISDIR(self.entry(0).mode):
             self._corrupt("has a root that is no directory")
@@ -132,6 +133,10 @@ class LayerIndex:
         except BaseException:
             mapped.close()
             raise
+
+    def extension(self) -> memoryview:
+        """What follows the index in its file; to be released before `close`."""
+        return memoryview(self._map)[self._end :]
 
     def close(self) -> None:
         """Unmaps the file; the index must not be used afterwards."""
@@ -246,7 +251,7 @@ def write_index(path: str | Path, root: Inode, contents_size: int) -> int:
     return int(_HEADER.unpack_from(data)[2])
 
 
-def pack_index(root: Inode, contents_size: int) -> bytes:
+def pack_index(root: Inode, contents_size: int, extension: bytes = b"") -> bytes:
     """The bytes of the index file; raises ValueError as `write_index` does."""
     names, extras, rows = bytearray(), bytearray(), bytearray()
     extra_at: dict[bytes, int] = {b"": 0}
@@ -284,9 +289,9 @@ def pack_index(root: Inode, contents_size: int) -> bytes:
         next_child += children
     if max(len(nodes), len(names), len(extras)) > _MAX_U32:
         raise ValueError("too many names")
-    length = _HEADER.size + len(rows) + len(names) + len(extras)
+    length = _HEADER.size + len(rows) + len(names) + len(extras) + len(extension)
     sizes = (len(nodes), len(names), len(extras), contents_size, length)
-    return b"".join((_HEADER.pack(_MAGIC, _VERSION, *sizes), rows, names, extras))
+    return b"".join((_HEADER.pack(_MAGIC, _VERSION, *sizes), rows, names, extras, extension))
 
 
 def _breadth_first(

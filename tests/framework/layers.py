@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crumble_common.layer_index import CONTENTS_ALIGNMENT, Inode, LayerIndex, write_index
-from crumble_fsd.union import LayerFiles
+from crumble_fsd.union_parts import LayerFiles
 
 WHITEOUT = object()
 

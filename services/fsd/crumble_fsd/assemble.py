@@ -8,11 +8,12 @@ from crumble_common.errors import UsageError
 from crumble_common.messages.fs import Share as ShareConfig
 from crumble_fsd import fuse_wire as wire
 from crumble_fsd.filesystem import Filesystem, Node
+from crumble_fsd.nodes import NodeTable
 from crumble_fsd.operations import table
 from crumble_fsd.passthrough import Share
 from crumble_fsd.session import Complete, Options, Session
 from crumble_fsd.tree import Tree, split_path
-from crumble_fsd.union import LayerFiles
+from crumble_fsd.union_parts import LayerFiles
 from crumble_fsd.upper import MemoryUpper, Upper
 
 
@@ -28,9 +29,9 @@ def options_for(upper: Upper, *, shared: bool, remote_locks: bool = False) -> Op
     return Options(frozenset(quiet), shared, remote_locks)
 
 
-def new_tree(layers: list[LayerFiles], upper: Upper) -> tuple[Tree, dict[int, Node]]:
+def new_tree(layers: list[LayerFiles], upper: Upper) -> tuple[Tree, NodeTable]:
     """The union, and the node table it shares with the session."""
-    nodes: dict[int, Node] = {}
+    nodes = NodeTable()
     return Tree(layers, upper, nodes), nodes
 
 
@@ -47,7 +48,9 @@ def add_shares(tree: Tree, nodes: dict[int, Node], shares: list[ShareConfig]) ->
                 f"Cannot share at {share.target}: there is another share at that path.",
                 code="share.target",
             )
-        opened = Share(share.source, nodes, len(made), read_only=share.read_only)
+        opened = Share(
+            share.source, nodes, len(made), read_only=share.read_only, target=share.target
+        )
         outer = [(at, host) for at, host in made if parts[: len(at)] == at]
         if not parts:
             opened.replace_root(nodes)
@@ -61,7 +64,7 @@ def add_shares(tree: Tree, nodes: dict[int, Node], shares: list[ShareConfig]) ->
 
 
 def new_session(
-    nodes: dict[int, Node],
+    nodes: NodeTable,
     filesystems: list[Filesystem],
     options: Options,
     complete: Complete = lambda _token, _length: None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 from crumble_fsd.filesystem import Handle, Node, fail
 
@@ -52,6 +53,20 @@ class HandleTable:
             del self._handles[number]
             handle.close()
         return handle
+
+    def items(self) -> Iterator[tuple[int, Handle]]:
+        """Number and handle of each."""
+        return iter(self._handles.items())
+
+    @property
+    def next(self) -> int:
+        """The number of the next one."""
+        return self._next
+
+    def restore(self, handles: dict[int, Handle], following: int) -> None:
+        """Has these and no others; the next one gets the number `following`."""
+        self._handles = handles
+        self._next = following
 
     def close(self) -> None:
         """Closes all (the guest is gone)."""

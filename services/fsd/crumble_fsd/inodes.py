@@ -75,7 +75,8 @@ class Inode(Node):
 class Directory(Inode):
     """A directory. lowers: (layer number, row) of what still shows through, highest first.
 
-    children: names that differ from the lowers (None: whiteout). parent: itself for the root.
+    children: names that differ from the lowers (None: whiteout; a number: an inode that sleeps, see
+    nodes.py). parent: itself for the root.
     listed: the guest has seen cookies made from the only lower's row order.
     """
 
@@ -87,7 +88,7 @@ class Directory(Inode):
         super().__init__(fs, nodeid, mode, uid, gid)
         self.nlink = 2
         self.lowers: tuple[tuple[int, int], ...] = ()
-        self.children: dict[bytes, Inode | None] | None = None
+        self.children: dict[bytes, Inode | int | None] | None = None
         self.parent: Directory = parent if parent is not None else self
         self.listing: Listing | None = None
         self.listed = False

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any
 
 
 class Listing:
@@ -37,8 +39,10 @@ class Listing:
         self._next += 1
 
     def remove(self, name: bytes) -> None:
-        """Removes a name that is there."""
-        cookie = self._at.pop(name)
+        """Removes a name, if it is there."""
+        cookie = self._at.pop(name, None)
+        if cookie is None:
+            return
         self._names[bisect_left(self._cookies, cookie)] = None
         if len(self._names) > 64 and len(self._names) > 3 * len(self._at):
             self._compact()
@@ -50,6 +54,44 @@ class Listing:
             name = self._names[index]
             if name is not None:
                 yield self._cookies[index], name
+
+    def pack(self) -> list[Any]:
+        """For `unpack`: names, cookies (None: they follow each other from the first), the next cookie."""
+        first = self._cookies[0] if self._cookies else self._next
+        dense = self._next - first == len(self._cookies)
+        return [self._names, None if dense else self._cookies, self._next]
+
+    @classmethod
+    def unpack(cls, packed: Any) -> Listing:
+        """A listing again; ValueError for one that makes no sense."""
+        if not isinstance(packed, list) or len(packed) != 3:
+            raise ValueError("a listing makes no sense")
+        names, cookies, following = packed
+        if not isinstance(names, list) or type(following) is not int:
+            raise ValueError("a listing makes no sense")
+        made = cls((), 0)
+        made._names = names
+        made._cookies = (
+            list(range(following - len(names), following)) if cookies is None else cookies
+        )
+        made._next = following
+        made._check()
+        made._at = {name: cookie for name, cookie in made._pairs() if name is not None}
+        return made
+
+    def _check(self) -> None:
+        """ValueError unless cookies grow and names are names, each there once."""
+        cookies = self._cookies
+        shown = [name for name in self._names if name is not None]
+        if (
+            not isinstance(cookies, list)
+            or len(cookies) != len(self._names)
+            or not all(type(cookie) is int for cookie in cookies)
+            or any(a >= b for a, b in pairwise([1, *cookies, self._next, 1 << 62]))
+            or not all(isinstance(name, bytes) and 0 < len(name) < 256 for name in shown)
+            or len(set(shown)) != len(shown)
+        ):
+            raise ValueError("a listing makes no sense")
 
     def _pairs(self) -> Iterator[tuple[bytes | None, int]]:
         return zip(self._names, self._cookies, strict=True)

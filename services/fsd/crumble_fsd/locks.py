@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from crumble_fsd.filesystem import fail
@@ -75,6 +76,12 @@ class LockTable:
         after = [lock for lock in before if lock.owner != owner]
         self._store(key, before, after)
         return len(after) < len(before)
+
+    def items(self) -> Iterator[tuple[Key, Lock]]:
+        """Every lock."""
+        for key, held in self._held.items():
+            for lock in held:
+                yield key, lock
 
     def clear(self) -> None:
         """Drops everything."""

@@ -27,6 +27,7 @@ _ENTRY = wire.ENTRY_OUT.size + wire.ATTR_SIZE
 _ATTR = wire.ATTR_OUT.size + wire.ATTR_SIZE
 _MAX_TARGET = 4095  # PATH_MAX - 1
 _MAX_OFFSET = (1 << 63) - 1
+_MIN_TIME, _MAX_TIME = -(1 << 63), (1 << 63) - 1  # as records hold them: years 1677 to 2262
 
 _WANTED = (
     wire.FUSE_ASYNC_READ | wire.FUSE_BIG_WRITES | wire.FUSE_DO_READDIRPLUS
@@ -137,7 +138,7 @@ def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> i
         return None
     if nanoseconds >= _NS:
         fail(errno.EINVAL)
-    return seconds * _NS + nanoseconds
+    return max(_MIN_TIME, min(seconds * _NS + nanoseconds, _MAX_TIME))
 
 
 def statx(session: Session, node: Node, request: Request) -> bytes:  # noqa: ARG001

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import stat
+from typing import Any
 
 from crumble_common.errors import HostError, UsageError
 from crumble_fsd.filesystem import Caller, Changes, Handle, Node, Statfs, fail
@@ -31,10 +32,11 @@ class Share(ShareFiles):
     """One share; see Filesystem for the operations."""
 
     def __init__(
-        self, source: str, nodes: dict[int, Node], number: int, *, read_only: bool
+        self, source: str, nodes: dict[int, Node], number: int, *, read_only: bool, target: str = ""
     ) -> None:
         """Opens `source`; raises UsageError when it is not there, HostError when it cannot be opened."""
         self._read_only = read_only
+        self.target = target
         self._is_root = False
         self._grafts: dict[
             tuple[int, bytes], Node
@@ -46,6 +48,11 @@ class Share(ShareFiles):
     def root(self) -> ShareNode:
         """The node that is grafted into the tree."""
         return self.nodes.root
+
+    def pack(self) -> dict[str, Any]:
+        """For a capture; see share_state.py."""
+        is_directory = stat.S_ISDIR(self.root.mode)
+        return {"target": self.target, "directory": is_directory, **self.nodes.capture()}
 
     def close(self) -> None:
         """Closes every descriptor."""

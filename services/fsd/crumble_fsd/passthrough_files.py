@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -22,21 +23,23 @@ _ALLOCATE = (0, FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, FALLOC_Z
 
 
 class FileHandle(Handle):
-    """An open regular file of the host."""
+    """An open regular file of the host. fd -1: it could not be found again after a restore (ESTALE)."""
 
-    __slots__ = ("fd",)
+    __slots__ = ("fd", "flags")
 
-    def __init__(self, node: Node, fd: int) -> None:
+    def __init__(self, node: Node, fd: int, flags: int) -> None:
         super().__init__(node)
         self.fd = fd
+        self.flags = flags & _PASSED
 
     def close(self) -> None:
         """See Handle."""
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class DirectoryHandle(Handle):
-    """An open directory: the names as of the last time it was read from the start."""
+    """An open directory: the names as of the last time it was read from the start. fd as of FileHandle."""
 
     __slots__ = ("fd", "names")
 
@@ -47,10 +50,13 @@ class DirectoryHandle(Handle):
 
     def close(self) -> None:
         """See Handle."""
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
     def read(self) -> list[tuple[bytes, int, int]]:
         """Name, inode number and type (of st_mode; 0 when not known) of each entry."""
+        if self.fd < 0:
+            fail(errno.ESTALE)
         os.lseek(self.fd, 0, os.SEEK_SET)
         found: list[tuple[bytes, int, int]] = []
         with os.scandir(self.fd) as entries:
@@ -88,7 +94,7 @@ class ShareFiles(Filesystem):
         stamp = (status.st_mtime_ns, status.st_size)
         keep = FOPEN_KEEP_CACHE if node.stamp == stamp and not flags & os.O_TRUNC else 0
         node.stamp = stamp
-        return FileHandle(node, fd), keep
+        return FileHandle(node, fd, flags), keep
 
     def create(
         self, directory: ShareNode, name: bytes, mode: int, flags: int, caller: Caller
@@ -110,7 +116,26 @@ class ShareFiles(Filesystem):
         except BaseException:
             os.close(fd)
             raise
-        return node, FileHandle(node, fd), 0
+        return node, FileHandle(node, fd, flags), 0
+
+    def reopen(self, node: ShareNode, flags: int) -> FileHandle:
+        """A handle of a captured session again."""
+        fd = -1
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(os.fstat(self.nodes.fd(node)).st_mode):
+                fd = os.open(self.nodes.path(node), flags & _PASSED | os.O_CLOEXEC | os.O_NOCTTY)
+        return FileHandle(node, fd, flags)
+
+    def reopen_directory(
+        self, node: ShareNode, names: list[tuple[bytes, int, int]] | None
+    ) -> DirectoryHandle:
+        """The same for a directory."""
+        fd = -1
+        with contextlib.suppress(OSError):
+            fd = os.open(self.nodes.path(node), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        handle = DirectoryHandle(node, fd)
+        handle.names = names
+        return handle
 
     def tmpfile(
         self, directory: ShareNode, mode: int, flags: int, caller: Caller
@@ -122,7 +147,7 @@ class ShareFiles(Filesystem):
         node = self.nodes.adopt(None, b"", os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC))
         self.nodes.pin(node)
         self._own(node, os.fstat(self.nodes.fd(directory)), mode, caller)
-        return node, FileHandle(node, fd), 0
+        return node, FileHandle(node, fd, flags), 0
 
     def _own(
         self, node: ShareNode, parent: os.stat_result, mode: int | None, caller: Caller
@@ -138,7 +163,7 @@ class ShareFiles(Filesystem):
 
     def _truncate(self, node: ShareNode, handle: Handle | None, size: int) -> None:
         if isinstance(handle, FileHandle):
-            os.ftruncate(handle.fd, size)
+            os.ftruncate(_fd(node, handle), size)
         elif stat.S_ISREG(node.mode):
             os.truncate(self.nodes.path(node), size)
         else:
@@ -203,9 +228,11 @@ class ShareFiles(Filesystem):
 
     def fsync(self, node: ShareNode, handle: Handle | None, *, data_only: bool) -> None:  # noqa: ARG002
         """See Filesystem."""
-        fd = getattr(handle, "fd", -1)
-        if fd < 0:
+        if not isinstance(handle, FileHandle | DirectoryHandle):
             fail(errno.EBADF)
+        fd = handle.fd
+        if fd < 0:
+            fail(errno.ESTALE)
         os.fdatasync(fd) if data_only else os.fsync(fd)
 
     def syncfs(self) -> None:
@@ -255,6 +282,8 @@ class ShareFiles(Filesystem):
 def _fd(node: ShareNode, handle: Handle | None) -> int:
     if not isinstance(handle, FileHandle):
         fail(errno.EISDIR if stat.S_ISDIR(node.mode) else errno.EBADF)
+    if handle.fd < 0:
+        fail(errno.ESTALE)
     return handle.fd
 
 

@@ -5,22 +5,28 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import time
 from pathlib import Path
+from typing import Any
 
 from crumble_common import log
 from crumble_common.errors import HostError, UsageError
 from crumble_common.layer_index import LayerIndex
-from crumble_common.messages.fs import FsConfig, Layer
+from crumble_common.messages.fs import FsConfig, FsFreeze, FsFrozen, Layer
 from crumble_common.sandbox import Profile
-from crumble_common.service import Context, Service
+from crumble_common.service import Context, Reply, Service
 from crumble_common.vhost_user import Backend, VhostUserError
 from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
 from crumble_fsd.filesystem import Filesystem
+from crumble_fsd.freeze import freeze_session
+from crumble_fsd.gone import GoneShare
 from crumble_fsd.handles import MAX_HANDLES
+from crumble_fsd.passthrough import Share
 from crumble_fsd.queue_pump import FsDevice
+from crumble_fsd.restore import restore_session
 from crumble_fsd.share_nodes import MAX_CACHED, MAX_PINNED
 from crumble_fsd.tree import split_path
-from crumble_fsd.union import LayerFiles
+from crumble_fsd.union_parts import LayerFiles
 from crumble_fsd.upper import MemoryUpper, Upper
 from crumble_fsd.upper_directory import DirectoryUpper
 
@@ -50,6 +56,8 @@ class FsdService(Service[FsConfig]):
         self._backend: Backend | None = None
         self._socket: socket.socket | None = None
         self._page_state: mmap.mmap | None = None
+        self._base: mmap.mmap | None = None
+        self._shares: list[Share | GoneShare] = []
 
     def open(self, config: FsConfig) -> None:
         """Opens layers, upper and shares; everything wrong with them is said here."""
@@ -58,8 +66,25 @@ class FsdService(Service[FsConfig]):
         self._socket = _socket(self.context.fd(config.socket_fd))
         if "page_state" in self.context.fds:
             self._page_state = _map(self.context.fd("page_state"))
+        if "memory_base" in self.context.fds:
+            self._base = _map_base(self.context.fd("memory_base"))
         layers = [open_layer(layer) for layer in config.layers]
         self._upper = open_upper(config)
+        if config.restore:
+            self._restore(config, layers)
+        else:
+            self._begin(config, layers)
+        self.device.session = self.session
+
+    def _restore(self, config: FsConfig, layers: list[LayerFiles]) -> None:
+        """Goes on from a capture."""
+        restored = restore_session(
+            config.restore, layers, self._upper, config.shares, self.device.complete
+        )
+        self.tree, self._shares, self.session = restored.tree, restored.shares, restored.session
+
+    def _begin(self, config: FsConfig, layers: list[LayerFiles]) -> None:
+        """Makes a new tree."""
         self.tree, nodes = new_tree(layers, self._upper)
         for file in config.injected:
             self.tree.inject(file.path, file.data, file.mode)
@@ -69,15 +94,13 @@ class FsdService(Service[FsConfig]):
                 code="share.target",
                 hint="Choose another target.",
             )
-        self._shares = add_shares(self.tree, nodes, config.shares)
-        options = options_for(
-            self._upper, shared=bool(self._shares), remote_locks=config.shared_locks
-        )
-        filesystems: list[Filesystem] = [self.tree, *self._shares]
+        shares = add_shares(self.tree, nodes, config.shares)
+        options = options_for(self._upper, shared=bool(shares), remote_locks=config.shared_locks)
+        filesystems: list[Filesystem] = [self.tree, *shares]
         self.session = new_session(
             nodes, filesystems, options, self.device.complete, self._upper.commit
         )
-        self.device.session = self.session
+        self._shares = [*shares]
 
     def sandbox(self) -> Profile:
         """Layers are open already: no path is needed but those of shares and of the upper."""
@@ -120,7 +143,9 @@ class FsdService(Service[FsConfig]):
 
     def _serve(self, connection: socket.socket) -> None:
         self._socket = None
-        self._backend = Backend(connection, self.device, page_state=self._page_state)
+        self._backend = Backend(
+            connection, self.device, page_state=self._page_state, base=self._base
+        )
         self.context.loop.add_fd(self._backend.fileno(), "vhost-user", self._readable)
 
     def _readable(self) -> None:
@@ -140,9 +165,39 @@ class FsdService(Service[FsConfig]):
             self._backend.close()
             self._backend = None
 
+    def handle(self, message: Any, reply: Reply) -> None:
+        """FsFreeze; the rest is not for us."""
+        if not isinstance(message, FsFreeze):
+            super().handle(message, reply)
+            return
+        fds: list[int] = []
+        try:
+            reply.ok(self._freeze(message, fds))
+        except OSError as error:
+            raise HostError(
+                f"What the guest has written cannot be captured: {error.strerror or error}.",
+                code="snapshot.write",
+                hint="Make room on the disk, or choose another place for snapshots.",
+            ) from error
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _freeze(self, message: FsFreeze, fds: list[int]) -> FsFrozen:
+        """fds: gets those that are to be closed afterwards."""
+        began = time.monotonic()
+        fds.append(self.context.take_fd(message.index_fd))
+        fds.append(self.context.take_fd(message.contents_fd))
+        if message.excludes:
+            raise UsageError("A snapshot of a whole VM cannot leave out files.", code="fs.excludes")
+        if self._backend is not None and any(ring.running for ring in self._backend.rings):
+            raise UsageError("The VM is not frozen: its rings run.", code="fs.running")
+        state, size = freeze_session(self.session, self.tree, self._shares, *fds)
+        return FsFrozen(state, changed=True, size=size, seconds=time.monotonic() - began)
+
     def stats(self) -> dict[str, int]:
         """Counters for the heartbeat."""
-        return {"fs.nodes": len(self.session.nodes), **self.device.pump.stats()}
+        return {"fs.nodes": self.session.nodes.count, **self.device.pump.stats()}
 
     def stop(self, grace: float) -> None:  # noqa: ARG002  nothing here takes long
         """Stops the rings; the upper writes down what it holds."""
@@ -156,6 +211,12 @@ def open_upper(config: FsConfig) -> Upper:
     """Where the guest's writes go; UsageError or HostError."""
     if not config.upper:
         return MemoryUpper(config.upper_limit)
+    if config.restore:
+        raise UsageError(
+            "A restored VM keeps what it writes in memory, not in a directory.",
+            code="upper.restore",
+            hint="Leave out the upper directory, or snapshot the restored VM.",
+        )
     return DirectoryUpper(config.upper, [Path(layer.index).stem for layer in config.layers])
 
 
@@ -191,6 +252,11 @@ def _socket(fd: int) -> socket.socket:
 
 def _map(fd: int) -> mmap.mmap:
     return mmap.mmap(fd, os.fstat(fd).st_size)
+
+
+def _map_base(fd: int) -> mmap.mmap:
+    """The snapshot's memory file, which all its clones share."""
+    return mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ)
 
 
 def listen_at(path: str) -> socket.socket:

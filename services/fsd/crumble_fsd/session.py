@@ -23,6 +23,7 @@ from crumble_fsd import fuse_wire as wire
 from crumble_fsd.filesystem import Filesystem, Node, fail
 from crumble_fsd.handles import HandleTable
 from crumble_fsd.locks import LockTable
+from crumble_fsd.nodes import NodeTable
 from crumble_fsd.views import first_bytes, join, place, skip_bytes, total
 
 MAX_WRITE = 1 << 20
@@ -80,7 +81,7 @@ class Session:
 
     def __init__(
         self,
-        nodes: dict[int, Node],
+        nodes: NodeTable,
         filesystems: list[Filesystem],
         options: Options,
         operations: list[tuple[Operation, int, int] | None],
@@ -142,7 +143,7 @@ class Session:
             fail(errno.EIO)
         if len(request.body) < least_body or (request.room < least_room):
             fail(errno.EINVAL)
-        node = self.nodes.get(request.nodeid)
+        node = self.nodes.get(request.nodeid) or self.nodes.wake(request.nodeid)
         if node is None:
             if opcode not in _NODELESS:
                 fail(errno.ESTALE)
@@ -232,7 +233,7 @@ class Session:
 
     def node(self, nodeid: int) -> Node:
         """A node that a request's body names. ESTALE."""
-        node = self.nodes.get(nodeid)
+        node = self.nodes.get(nodeid) or self.nodes.wake(nodeid)
         if node is None:
             fail(errno.ESTALE)
         return node
@@ -260,7 +261,7 @@ class Session:
 
     def forget(self, nodeid: int, count: int) -> None:
         """The guest forgets `count` lookups; unknown nodes are nobody's loss."""
-        node = self.nodes.get(nodeid)
+        node = self.nodes.get(nodeid) or self.nodes.wake(nodeid)
         if node is not None:
             node.fs.forget(node, count)
 
@@ -271,6 +272,7 @@ class Session:
 
     def reset(self) -> None:
         """The guest is gone or begins anew: it holds nothing."""
+        self.nodes.wake_all()
         self.interrupt_all()
         self.minor = 0
         self.handles.close()

@@ -16,15 +16,16 @@ import errno
 import os
 import stat
 from collections import OrderedDict
+from typing import Any
 
 from crumble_fsd.filesystem import Filesystem, Node, fail
 from crumble_fsd.fuse_wire import ATTR, FUSE_ATTR_SUBMOUNT
 from crumble_fsd.inodes import BLOCK, encode_rdev
+from crumble_fsd.share_state import SHARE_BASE, Key, ShareState
 from crumble_native import files
 
 _NS = 1_000_000_000
 _U64 = (1 << 64) - 1
-SHARE_BASE = 1 << 62  # nodeids of shares: SHARE_BASE | number of the share << 48 | counter
 _OVERFLOW = 65_534  # "nobody": who is not this user, when this process is not root
 
 # Of RLIMIT_NOFILE (20,000 and hard, where it is lowest): O_PATH descriptors kept for speed, and those
@@ -32,8 +33,6 @@ _OVERFLOW = 65_534  # "nobody": who is not this user, when this process is not r
 MAX_CACHED, MAX_PINNED = 2_048, 4_096
 # Nodes a guest may hold of one share, some 400 bytes each. A guest's own inodes cost it more.
 MAX_NODES = 4 << 20
-
-Key = tuple[int, int, int]
 
 
 class ShareNode(Node):
@@ -86,6 +85,44 @@ class ShareNodes:
                 os.close(node.fd)
                 node.fd = -1
         self._cached.clear()
+
+    # Capturing and restoring.
+
+    def capture(self) -> dict[str, Any]:
+        """What the guest knows of the share: each node and the way to it."""
+        return {
+            "next": self._next,
+            "devices": list(self._devices),
+            "nodes": [
+                [
+                    node.nodeid, node.parent.nodeid if node.parent is not None else 0, node.name,
+                    node.lookups, node.mode, *node.key,
+                ]
+                for node in self._by_key.values()
+            ],
+        }  # fmt: skip
+
+    def resume(self, state: ShareState) -> None:
+        """Knows what another process captured. Nothing is opened: each file is looked for, and has to be the
+        same one, when the guest uses it; else it is ESTALE."""
+        self._next = state.next
+        self._devices = {device: number for number, device in enumerate(state.devices)}
+        self._devices.setdefault(self.root.key[0], len(self._devices))
+        made = {self.root.nodeid: self.root}
+        for row in state.nodes:
+            if row.nodeid == self.root.nodeid:
+                self.root.lookups = row.lookups
+                continue
+            node = ShareNode(self._fs, row.nodeid, row.mode, row.key, None, row.name)
+            node.lookups = row.lookups
+            made[row.nodeid] = node
+            self._by_key.setdefault(row.key, node)
+            self._nodes[row.nodeid] = node
+        for row in state.nodes:
+            parent = made.get(row.parent)
+            if parent is not None and row.nodeid != self.root.nodeid:
+                made[row.nodeid].parent = parent
+                parent.refs += 1
 
     # From node to host.
 

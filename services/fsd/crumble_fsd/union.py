@@ -10,16 +10,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import cast
 
-from crumble_common.layer_index import Entry, LayerIndex
-from crumble_fsd.filesystem import Dirent, Filesystem, Handle, Node, Statfs, fail
-from crumble_fsd.fuse_wire import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FUSE_ROOT_ID
+from crumble_common.errors import HostError
+from crumble_common.layer_index import Entry
+from crumble_fsd import copying
+from crumble_fsd.filesystem import Dirent, Handle, Node, Statfs, fail
+from crumble_fsd.fuse_wire import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FOPEN_NOFLUSH
 from crumble_fsd.inodes import (
     BLOCK,
-    LAYER_SHIFT,
     Directory,
     Inode,
     lower_directory,
@@ -27,7 +27,7 @@ from crumble_fsd.inodes import (
     lower_nodeid,
 )
 from crumble_fsd.listing import Listing
-from crumble_fsd.upper import INODE_COST, NAME_COST, Upper
+from crumble_fsd.union_parts import UnionParts
 from crumble_fsd.views import first_bytes, skip_bytes
 
 # The tree belongs to this one guest, which sees its own changes: it may keep what it was told.
@@ -35,81 +35,10 @@ FOREVER = 1 << 30
 FIRST_COOKIE = 2  # "." resumes at 1, ".." at 2
 
 
-@dataclass(frozen=True, slots=True)
-class LayerFiles:
-    """A layer: its index, and a descriptor of its contents."""
-
-    index: LayerIndex
-    contents: int
-
-
-class Union(Filesystem):
-    """Layers (lowest first) and an upper as one tree. `nodes`: every node of the session, by nodeid."""
+class Union(UnionParts):
+    """Layers and an upper as one tree."""
 
     entry_valid = attr_valid = negative_valid = FOREVER
-
-    def __init__(self, layers: list[LayerFiles], upper: Upper, nodes: dict[int, Node]) -> None:
-        if len(layers) >= 1 << (62 - LAYER_SHIFT):
-            raise ValueError("too many layers")
-        self._layers = layers
-        self._upper = upper
-        self._nodes = nodes
-        self.root = self._make_root()
-        nodes[FUSE_ROOT_ID] = self.root
-        self._next_id = upper.restore(self)
-
-    def _make_root(self) -> Directory:
-        entries = [(number, layer.index.entry(0)) for number, layer in self._top_down()]
-        for depth, (_, entry) in enumerate(entries):
-            if entry.opaque:
-                del entries[depth + 1 :]
-                break
-        if entries:
-            return lower_directory(self, entries, None)
-        root = Directory(self, FUSE_ROOT_ID, stat.S_IFDIR | 0o755, 0, 0, None)
-        root.set_times(time.time_ns())
-        root.size = BLOCK
-        return root
-
-    def _top_down(self) -> list[tuple[int, LayerFiles]]:
-        return list(enumerate(self._layers))[::-1]
-
-    # Restoring: see upper_record.Records.
-
-    def make_directory(self, nodeid: int, mode: int, uid: int, gid: int) -> Directory:
-        """See Records."""
-        if nodeid == FUSE_ROOT_ID:
-            return self.root
-        if nodeid >> LAYER_SHIFT and not self.is_directory(*_lower_place(nodeid)):
-            raise ValueError("a directory was none in its layer")
-        made = Directory(self, nodeid, mode, uid, gid, self.root)
-        made.size = BLOCK
-        return made
-
-    def make_inode(self, nodeid: int, mode: int, uid: int, gid: int) -> Inode:
-        """See Records."""
-        if nodeid >> LAYER_SHIFT == 0:
-            return Inode(self, nodeid, mode, uid, gid)
-        number, row = _lower_place(nodeid)
-        layer = self._layers[number]
-        entry = layer.index.entry(row)
-        if stat.S_IFMT(entry.mode) != stat.S_IFMT(mode):
-            raise ValueError("an inode is of another kind than in its layer")
-        return lower_file(self, number, layer.contents, entry)
-
-    def is_directory(self, layer: int, row: int) -> bool:
-        """See Records."""
-        if not 0 <= layer < len(self._layers):
-            return False
-        index = self._layers[layer].index
-        return 0 <= row < index.count and stat.S_ISDIR(index.entry(row).mode)
-
-    def restored(self, inode: Inode, names: int) -> None:
-        """See Records."""
-        count = len(inode.children or ()) if isinstance(inode, Directory) else 0
-        inode.charged = INODE_COST if inode.nodeid >> LAYER_SHIFT == 0 else 0
-        self._upper.charge(names + count * NAME_COST, force=True)
-        self._nodes[inode.nodeid] = inode
 
     # Finding.
 
@@ -124,8 +53,21 @@ class Union(Filesystem):
             fail(errno.ENOTDIR)
         children = directory.children
         if children is not None and name in children:
-            return children[name]
+            child = children[name]
+            if type(child) is int:
+                child = children[name] = self._wake_child(child)
+            return cast("Inode | None", child)
         return self._find_lower(directory, name) if directory.lowers else None
+
+    def _wake_child(self, nodeid: int) -> Inode:
+        child = self._known(nodeid)
+        if child is None:
+            raise HostError("A name in the snapshot leads to nothing.", code="snapshot.corrupt")
+        return child
+
+    def _known(self, nodeid: int) -> Inode | None:
+        """The inode, if there is one by that number already."""
+        return cast("Inode | None", self._nodes.get(nodeid) or self._nodes.wake(nodeid))
 
     def _find_lower(self, directory: Directory, name: bytes) -> Inode | None:
         merged: list[tuple[int, Entry]] = []
@@ -147,13 +89,13 @@ class Union(Filesystem):
         return self._lower_directory(merged, directory) if merged else None
 
     def _lower_file(self, number: int, entry: Entry) -> Inode:
-        node = self._nodes.get(lower_nodeid(number, entry.link))
-        if isinstance(node, Inode):
+        node = self._known(lower_nodeid(number, entry.link))
+        if node is not None:
             return node
         return lower_file(self, number, self._layers[number].contents, entry)
 
     def _lower_directory(self, merged: list[tuple[int, Entry]], parent: Directory) -> Directory:
-        node = self._nodes.get(lower_nodeid(merged[0][0], merged[0][1].row))
+        node = self._known(lower_nodeid(merged[0][0], merged[0][1].row))
         if isinstance(node, Directory):
             return node
         made = lower_directory(self, merged, parent)
@@ -236,7 +178,7 @@ class Union(Filesystem):
                 continue
             at = child_row - rows.start + FIRST_COOKIE + 1
             nodeid = lower_nodeid(number, entry.link)
-            known = self._nodes.get(nodeid)
+            known: Node | None = self._known(nodeid)
             if known is None and nodes:
                 if stat.S_ISDIR(entry.mode):
                     known = self._lower_directory([(number, entry)], node)
@@ -288,8 +230,8 @@ class Union(Filesystem):
         """See Filesystem."""
         packed = node.packed
         if packed is None:
-            if node.sparse and node.owned:
-                blocks = self._upper.blocks(node)
+            if node.sparse:
+                blocks = self._upper.blocks(node) if node.owned else _captured_blocks(node)
             else:
                 blocks = (node.size + BLOCK - 1) // BLOCK * (BLOCK // 512)
             packed = node.packed = node.pack(blocks)
@@ -355,6 +297,5 @@ class Union(Filesystem):
         return self._upper.statfs()
 
 
-def _lower_place(nodeid: int) -> tuple[int, int]:
-    """Layer and row of a lower inode's number."""
-    return (nodeid >> LAYER_SHIFT) - 1, nodeid & ((1 << LAYER_SHIFT) - 1)
+def _captured_blocks(node: Inode) -> int:
+    return copying.data_blocks(node.fd, node.base, node.base + node.size)

@@ -11,6 +11,7 @@ import os
 import stat
 import time
 
+from crumble_fsd import copying
 from crumble_fsd.filesystem import Changes, Handle, Node, fail
 from crumble_fsd.fuse_wire import XATTR_CREATE, XATTR_REPLACE
 from crumble_fsd.inodes import Directory, Inode
@@ -99,7 +100,6 @@ class UnionData(UnionNames):
         source, offset = node.fd, node.base
         self._upper.create(node)
         try:
-            self._upper.reserve(node, 0, length)
             self._upper.fill(node, source, offset, length)
         except OSError:
             self._upper.free(node)
@@ -151,12 +151,14 @@ class UnionData(UnionNames):
         self._changed(node)
 
     def lseek(self, node: Inode, handle: Handle | None, offset: int, whence: int) -> int:  # noqa: ARG002
-        """See Filesystem. A layer's file has no holes but the one at its end."""
+        """See Filesystem. An image layer's file has no holes but the one at its end."""
         self._check_regular(node)
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             fail(errno.EINVAL)
         if node.owned:
             return self._upper.seek(node, offset, whence)
+        if node.sparse:
+            return copying.seek(node.fd, node.base, node.size, offset, whence)
         if not 0 <= offset < node.size:
             fail(errno.ENXIO)
         return offset if whence == os.SEEK_DATA else node.size

@@ -14,6 +14,7 @@ import errno
 import os
 from abc import ABC, abstractmethod
 
+from crumble_fsd import copying
 from crumble_fsd.filesystem import Statfs, fail
 from crumble_fsd.fuse_wire import FUSE_ROOT_ID
 from crumble_fsd.inodes import BLOCK, Directory, Inode
@@ -22,7 +23,6 @@ from crumble_native import files
 
 WINDOW = 1 << 40  # the largest file of an in-memory upper; 2^23 of them fit
 _WINDOWS = (1 << 23) - 1
-_COPY_CHUNK = 1 << 20
 # What one inode and one name cost this process beside data, about; so that a limit bounds all memory.
 INODE_COST, NAME_COST = 1024, 256
 
@@ -66,6 +66,11 @@ class Upper(Record, ABC):
         """Lets go of everything."""
 
     # Account.
+
+    @property
+    @abstractmethod
+    def charged(self) -> int:
+        """What is taken for all that is not data."""
 
     @abstractmethod
     def charge(self, cost: int, *, force: bool = False) -> None:
@@ -123,31 +128,20 @@ class Upper(Record, ABC):
 
     def seek(self, inode: Inode, offset: int, whence: int) -> int:
         """SEEK_DATA or SEEK_HOLE within the file's size; ENXIO past its end or its last data."""
-        if not 0 <= offset < inode.size:
-            fail(errno.ENXIO)
         fd = inode.fd if inode.fd >= 0 else self.open(inode)
-        try:
-            found = os.lseek(fd, inode.base + offset, whence) - inode.base
-        except OSError as error:
-            if error.errno != errno.ENXIO or whence == os.SEEK_DATA:
-                raise
-            return inode.size
-        if found >= inode.size:
-            if whence == os.SEEK_DATA:
-                fail(errno.ENXIO)
-            return inode.size
-        return found
+        return copying.seek(fd, inode.base, inode.size, offset, whence)
 
     def fill(self, inode: Inode, source: int, offset: int, length: int) -> None:
-        """Copies `length` bytes of descriptor `source` from `offset` to the start of the data."""
+        """Copies `length` bytes of descriptor `source` from `offset` to the start of the data.
+
+        A sparse file's holes stay holes. ENOSPC, EIO.
+        """
         fd = inode.fd if inode.fd >= 0 else self.open(inode)
-        os.lseek(fd, inode.base, os.SEEK_SET)
-        while length > 0:
-            done = os.sendfile(fd, source, offset, min(length, 64 * _COPY_CHUNK))
-            if done == 0:  # the layer's contents end early
-                fail(errno.EIO)
-            offset += done
-            length -= done
+        end = offset + length
+        parts = copying.extents(source, offset, end) if inode.sparse else [(offset, end)]
+        for first, last in parts:
+            self.reserve(inode, first - offset, last - first)
+            copying.copy(source, first, fd, inode.base + first - offset, last - first)
 
 
 class MemoryUpper(Upper):
@@ -167,6 +161,11 @@ class MemoryUpper(Upper):
     def close(self) -> None:
         """Frees all memory."""
         os.close(self._fd)
+
+    @property
+    def charged(self) -> int:
+        """See Upper."""
+        return self._other
 
     def charge(self, cost: int, *, force: bool = False) -> None:
         """See Upper."""
@@ -228,16 +227,8 @@ class MemoryUpper(Upper):
         files.allocate(self._fd, inode.base + offset, length)
 
     def blocks(self, inode: Inode) -> int:
-        """See Upper. Of a file in very many pieces, only the first are counted."""
-        at, total = 0, 0
-        for _ in range(256):
-            try:
-                start = self.seek(inode, at, os.SEEK_DATA)
-            except OSError:
-                break
-            at = self.seek(inode, start, os.SEEK_HOLE)
-            total += (at + BLOCK - 1) // BLOCK - start // BLOCK
-        return total * (BLOCK // 512)
+        """See Upper."""
+        return copying.data_blocks(self._fd, inode.base, inode.base + inode.size)
 
     def fsync(self, inode: Inode, *, data_only: bool) -> None:
         """There is no stable storage."""

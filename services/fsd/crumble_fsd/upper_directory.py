@@ -127,7 +127,9 @@ class DirectoryUpper(Upper):
             batch.append(inode_record(inode))
             if isinstance(inode, Directory):
                 for name, child in (inode.children or {}).items():
-                    batch.append(["n", inode.nodeid, name, child.nodeid if child else 0])
+                    batch.append(
+                        ["n", inode.nodeid, name, child.nodeid if isinstance(child, Inode) else 0]
+                    )
             if len(batch) > _BATCH:
                 yield msgpack.packb(batch)
                 batch = []
@@ -185,6 +187,11 @@ class DirectoryUpper(Upper):
             os.close(fd)
 
     # Account.
+
+    @property
+    def charged(self) -> int:
+        """See Upper."""
+        return self._other
 
     def charge(self, cost: int, *, force: bool = False) -> None:
         """See Upper."""
