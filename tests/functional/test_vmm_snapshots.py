@@ -77,6 +77,14 @@ def test_two_clones_never_draw_the_same_bytes(snapshot: Snapshot) -> None:
     assert len(set(drawn)) == len(drawn)
 
 
+def test_the_kernel_knows_that_it_is_a_clone(vm: SnapshotVm, snapshot: Snapshot) -> None:
+    """It reseeds by itself, before the agent does."""
+    told = "crng reseeded due to virtual machine fork"
+    with snapshot.restore() as clone:
+        assert told in clone.shell("dmesg")
+    assert told not in vm.shell("dmesg")
+
+
 def test_clocks(vm: SnapshotVm, snapshot: Snapshot) -> None:
     """The wall clock is the host's; the monotonic clock goes on from the capture."""
     with snapshot.restore() as clone:

@@ -23,7 +23,8 @@ from crumble_vmm.chipset.builder import ChipsetBuilder
 from crumble_vmm.chipset.bus import Mapping as BusMapping
 from crumble_vmm.chipset.lines import Line, LineSet
 from crumble_vmm.config import MEMORY_UNIT, MachineConfig
-from crumble_vmm.devices import goldfish_rtc, uart8250
+from crumble_vmm.devices import generation_id, goldfish_rtc, uart8250
+from crumble_vmm.devices.generation_id import GenerationId
 from crumble_vmm.devices.goldfish_rtc import GoldfishRtc
 from crumble_vmm.devices.uart8250 import Uart8250
 from crumble_vmm.devices.virtio import mmio
@@ -42,6 +43,7 @@ from crumble_vmm.timeline import Timeline
 
 # The machine's map: that of QEMU's riscv "virt" board where both have the device.
 RTC_BASE, RTC_LINE = 0x0010_1000, 11
+GENERATION_ID_BASE, GENERATION_ID_LINE = 0x0010_2000, 12
 PLIC_BASE, PLIC_SIZE, PLIC_SOURCES = 0x0C00_0000, 0x0400_0000, 95
 UART_BASE, UART_LINE = 0x1000_0000, 10
 VIRTIO_BASE, VIRTIO_SLOTS, VIRTIO_FIRST_LINE = 0x1000_1000, 8, 1
@@ -213,6 +215,11 @@ class _Board:
         region = self._space.add_mmio("rtc", RTC_BASE, goldfish_rtc.SIZE)
         self.chipset.add(rtc, [BusMapping(region, rtc)])
         self._describe("rtc", "google,goldfish-rtc", region, line)
+        line = self._lines.claim("generation", GENERATION_ID_LINE)
+        generation = GenerationId("generation", line)
+        region = self._space.add_mmio("generation", GENERATION_ID_BASE, generation_id.SIZE)
+        self.chipset.add(generation, [BusMapping(region, generation)])
+        self._describe("vmgenid", "microsoft,vmgenid", region, line)
 
     def add_virtio(self, config: MachineConfig, ends: Ends) -> None:
         """A slot for each virtio device, lowest first."""

@@ -102,6 +102,11 @@ class RtcState:
 
 
 @dataclass(frozen=True)
+class GenerationIdState:
+    """The generation ID: what it is must not be kept."""
+
+
+@dataclass(frozen=True)
 class ProcessState:
     """A process that the session of the captured VM knew."""
 
