@@ -15,13 +15,31 @@ static void *map_pages(uint64_t size) {
     return at == MAP_FAILED ? NULL : at;
 }
 
+// Aligned so that the host can back it with huge pages: a page fault costs more than it takes to
+// zero what is filled soon after anyway.
+static void *map_huge(uint64_t size) {
+    const uint64_t huge = 2u << 20;
+    uint8_t *at = map_pages(size + huge);
+    if (at == NULL) return NULL;
+    const uint64_t before = -(uintptr_t)at & (huge - 1);
+    if (before != 0) munmap(at, before);
+    if (before != huge) munmap(at + before + size, huge - before);
+    madvise(at + before, size, MADV_HUGEPAGE);
+    return at + before;
+}
+
+static uint64_t hash_bytes(const crb_hart *hart) {
+    return sizeof *hart->hash << hart->hash_bits;
+}
+
 int crb_blocks_init(crb_hart *hart) {
-    hart->ops = map_pages(CRB_MAX_OPS * sizeof *hart->ops);
+    hart->hash_bits = CRB_HASH_MIN;
+    hart->ops = map_huge(CRB_MAX_OPS * sizeof *hart->ops);
     hart->meta = map_pages(CRB_MAX_OPS * sizeof *hart->meta);
     hart->blocks = map_pages(CRB_MAX_BLOCKS * sizeof *hart->blocks);
     hart->code_pages = map_pages(CRB_MAX_CODE_PAGES * sizeof *hart->code_pages);
     hart->page_index = map_pages(hart->machine->n_pages * sizeof *hart->page_index);
-    hart->hash = map_pages(CRB_HASH_SIZE * sizeof *hart->hash);
+    hart->hash = map_pages(hash_bytes(hart));
     hart->young = map_pages(CRB_MAX_YOUNG * sizeof *hart->young);
     hart->stored = map_pages(hart->machine->n_pages / 8 + sizeof *hart->stored);
     if (hart->ops == NULL || hart->meta == NULL || hart->blocks == NULL ||
@@ -42,7 +60,7 @@ void crb_blocks_free(crb_hart *hart) {
     unmap(hart->blocks, CRB_MAX_BLOCKS * sizeof *hart->blocks);
     unmap(hart->code_pages, CRB_MAX_CODE_PAGES * sizeof *hart->code_pages);
     unmap(hart->page_index, hart->machine->n_pages * sizeof *hart->page_index);
-    unmap(hart->hash, CRB_HASH_SIZE * sizeof *hart->hash);
+    unmap(hart->hash, hash_bytes(hart));
     unmap(hart->young, CRB_MAX_YOUNG * sizeof *hart->young);
     unmap(hart->stored, hart->machine->n_pages / 8 + sizeof *hart->stored);
 }
@@ -67,7 +85,7 @@ void crb_blocks_flush(crb_hart *hart) {
         hart->page_index[page] = 0;
         if (hart->machine->n_harts == 1) forget_code(hart->machine, page);
     }
-    memset(hart->hash, 0, CRB_HASH_SIZE * sizeof *hart->hash);
+    memset(hart->hash, 0, hash_bytes(hart));
     hart->n_ops = hart->n_blocks = hart->n_code_pages = 1;
     hart->n_hashed = hart->n_young = 0;
     hart->counters.block_flushes++;
@@ -132,10 +150,37 @@ static uint64_t hash_key(uint64_t page, uint32_t offset) {
 
 // The slot that holds the key, or the free one where it belongs.
 static uint32_t hash_slot(const crb_hart *hart, uint64_t key) {
-    uint32_t slot = (uint32_t)((key * 0x9e3779b97f4a7c15ull) >> 47) & (CRB_HASH_SIZE - 1);
+    const uint32_t mask = (1u << hart->hash_bits) - 1;
+    uint32_t slot = (uint32_t)((key * 0x9e3779b97f4a7c15ull) >> (64 - hart->hash_bits));
     while (hart->hash[slot] != 0 && hart->hash[slot] >> 24 != key)
-        slot = (slot + 1) & (CRB_HASH_SIZE - 1);
+        slot = (slot + 1) & mask;
     return slot;
+}
+
+static bool hash_full(const crb_hart *hart) {
+    return hart->n_hashed > (3u << hart->hash_bits) / 4;
+}
+
+// Twice as large; killed blocks stay behind. False when it cannot grow.
+static bool grow_hash(crb_hart *hart) {
+    if (hart->hash_bits == CRB_HASH_MAX) return false;
+    uint64_t *const old = hart->hash;
+    const uint64_t old_bytes = hash_bytes(hart);
+    uint64_t *grown = map_pages(2 * old_bytes);
+    if (grown == NULL) return false;
+    hart->hash = grown;
+    hart->hash_bits++;
+    hart->n_hashed = 0;
+    for (uint32_t i = 1; i < hart->n_blocks; i++) {
+        crb_block *block = &hart->blocks[i];
+        const uint64_t entry = block->slot < old_bytes / sizeof *old ? old[block->slot] : 0;
+        if ((entry & 0xffffff) != block->first) continue;
+        block->slot = hash_slot(hart, entry >> 24);
+        hart->hash[block->slot] = entry;
+        hart->n_hashed++;
+    }
+    unmap(old, old_bytes);
+    return true;
 }
 
 static uint32_t find(const crb_hart *hart, uint64_t page, uint32_t offset) {
@@ -396,7 +441,7 @@ static uint32_t decode_ops(crb_hart *hart, crb_code_page *code, const uint8_t *h
 
 static crb_op *decode_block(crb_hart *hart, uint64_t page, uint32_t offset) {
     if (hart->n_ops + CRB_BLOCK_SLOTS > CRB_MAX_OPS || hart->n_blocks == CRB_MAX_BLOCKS ||
-        hart->n_hashed > CRB_HASH_SIZE / 4 * 3 || hart->n_code_pages == CRB_MAX_CODE_PAGES)
+        (hash_full(hart) && !grow_hash(hart)) || hart->n_code_pages == CRB_MAX_CODE_PAGES)
         crb_blocks_flush(hart);
     crb_code_page *code = code_page(hart, page);
     // Code before it is looked up: who moves the page from its base later sees that it is.

@@ -69,7 +69,8 @@ typedef struct crb_exec_entry {
 #define CRB_MAX_BLOCKS     (1u << 16)
 #define CRB_MAX_CODE_PAGES (1u << 14)
 #define CRB_MAX_YOUNG      4096
-#define CRB_HASH_SIZE      (1u << 17)
+#define CRB_HASH_MIN       13 // bits: doubled as it fills
+#define CRB_HASH_MAX       17
 #define CRB_JUMPS          4096
 #define CRB_EXEC_ENTRIES   256
 #define CRB_EXEC_FILTER    4096
@@ -196,6 +197,7 @@ typedef struct crb_hart {
 
     // Caches.
     uint32_t n_ops, n_blocks, n_code_pages, n_hashed;
+    uint32_t hash_bits;
     uint32_t gen;         // last given
     uint32_t mode_gen[2]; // jump_gen by privilege
     uint64_t stale_seen;
