@@ -25,7 +25,7 @@ def create(size: int, label: str) -> int:
     try:
         if huge_pages() or not _fits(size):
             return _memfd(size, label)
-        return _posix(size)
+        return _posix(size, label)
     except OSError as error:
         raise HostError(
             f"Cannot make {size >> 20} MiB of shared memory: {error.strerror or error}.",
@@ -51,11 +51,12 @@ def _fits(size: int) -> bool:
     return info.f_bavail * info.f_frsize >= size
 
 
-def _posix(size: int) -> int:
+def _posix(size: int, label: str) -> int:
+    name = f"/crumble-{label}-{os.urandom(8).hex()}"
     try:
-        made = posix_ipc.SharedMemory(None, posix_ipc.O_CREX, mode=0o600, size=size)
+        made = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600, size=size)
     except (posix_ipc.Error, PermissionError):
-        return _memfd(size, "crumble")
+        return _memfd(size, label)
     made.unlink()
     fd: int = made.fd
     os.set_inheritable(fd, False)

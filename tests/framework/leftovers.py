@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 import time
 from pathlib import Path
 
 _SHM = Path("/dev/shm")
-# posix_ipc's invented names; other programs of this machine have other ones.
-_OURS = re.compile(r"[a-z]{3,16}|.*crumble.*")
 _LIMIT = 20.0
 
 
@@ -95,5 +92,5 @@ def _entries(place: Path) -> list[Path]:
 
 def _shared_places() -> list[Path]:
     """What several users of a machine have in common, so that only what is new says something."""
-    found = [path for path in _entries(Path(tempfile.gettempdir())) if "crumble" in path.name]
-    return found + [path for path in _entries(_SHM) if _OURS.fullmatch(path.name)]
+    places = (Path(tempfile.gettempdir()), _SHM)
+    return [path for place in places for path in _entries(place) if "crumble" in path.name]
