@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crumble.sdk.captured import Snapshot
     from crumble.sdk.images import Image, images, inspect, pull, remove
     from crumble.sdk.process import (
         DEVNULL,
@@ -44,6 +45,7 @@ __all__ = [
     "InternalError",
     "Process",
     "RemoteError",
+    "Snapshot",
     "UsageError",
     "images",
     "inspect",
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "crumble.sdk.captured": ("Snapshot",),
     "crumble.sdk.images": ("Image", "images", "inspect", "pull", "remove"),
     "crumble.sdk.process": ("DEVNULL", "PIPE", "CommandError", "CommandTimeoutError", "Process"),
     "crumble.sdk.run": ("run",),

@@ -3,7 +3,9 @@
 The fake vmm runs a VM's processes as processes of this host, in a directory of its own, with the
 same credits, signals, ptys and errors, so that what is above it (supervisor, SDK, CLI) is tested end to
 end. Misbehaviour is asked for by the kernel command line: `fake=panic`, `fake=silent`,
-`fake=poweroff`, `fake=die` (at boot), `fake=die-later` (when a process starts).
+`fake=poweroff`, `fake=die` (at boot), `fake=die-later` (when a process starts), `fake=frail` (dies when it
+goes on from a snapshot), `fake=unfrozen` (refuses Freeze), `fake=unsaved` (cannot save its memory),
+`fake=frozen` (dies in Freeze), `fake=saving` (dies while it saves).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any, ClassVar
+
+import msgpack
 
 from crumble.supervisor.table import Row, Table
 from crumble_common.errors import GuestError, InternalError, RemoteError, UsageError
@@ -61,6 +65,17 @@ class FakeFsd(Unconfined):
         if not self.socket.recv(64):
             self.context.finish()
 
+    def handle(self, message: Any, reply: Reply) -> None:
+        if not isinstance(message, fs.FsFreeze):
+            super().handle(message, reply)
+            return
+        for name in (message.index_fd, message.contents_fd):
+            with os.fdopen(self.context.take_fd(name), "wb") as file:
+                file.write(name.encode())
+        if message.capture_fd:
+            os.close(self.context.take_fd(message.capture_fd))
+        reply.ok(fs.FsFrozen(b"fsd" if message.capture_fd else b"", True, 8))
+
 
 class FakeVmm(Unconfined):
     name = "vmm"
@@ -83,7 +98,11 @@ class FakeVmm(Unconfined):
 
     def open(self, config: vm.VmConfig) -> None:
         self.config = config
-        if not Path(config.kernel).exists():
+        if config.restore:
+            base = self.context.fd("memory_base")
+            assert os.pread(base, 4, 4096) == b"page"
+            assert os.fstat(base).st_size == config.memory
+        elif not Path(config.kernel).exists():
             raise UsageError(f"{config.kernel} is not a kernel.", code="kernel.bad")
         assert os.fstat(self.context.fd("memory")).st_size == config.memory
         os.fstat(self.context.fd("page_state"))
@@ -97,6 +116,9 @@ class FakeVmm(Unconfined):
     def boot(self) -> None:
         words = self.config.cmdline.split()
         self.event("booting", "fake")
+        if self.config.restore:
+            self.go_on(words)
+            return
         if self.config.dmesg:
             self.context.send(vm.ConsoleOutput(self.config.vm, b"[    0.000000] Linux\n"))
         if "fake=die" in words:
@@ -107,6 +129,40 @@ class FakeVmm(Unconfined):
             self.event("poweroff")
         elif "fake=silent" not in words:
             self.event("agent_ready")
+
+    def go_on(self, words: list[str]) -> None:
+        if "fake=frail" in words:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.root.mkdir(exist_ok=True)
+        for name, data in msgpack.unpackb(self.config.restore).items():
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        self.event("agent_ready")
+
+    def freeze(self, message: vm.Freeze) -> vm.Frozen:
+        self.capture = self.context.take_fd(message.capture_fd)
+        words = self.config.cmdline.split()
+        if "fake=frozen" in words:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "fake=unfrozen" in words:
+            os.close(self.capture)
+            raise GuestError("Not now.", code="vm.busy")
+        files = {
+            str(path.relative_to(self.root)): path.read_bytes()
+            for path in self.root.rglob("*")
+            if path.is_file()
+        }
+        return vm.Frozen(msgpack.packb(files))
+
+    def thaw(self) -> None:
+        words = self.config.cmdline.split()
+        if "fake=saving" in words:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.pwrite(self.capture, b"page", 4096)
+        os.close(self.capture)
+        error = "There is no room." if "fake=unsaved" in words else ""
+        self.context.send(vm.Captured(self.config.vm, 1, error))
 
     def event(self, kind: Any, detail: str = "") -> None:
         self.context.send(vm.VmEvent(self.config.vm, kind, detail))
@@ -128,6 +184,11 @@ class FakeVmm(Unconfined):
         elif isinstance(message, vm.Pause | vm.Resume):
             self.pause(isinstance(message, vm.Pause))
             reply.ok()
+        elif isinstance(message, vm.Freeze):
+            reply.ok(self.freeze(message))
+        elif isinstance(message, vm.Thaw):
+            reply.ok()
+            self.thaw()
         elif isinstance(message, vm.Timeline):
             now = time.monotonic_ns()
             reply.ok(vm.TimelineSlices([vm.Slice("kernel", now - 3_000_000, now - 1_000_000)]))
@@ -212,6 +273,9 @@ class FakeOcid(Unconfined):
         elif isinstance(message, image.ImageExport):
             Path(message.path).write_bytes(message.format.encode())
             reply.ok()
+        elif isinstance(message, image.ImageCommit):
+            assert Path(message.index).read_bytes() == b"index"
+            reply.ok(made(message.reference))
         else:
             super().handle(message, reply)
 
@@ -246,7 +310,14 @@ def made(name: str) -> image.Image:
 
 
 TABLE: Table = {
-    "vmm": Row("vmm", "framework.fake_services:FakeVmm", "vm", ("memory", "page_state", "root_fs")),
-    "fsd": Row("fsd", "framework.fake_services:FakeFsd", "vm", ("page_state", "root_fs")),
+    "vmm": Row(
+        "vmm",
+        "framework.fake_services:FakeVmm",
+        "vm",
+        ("memory", "page_state", "memory_base", "root_fs"),
+    ),
+    "fsd": Row(
+        "fsd", "framework.fake_services:FakeFsd", "vm", ("page_state", "memory_base", "root_fs")
+    ),
     "ocid": Row("ocid", "framework.fake_services:FakeOcid", "user", restart=True),
 }

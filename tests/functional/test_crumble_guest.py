@@ -152,7 +152,7 @@ def test_a_service_killed_under_a_running_command(world: World, service: str) ->
 
 @pytest.mark.parametrize("service", ["vmm", "fsd", "ocid"])
 def test_a_service_killed_while_it_starts(world: World, service: str) -> None:
-    process = world.start("run", IMAGE, "true")
+    process = world.start("run", "--no-snapshot", IMAGE, "true")
     os.kill(world.pid(service), signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 125

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from crumble_common.messages.fs import Share
+from crumble_common.messages.image import ImageConfig
 from crumble_common.messages.vm import ProcessStart
 from crumble_common.wire import message
 
@@ -23,6 +24,9 @@ class VmCreate:
     the requester's connection, and runs `main`, whose output goes to its log and whose end is its end.
     An empty `main.argv` is the image's own command; entrypoint replaces the image's, None keeps it.
     boot_timeout: seconds from the kernel's entry to the agent's first word.
+
+    snapshot: goes on from this snapshot; image, cpus, memory, kernel and cmdline are then its own.
+    boot_snapshot: may go on from where another VM like it had booted, and leave that for the next one.
     """
 
     image: str
@@ -41,6 +45,8 @@ class VmCreate:
     entrypoint: list[str] | None = None
     boot_timeout: float = 120.0
     operation: str = ""
+    snapshot: str = ""
+    boot_snapshot: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class ServiceInfo:
 @dataclass(frozen=True)
 class VmInfo:
     """A VM as `ps` shows it. state: "starting", "running", "paused", "stopping", "stopped",
-    "failed".
+    "failed". snapshot: the one it went on from, "" when it booted.
     """
 
     id: str
@@ -76,6 +82,7 @@ class VmInfo:
     working_dir: str = ""
     user: str = ""
     services: list[ServiceInfo] = field(default_factory=list)
+    snapshot: str = ""
 
 
 @message("client.vm.list")
@@ -149,6 +156,65 @@ class StatusInfo:
     started: float
     services: list[ServiceInfo]
     vms: int
+
+
+@message("client.snapshot.create")
+@dataclass(frozen=True)
+class SnapshotCreate:
+    """Captures a VM, which goes on running. Reply: SnapshotMade, when it is on disk."""
+
+    vm: str
+    name: str
+
+
+@message("client.snapshot.made")
+@dataclass(frozen=True)
+class SnapshotMade:
+    """pause: seconds the VM stood still. size: bytes of memory on disk."""
+
+    name: str
+    pause: float
+    size: int
+
+
+@message("client.fork")
+@dataclass(frozen=True)
+class Fork:
+    """Makes `count` VMs more of a running one. Reply: Forked, when the agents of all are ready.
+
+    name: of the new one; with several, what their names begin with; "" invents them. detach: they
+    outlive the requester's connection.
+    """
+
+    vm: str
+    count: int = 1
+    name: str = ""
+    detach: bool = False
+
+
+@message("client.forked")
+@dataclass(frozen=True)
+class Forked:
+    """The new VMs. pause: seconds the old one stood still. seconds: all it took."""
+
+    vms: list[VmInfo]
+    pause: float
+    seconds: float
+
+
+@message("client.commit")
+@dataclass(frozen=True)
+class Commit:
+    """Makes an image of what a VM's files are now. Reply: messages.image.Image.
+
+    excludes: paths to leave out. config: replaces the image's, None keeps it.
+    """
+
+    vm: str
+    reference: str
+    excludes: list[str] = field(default_factory=list)
+    config: ImageConfig | None = None
+    comment: str = ""
 
 
 @message("client.down")

@@ -102,6 +102,10 @@ class Backend:
         self._inflight: inflight.Inflight | None = None
         self._status = 0
 
+    def capture_to(self, fd: int) -> None:
+        """The VM is being captured: pages that we write are saved to `fd` first, which is ours now."""
+        self.table.capture_to(fd)
+
     def fileno(self) -> int:
         """The socket's descriptor, for polling."""
         return self._channel.fileno()
@@ -127,6 +131,7 @@ class Backend:
         if self.backend_channel is not None:
             self.backend_channel.close()
             self.backend_channel = None
+        self.table.capture_to(-1)
         self._inflight = None
         self.table = MemoryTable()
         self._channel.close()

@@ -28,7 +28,15 @@ class MemoryTable:
         self._page_state = page_state
         self._base = base
         self._mapped: list[tuple[Region, mmap.mmap]] = []
+        self._capture = -1
         self.memory = Memory(page_state)
+
+    def capture_to(self, fd: int) -> None:
+        """Saves frozen pages to `fd` from now on, which this object owns; -1: nowhere."""
+        if self._capture >= 0:
+            os.close(self._capture)
+        self._capture = fd
+        self.memory.capture_to(fd)
 
     def __len__(self) -> int:
         return len(self._mapped)
@@ -66,6 +74,7 @@ class MemoryTable:
 
     def _rebuild(self, mapped: list[tuple[Region, mmap.mmap]]) -> None:
         memory = Memory(self._page_state)
+        memory.capture_to(self._capture)
         for region, mapping in mapped:
             self._put(memory, region, mapping)
         self.memory, self._mapped = memory, mapped

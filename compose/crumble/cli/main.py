@@ -22,6 +22,8 @@ VERBS = {
     "stop": "stop VMs",
     "pause": "let VMs stand still",
     "unpause": "let paused VMs go on",
+    "fork": "make more VMs of a running one",
+    "commit": "make an image of a VM's files",
     "snapshot": "capture VMs; list, remove, check, export and import captured ones",
     "pull": "fetch an image",
     "images": "list images",

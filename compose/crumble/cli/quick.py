@@ -34,7 +34,7 @@ def ask(kind: str, body: dict[str, Any], to: str = "", *, limit: float = _LIMIT)
             stream.connect(f"{daemon}/stream")
             frame = msgpack.packb({"t": kind, "id": 1, "b": body, "to": to})
             stream.sendall(_LENGTH.pack(len(frame)) + frame)
-            reply = msgpack.unpackb(_receive(stream))
+            reply = _reply(stream)
     except OSError as error:
         raise InternalError(
             f"The supervisor does not answer: {error}.", code="supervisor.gone"
@@ -46,11 +46,17 @@ def ask(kind: str, body: dict[str, Any], to: str = "", *, limit: float = _LIMIT)
     return answer
 
 
-def _receive(stream: socket.socket) -> bytes:
-    data = b""
-    while len(data) < _LENGTH.size or len(data) < _LENGTH.size + _LENGTH.unpack_from(data)[0]:
-        more = stream.recv(1 << 20)
-        if not more:
-            raise ConnectionResetError("it closed the connection")
-        data += more
-    return data[_LENGTH.size :]
+def _reply(stream: socket.socket) -> dict[str, Any]:
+    """The first frame that answers; events are not our business."""
+    data = bytearray()
+    while True:
+        while len(data) < _LENGTH.size or len(data) < _LENGTH.size + _LENGTH.unpack_from(data)[0]:
+            more = stream.recv(1 << 20)
+            if not more:
+                raise ConnectionResetError("it closed the connection")
+            data += more
+        end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+        frame: dict[str, Any] = msgpack.unpackb(data[_LENGTH.size : end])
+        if "re" in frame:
+            return frame
+        del data[:end]

@@ -9,7 +9,9 @@ from crumble.supervisor.locate import find_daemon
 
 def main(arguments: list[str]) -> int:
     """Runs the verb; returns the exit status."""
-    options = run_options.run_parser().parse_args(arguments)
+    parser = run_options.run_parser()
+    options = parser.parse_args(arguments)
+    run_options.settle(parser, options)
     ground = None
     try:
         if not options.detach and not find_daemon():

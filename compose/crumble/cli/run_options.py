@@ -46,11 +46,28 @@ def run_parser() -> Parser:
     add("--boot-timeout", type=_seconds, default=120.0, metavar="S", help="for its kernel and init")
     add("--cmdline", default="", metavar="WORDS", help="append to the kernel's command line")
     add("--hv", choices=("auto", "soft", "kvm"), default="auto", help="back end (default: auto)")
+    add(
+        "--from",
+        dest="snapshot",
+        default="",
+        metavar="SNAPSHOT",
+        help="go on from it; no IMAGE then",
+    )
+    add("--no-snapshot", action="store_true", help="boot, whether or not that was captured before")
     add("--dmesg", action="store_true", help="show the guest kernel's messages on stderr")
     add("--timeline", action="store_true", help="show where the time went on stderr")
-    add("image", metavar="IMAGE")
+    add("image", metavar="IMAGE", nargs="?", default="")
     add("command", metavar="CMD", nargs=argparse.REMAINDER)
     return parser
+
+
+def settle(parser: Parser, options: argparse.Namespace) -> None:
+    """With --from, the first word is the command's."""
+    if options.snapshot:
+        options.command = [options.image, *options.command] if options.image else []
+        options.image = ""
+    elif not options.image:
+        parser.error("the image is missing")
 
 
 def process_options(parser: Parser) -> None:

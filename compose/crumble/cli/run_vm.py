@@ -84,6 +84,8 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
         main=start if options.detach else None,
         entrypoint=entrypoint,
         boot_timeout=options.boot_timeout,
+        snapshot=options.snapshot,
+        boot_snapshot=not options.no_snapshot,
         operation="run",
     )
 

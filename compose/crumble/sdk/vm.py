@@ -7,11 +7,12 @@ with crumble.VM("deb:trixie") as vm:
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from crumble.sdk.options import Volumes, failure_of, image_reference, memory_size, shares
 from crumble.sdk.process import PIPE, CommandError, Process
@@ -21,6 +22,9 @@ from crumble.supervisor.names import invent
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages import client as messages
 from crumble_common.messages import vm as guest
+
+if TYPE_CHECKING:
+    from crumble.sdk.captured import Snapshot
 
 Command = str | Sequence[str]
 OnEvent = Callable[[Any], None]
@@ -33,14 +37,16 @@ class VM:
 
     image: as `crumble run` takes it. memory: bytes, or "512m". volumes: {host: guest} or
     ["host:guest[:ro]"]. kernel: a path; the default one otherwise. pull: "missing", "always", "never".
-    boot_timeout: seconds its kernel and init may take. on_event: gets Progress, VmEvent and, with
+    boot_timeout: seconds its kernel and init may take. snapshot: the name of one to go on from, instead of
+    an image. boot_snapshot: False boots it whether or not that was captured before. on_event: gets Progress, VmEvent and, with
     dmesg, ConsoleOutput messages, in another thread.
     """
 
     def __init__(
         self,
-        image: str,
+        image: str = "",
         *,
+        snapshot: str = "",
         name: str = "",
         cpus: int = 1,
         memory: int | str = 512 << 20,
@@ -52,6 +58,7 @@ class VM:
         hostname: str = "",
         dmesg: bool = False,
         boot_timeout: float = 120.0,
+        boot_snapshot: bool = True,
         on_event: OnEvent | None = None,
     ) -> None:
         self._request = messages.VmCreate(
@@ -67,6 +74,8 @@ class VM:
             shares=shares(volumes),
             hostname=hostname,
             boot_timeout=boot_timeout,
+            snapshot=snapshot,
+            boot_snapshot=boot_snapshot,
             operation="boot",
         )
         self._on_event = on_event
@@ -93,7 +102,7 @@ class VM:
         return self
 
     def __enter__(self) -> Self:
-        return self.start()
+        return self.start() if self._info is None else self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -213,6 +222,31 @@ class VM:
         """Lets it go on; UsageError "vm.not_paused"."""
         self._connected().call(guest.Resume(), to=self._target)
 
+    def snapshot(self, name: str) -> Snapshot:
+        """Captures it under a name; it goes on running. UsageError "snapshot.exists"."""
+        from crumble.sdk.captured import Snapshot
+
+        link = self._connected()
+        made = link.call(messages.SnapshotCreate(self._target[3:], name))
+        return Snapshot(made.name, made.pause)
+
+    def fork(self, count: int = 1, *, name: str = "") -> list[VM]:
+        """More VMs like this one, running from this moment on; each is to be stopped, or entered."""
+        link = self._connected()
+        made: messages.Forked = link.call(messages.Fork(self._target[3:], count, name))
+        return [self._forked(link, info) for info in made.vms]
+
+    def snapshot_filesystem(
+        self, reference: str = "", *, excludes: Sequence[str] = (), comment: str = ""
+    ) -> str:
+        """Makes an image of what its files are now; its name, by which a VM can be made of it."""
+        reference = reference or f"crumble.local/snapshot:{secrets.token_hex(8)}"
+        request = messages.Commit(
+            self._target[3:], reference, excludes=list(excludes), comment=comment
+        )
+        self._connected().call(request)
+        return reference
+
     def timeline(self) -> guest.TimelineSlices:
         """Where the time of its boot went."""
         slices: guest.TimelineSlices = self._connected().call(guest.Timeline(), to=self._target)
@@ -233,6 +267,13 @@ class VM:
             link.listen(target, None)
             stopped = UsageError("The VM was stopped.", code="vm.stopped")
             link.post(lambda: self._fail(stopped))
+
+    def _forked(self, link: Session, info: messages.VmInfo) -> VM:
+        made = VM(on_event=self._on_event)
+        made._request = self._request
+        made._info, made._session, made._target = info, link, f"vm:{info.name}"
+        link.listen(made._target, made._event)
+        return made
 
     def _connected(self) -> Session:
         if self._session is None or not self._target:

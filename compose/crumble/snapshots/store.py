@@ -85,6 +85,11 @@ class Draft:
         fd = self.fds[name] = os.open(name, flags, 0o600, dir_fd=self._fd)
         return fd
 
+    def link(self, name: str, path: str) -> None:
+        """A file that is elsewhere below our directory, and does not change."""
+        os.link(path, name, dst_dir_fd=self._fd)
+        self.fds[name] = os.open(name, _FLAGS, dir_fd=self._fd)
+
     def drop(self, name: str) -> None:
         """Removes a file that turned out not to be needed."""
         os.close(self.fds.pop(name))
@@ -126,9 +131,9 @@ class Store:
 
     def begin(self) -> Draft:
         """A new one; HostError when the directory cannot be written."""
-        name = f".tmp-{secrets.token_hex(6)}"
+        self.sweep()
         with self._guard():
-            path = self.path / name
+            path = self.path / f".tmp-{secrets.token_hex(6)}"
             path.mkdir(mode=0o700)
             held = _lock(path, fcntl.LOCK_EX)
             assert held is not None

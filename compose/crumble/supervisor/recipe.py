@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 from typing import TYPE_CHECKING
 
-from crumble.supervisor import limits
+from crumble.supervisor import bootkey, limits, rename
 from crumble.supervisor.images import OnProgress
 from crumble.supervisor.tasks import Task, both, limited
 from crumble_common.errors import GuestError
@@ -16,27 +17,64 @@ from crumble_common.messages.image import Image, ImageGet, Kernel, KernelGet
 from crumble_common.messages.vm import VirtioFs, VmConfig
 
 if TYPE_CHECKING:
+    from crumble.supervisor.origin import Origin
     from crumble.supervisor.vm import Vm
 
 # The only guests there are so far: what the soft CPU runs.
 ARCHITECTURE = "riscv64"
 ROOT_TAG = "root"
+# What a VM that goes on from a snapshot may take to say so, s.
+_WAKE = 30.0
 
 
 async def boot(vm: Vm, on_progress: OnProgress) -> None:
     """Takes a VM from its request to a running agent; raises CrumbleError."""
-    image, kernel = await _materials(vm, on_progress)
-    vm.image = image
+    limit = vm.request.boot_timeout
+    if vm.origin is None:
+        image, kernel = await _materials(vm, on_progress)
+        vm.image = image
+        vm.boot_key = bootkey.of(vm, image, kernel, _resolv_conf())
+        if origin := vm.host.captures.booted(vm):
+            vm.go_on_from(origin)
+        else:
+            _start(vm, _vm_config(vm, kernel), _fs_config(vm, image))
+    if vm.origin is not None:
+        limit = min(limit, _WAKE)
+        _go_on(vm, vm.origin)
+    await limited(vm.host.loop, vm.agent, limit, lambda: _no_agent(limit))
+    if vm.origin is not None:
+        await rename.rename(vm, vm.origin.about)
+
+
+def _go_on(vm: Vm, origin: Origin) -> None:
+    """From a captured VM's state: no kernel is loaded, nothing is copied."""
+    vm.host.fds.put(vm.id, "memory_base", origin.memory())
+    assert vm.image is not None
+    kernel = Kernel(ARCHITECTURE, "", "", "", [])
+    _start(
+        vm,
+        dataclasses.replace(_vm_config(vm, kernel), kernel="", restore=origin.state.vm),
+        dataclasses.replace(
+            _fs_config(vm, vm.image),
+            layers=origin.layers,
+            injected=[],
+            restore=origin.state.fsd,
+        ),
+    )
+
+
+def _start(vm: Vm, vm_config: VmConfig, fs_config: FsConfig) -> None:
+    """Its memory and its two processes."""
     fds = GuestMemory.create(vm.memory).detach()
     for name, fd in fds.items():
         vm.host.fds.put(vm.id, name, fd)
+    if vm.origin is not None:
+        fds["memory_base"] = vm.host.fds.get(vm.id, "memory_base")
     device_side, driver_side = socket.socketpair()
     with device_side, driver_side:
         # vmm first: it has more to do before they meet.
-        _spawn(vm, "vmm", _vm_config(vm, kernel), {**fds, "root_fs": driver_side.fileno()})
-        _spawn(vm, "fsd", _fs_config(vm, image), {**fds, "root_fs": device_side.fileno()})
-    limit = vm.request.boot_timeout
-    await limited(vm.host.loop, vm.agent, limit, lambda: _no_agent(limit))
+        _spawn(vm, "vmm", vm_config, {**fds, "root_fs": driver_side.fileno()})
+        _spawn(vm, "fsd", fs_config, {**fds, "root_fs": device_side.fileno()})
 
 
 async def _materials(vm: Vm, on_progress: OnProgress) -> tuple[Image, Kernel]:
@@ -57,7 +95,7 @@ async def _materials(vm: Vm, on_progress: OnProgress) -> tuple[Image, Kernel]:
 
 def _spawn(vm: Vm, service: str, config: FsConfig | VmConfig, fds: dict[str, int]) -> None:
     row = vm.host.table[service]
-    given = {name: fds[name] for name in row.fds}
+    given = {name: fds[name] for name in row.fds if name in fds}
     name = f"{service}.{vm.name}"
     vm.adopt(vm.host.services.start(row, name, config, vm.event, given))
 
@@ -70,8 +108,7 @@ def _fs_config(vm: Vm, image: Image) -> FsConfig:
         upper_limit=limits.written_files(),
         shares=vm.request.shares,
         injected=[
-            InjectedFile("/etc/hostname", f"{vm.hostname}\n".encode()),
-            InjectedFile("/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {vm.hostname}\n".encode()),
+            *(InjectedFile(path, data) for path, data in rename.files(vm.hostname).items()),
             InjectedFile("/etc/resolv.conf", _resolv_conf()),
         ],
     )
@@ -92,7 +129,7 @@ def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
         vm=vm.name,
         kernel=os.path.abspath(kernel.image),  # noqa: PTH100  a link stays a link
         memory=vm.memory,
-        cpus=request.cpus,
+        cpus=vm.cpus,
         modules=kernel.modules,
         cmdline=request.cmdline,
         hypervisor=request.hypervisor,

@@ -14,7 +14,9 @@ from typing import Any
 
 import zmq
 
+from crumble.snapshots.store import Store
 from crumble.supervisor import limits, names, recipe
+from crumble.supervisor.captures import Captures
 from crumble.supervisor.clients import Client, Clients
 from crumble.supervisor.command import argv
 from crumble.supervisor.fdstore import FdStore
@@ -22,6 +24,7 @@ from crumble.supervisor.ground import Ground
 from crumble.supervisor.images import REQUESTS as IMAGE_REQUESTS
 from crumble.supervisor.images import Images
 from crumble.supervisor.mainprocess import MainProcess
+from crumble.supervisor.origin import Origin
 from crumble.supervisor.services import Services
 from crumble.supervisor.spawner import Spawner
 from crumble.supervisor.streams import StreamClient, Streams
@@ -33,6 +36,7 @@ from crumble_common.errors import CrumbleError, HostError, InternalError, UsageE
 from crumble_common.eventloop import EventLoop
 from crumble_common.messages import client as messages
 from crumble_common.messages import vm as guest
+from crumble_common.messages.image import Image
 from crumble_common.messages.service import Ok, Ping
 
 # Ended VMs that `ps --all` and `logs` still know.
@@ -67,6 +71,8 @@ class Supervisor:
         self.fds = FdStore()
         self.services = Services(self.loop, self._context, self.instance.path, self._spawning)
         self.images = Images(self.services, self.table["ocid"])
+        self.store = Store()
+        self.captures = Captures(self, self.store)
         self.vms: dict[str, Vm] = {}
         self._fetching: dict[Task[Any], Client] = {}
         self._started = time.time()
@@ -88,6 +94,7 @@ class Supervisor:
             path = self.instance.path / "stream"
             self._streams = Streams(self.loop, path, self._message, self._stream_gone)
             self.instance.announce()
+            self.loop.call_soon(self.store.sweep)
         else:
             self.images.start()  # whatever we are here for will ask it
 
@@ -200,21 +207,33 @@ class Supervisor:
 
     async def _create(self, client: Client, request: messages.VmCreate) -> messages.VmInfo:
         limits.check(request)
+        origin = self.captures.named(request.snapshot) if request.snapshot else None
+        return (await self.make(client, request, origin)).info()
+
+    async def make(
+        self, client: Client, request: messages.VmCreate, origin: Origin | None = None
+    ) -> Vm:
+        """A VM, running: booted, or gone on from `origin` or a boot snapshot."""
         alive = {name for name, vm in self.vms.items() if not vm.ended.done}
-        vm = Vm(self, names.choose_name(request.name, alive), request, client)
+        vm = Vm(self, names.choose_name(request.name, alive), request, client, origin)
         self.vms[vm.name] = vm
         vm.ended.then(lambda _: self._vm_ended(vm))
         try:
             vm.booting = Task(recipe.boot(vm, lambda event: client.deliver(event, vm.source)))
             await vm.booting
+            if vm.boot_key and vm.origin is None:
+                await self.captures.boot(vm)
             if request.detach and request.main is not None:
                 await self._start_main(vm, request.main)
         except (CrumbleError, Cancelled, OSError) as problem:
             error = vm.failure or _boot_error(problem, vm)
             vm.fail(error)
             await vm.ended
+            if vm.trial_failed and isinstance(problem, CrumbleError):
+                self.captures.distrust(vm, error)
+                return await self.make(client, request)
             raise error from None
-        return vm.info()
+        return vm
 
     @staticmethod
     async def _start_main(vm: Vm, start: guest.ProcessStart) -> None:
@@ -234,6 +253,17 @@ class Supervisor:
         vm.log.remove()
         if self.vms.get(vm.name) is vm:
             del self.vms[vm.name]
+
+    async def _snapshot(
+        self, _client: Client, request: messages.SnapshotCreate
+    ) -> messages.SnapshotMade:
+        return await self.captures.create(self._vm(request.vm), request.name)
+
+    async def _fork(self, client: Client, request: messages.Fork) -> messages.Forked:
+        return await self.captures.fork(client, self._vm(request.vm), request)
+
+    async def _commit(self, client: Client, request: messages.Commit) -> Image:
+        return await self.captures.commit(client, self._vm(request.vm), request)
 
     async def _list(self, _client: Client, request: messages.VmList) -> messages.VmInfos:
         shown = [vm for vm in self.vms.values() if request.all or not vm.ended.done]
@@ -270,6 +300,9 @@ class Supervisor:
 
     _own: dict[type, Callable[[Supervisor, Client, Any], Coroutine[Any, Any, Any]]] = {
         messages.VmCreate: _create,
+        messages.SnapshotCreate: _snapshot,
+        messages.Fork: _fork,
+        messages.Commit: _commit,
         messages.VmList: _list,
         messages.VmStop: _stop_vm,
         messages.VmLogs: _logs,
@@ -290,6 +323,7 @@ class Supervisor:
         ends = [vm.stop(grace) for vm in self.vms.values() if not vm.ended.done]
         for end in ends:
             await end
+        await self.captures.finish()
         for process in self.services:
             # What is half done is given up properly, even by a ^C: no temporary file is left.
             process.stop(_OCID_GRACE if process.busy else min(grace, _OCID_GRACE))

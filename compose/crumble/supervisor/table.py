@@ -13,7 +13,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Row:
-    """One service. fds: the names it is given at spawn. warm: imported ahead of a second one."""
+    """One service. fds: the names it is given at spawn, of those there are. warm: imported ahead of a second one."""
 
     name: str
     entry: str
@@ -34,10 +34,12 @@ TABLE: Table = {
             "vmm",
             "crumble_vmm.service:VmmService",
             "vm",
-            ("memory", "page_state", "root_fs"),
+            ("memory", "page_state", "memory_base", "root_fs"),
             warm="crumble_vmm.guest.warm",
         ),
-        Row("fsd", "crumble_fsd.service:FsdService", "vm", ("page_state", "root_fs")),
+        Row(
+            "fsd", "crumble_fsd.service:FsdService", "vm", ("page_state", "memory_base", "root_fs")
+        ),
     )
 }
 

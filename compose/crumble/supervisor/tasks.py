@@ -7,6 +7,7 @@ arrives on one socket is acted on in the order in which it arrived.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
@@ -42,6 +43,11 @@ class Future(Generic[T]):
         if not self.done:
             self._error = error
             self._resolve()
+
+    @property
+    def failed(self) -> bool:
+        """Resolved, with an error."""
+        return self._error is not None
 
     def result(self) -> T:
         """The value; raises the error."""
@@ -142,6 +148,22 @@ def limited(
         _copy(done, outcome)
 
     future.then(settle)
+    return outcome
+
+
+def in_thread(loop: EventLoop, call: Callable[[], T]) -> Future[T]:
+    """What `call` gives, which may take its time: a thread runs it. The loop must outlive it."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        done: Future[T] = Future()
+        try:
+            done.set(call())
+        except BaseException as error:  # noqa: BLE001  passed on
+            done.fail(error)
+        loop.call_soon_threadsafe(lambda: _copy(done, outcome))
+
+    threading.Thread(target=run, name="worker").start()
     return outcome
 
 

@@ -9,11 +9,12 @@ and everybody who has a process in the VM is told why.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from crumble.supervisor import limits
+from crumble.supervisor import capture, limits
 from crumble.supervisor.command import with_defaults
 from crumble.supervisor.services import ServiceProcess
 from crumble.supervisor.tasks import Future, Task, limited
@@ -26,12 +27,15 @@ from crumble_common.messages.image import Image
 from crumble_common.messages.vm import VmEvent
 
 if TYPE_CHECKING:
+    from crumble.supervisor.origin import Origin
     from crumble.supervisor.supervisor import Supervisor
 
 # One service's death may make another fail: what failed within this time is judged together, s.
 _SETTLE = 0.2
 # What `fsd` may take to write its files back when a VM is stopped in an orderly way, s.
 _FSD_GRACE = 5.0
+# How long the capture of a VM that is to end may go on, s.
+_SAVING = 3.0
 _SEE_DMESG = "Run with --dmesg to see what its kernel printed."
 
 
@@ -46,14 +50,23 @@ class Vm:
 
     owner: gets VmEvent, ConsoleOutput. booting: the recipe's task. agent: resolved when the guest's
     agent is ready, or with why it will not be. ended: resolved when every process of it is gone.
+    origin: what it goes on from. boot_key: what its boot snapshot depends on, empty when it has none.
+    saving: the capture under way, resolved when its memory is saved.
     """
 
-    def __init__(self, host: Supervisor, name: str, request: VmCreate, owner: Listener) -> None:
+    def __init__(
+        self,
+        host: Supervisor,
+        name: str,
+        request: VmCreate,
+        owner: Listener,
+        origin: Origin | None = None,
+    ) -> None:
         self.host = host
         self.id = secrets.token_hex(6)
         self.name = name
         self.request = request
-        self.memory = limits.rounded_memory(request.memory)
+        self.cpus, self.memory = request.cpus, limits.rounded_memory(request.memory)
         self.hostname = request.hostname or name.replace("_", "-").strip("-.")
         self.created = time.time()
         self.state = "starting"
@@ -61,6 +74,10 @@ class Vm:
         self.hypervisor = request.hypervisor
         self.image: Image | None = None
         self.paused = False
+        self.origin: Origin | None = None
+        self.boot_key: dict[str, str] = {}
+        self.trial_failed = False
+        self.saving: Future[None] | None = None
         self.log = VmLog(host.instance.logs / f"vm-{name}.log", name)
         self.agent: Future[None] = Future()
         self.ended: Future[None] = Future()
@@ -73,6 +90,21 @@ class Vm:
         self._main = 0
         self._failures: list[tuple[ServiceProcess, CrumbleError]] = []
         self._stopping: Task[None] | None = None
+        if origin is not None:
+            self.go_on_from(origin)
+
+    def go_on_from(self, origin: Origin) -> None:
+        """Will not boot, but be what `origin` was."""
+        origin.take()
+        self.origin = origin
+        self.cpus, self.memory = origin.about.cpus, origin.about.memory
+        self.image = origin.image()
+
+    @property
+    def on_trial(self) -> bool:
+        """If it does not go on from its boot snapshot, another one boots in its place."""
+        booted = self.origin is not None and bool(self.boot_key)
+        return booted and self.state == "starting"
 
     @property
     def source(self) -> str:
@@ -91,8 +123,12 @@ class Vm:
             raise self.failure or GuestError(
                 f"The VM {self.name} is not running.", code="vm.not_running"
             )
+        return self.service("vmm")
+
+    def service(self, name: str) -> ServiceProcess:
+        """One of its processes; GuestError when it has none yet."""
         for service in self.services:
-            if service.row.name == "vmm":
+            if service.row.name == name:
                 return service
         raise GuestError(f"The VM {self.name} is still starting.", code="vm.not_running")
 
@@ -102,10 +138,10 @@ class Vm:
         return VmInfo(
             id=self.id,
             name=self.name,
-            image=self.request.image,
+            image=self.request.image or (self.image.reference if self.image else ""),
             state="paused" if self.paused and self.alive else self.state,
             created=self.created,
-            cpus=self.request.cpus,
+            cpus=self.cpus,
             memory=self.memory,
             hypervisor=self.hypervisor,
             detail=self.detail,
@@ -115,6 +151,7 @@ class Vm:
             working_dir=config.working_dir if config else "",
             user=config.user if config else "",
             services=[service.info() for service in self.services],
+            snapshot=self.origin.about.name if self.origin else "",
         )
 
     def adopt(self, service: ServiceProcess) -> None:
@@ -136,6 +173,8 @@ class Vm:
         elif isinstance(event, messages.ConsoleOutput):
             self.log.append(event.data)
             self.owner.deliver(event, self.source)
+        elif isinstance(event, messages.Captured):
+            capture.ended(self, event)
         elif isinstance(event, VmEvent):
             if self.alive or event.kind in ("poweroff", "reset"):
                 self._vm_event(event)
@@ -181,7 +220,9 @@ class Vm:
             self.agent.fail(error)
             log.error("vm failed", vm=self.name, error=error)
             panicked = error.code == "guest.panic"
-            self._tell(VmEvent(self.name, "panic" if panicked else "failed", str(error)))
+            self.trial_failed = self.on_trial
+            if not self.trial_failed:
+                self._tell(VmEvent(self.name, "panic" if panicked else "failed", str(error)))
             self.stop(0)
 
     def stop(self, grace: float) -> Future[None]:
@@ -200,6 +241,9 @@ class Vm:
     async def _stop(self, running: bool, grace: float) -> None:
         vmms = [service for service in self.services if service.row.name == "vmm"]
         others = [service for service in self.services if service.row.name != "vmm"]
+        if running and self.saving is not None:
+            with contextlib.suppress(CrumbleError):
+                await limited(self.host.loop, self.saving, _SAVING, _late)
         if running and grace > 0:
             await self._shut_down(vmms[0], grace)
         for service in vmms:
@@ -210,6 +254,10 @@ class Vm:
             service.stop(_FSD_GRACE if grace > 0 else 0)
         for service in others:
             await service.ended
+        if self.saving is not None:
+            self.saving.fail(self.failure or GuestError("The VM ended.", code="vm.stopped"))
+        if self.origin is not None:
+            self.origin.release()
         self.host.fds.close(self.id)
         self._tell_who_waits()
         self.log.end()

@@ -192,6 +192,12 @@ class FsdService(Service[FsConfig]):
             raise UsageError("A snapshot of a whole VM cannot leave out files.", code="fs.excludes")
         if self._backend is not None and any(ring.running for ring in self._backend.rings):
             raise UsageError("The VM is not frozen: its rings run.", code="fs.running")
+        if message.capture_fd:
+            memory = self.context.take_fd(message.capture_fd)
+            if self._backend is None:
+                os.close(memory)
+            else:
+                self._backend.capture_to(memory)
         state, size = freeze_session(self.session, self.tree, self._shares, *fds)
         return FsFrozen(state, changed=True, size=size, seconds=time.monotonic() - began)
 

@@ -1,0 +1,177 @@
+"""A capture of a running VM, step by step: freeze, collect, thaw; then memory is saved while it runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from crumble.snapshots import manifest as form
+from crumble.snapshots.manifest import Manifest, SavedImage
+from crumble.snapshots.store import Draft, State
+from crumble.supervisor.tasks import Future, in_thread, limited
+from crumble_common import __version__, log
+from crumble_common.errors import CrumbleError, GuestError, HostError, InternalError
+from crumble_common.messages.fs import FsFreeze, FsFrozen
+from crumble_common.messages.vm import Captured, Freeze, Frozen, Thaw
+
+if TYPE_CHECKING:
+    from crumble.supervisor.services import ServiceProcess
+    from crumble.supervisor.vm import Vm
+
+# What a guest may stand still at most before the capture is given up, s.
+_STILL = 10.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A VM at one moment. pause: how long it stood still, s. saved: resolved when `draft` has its memory."""
+
+    draft: Draft
+    state: State
+    pause: float
+    saved: Future[None]
+
+
+async def begin(vm: Vm, draft: Draft) -> Frame:
+    """Captures into `draft`; the VM runs again when this returns. Raises CrumbleError: then it runs, too."""
+    while vm.saving is not None and not vm.saving.done:  # one at a time
+        await settled(vm.saving)
+    vmm, fsd = vm.vmm, vm.service("fsd")
+    saved: Future[None] = Future()
+    vm.saving = saved
+    try:
+        return await _stand_still(vm, vmm, fsd, draft, saved)
+    except BaseException as error:
+        saved.fail(error)
+        raise
+
+
+async def _stand_still(
+    vm: Vm, vmm: ServiceProcess, fsd: ServiceProcess, draft: Draft, saved: Future[None]
+) -> Frame:
+    loop = vm.host.loop
+    await fsd.ready  # what is sent to one that has not connected is lost
+    memory = draft.create(form.MEMORY)
+    os.ftruncate(memory, vm.memory)
+    for service in (vmm, fsd):
+        service.give("capture", memory)
+    fsd.give("index", draft.create(form.INDEX))
+    fsd.give("contents", draft.create(form.CONTENTS))
+    for name, path in layer_links(vm).items():
+        draft.link(name, path)
+    began = loop.now()
+    frozen: Frozen = await _soon(vm, vmm, Freeze("capture"))
+    try:
+        files: FsFrozen = await _soon(vm, fsd, FsFreeze("capture", "index", "contents"))
+    except BaseException:
+        vmm.request(Thaw(abort=True))
+        raise
+    await _soon(vm, vmm, Thaw())
+    pause = loop.now() - began
+    log.info("captured", vm=vm.name, pause_ms=round(pause * 1000, 1), changed=files.changed)
+    if not files.changed:
+        draft.drop(form.INDEX)
+        draft.drop(form.CONTENTS)
+    return Frame(draft, State(frozen.state, files.state), pause, saved)
+
+
+def _soon(vm: Vm, service: ServiceProcess, body: Any) -> Future[Any]:
+    def late() -> CrumbleError:
+        return InternalError(f"{service.name} does not answer.", code="service.late")
+
+    return limited(vm.host.loop, service.request(body), _STILL, late)
+
+
+def ended(vm: Vm, event: Captured) -> None:
+    """The memory is saved, or will not be."""
+    if vm.saving is None:
+        return
+    if event.error:
+        vm.saving.fail(HostError(event.error, code="snapshot.failed"))
+    else:
+        vm.saving.set(None)
+
+
+async def files_only(vm: Vm, draft: Draft, excludes: list[str]) -> bool:
+    """What the guest has written, as an image's layer; False when that is nothing."""
+    fsd = vm.service("fsd")
+    await fsd.ready
+    fsd.give("index", draft.create(form.INDEX))
+    fsd.give("contents", draft.create(form.CONTENTS))
+    files: FsFrozen = await fsd.request(FsFreeze("", "index", "contents", excludes))
+    return files.changed
+
+
+def about(vm: Vm, kind: str, name: str, key: dict[str, str]) -> Manifest:
+    """What there is to say about a VM that is captured."""
+    image = vm.image
+    if image is None:
+        raise GuestError(f"The VM {vm.name} is still starting.", code="vm.not_running")
+    return Manifest(
+        kind=kind,
+        name=name,
+        created=time.time(),
+        cpus=vm.cpus,
+        memory=vm.memory,
+        hostname=vm.hostname,
+        image=SavedImage(
+            reference=image.reference,
+            digest=image.digest,
+            id=image.id,
+            config=image.config,
+            layers=[layer_name(layer.index) for layer in image.layers],
+        ),
+        files={},
+        key=key,
+        shares=[share.target for share in vm.request.shares],
+        crumble=__version__,
+    )
+
+
+def layer_name(path: str) -> str:
+    """The name that the image store has for a layer; any other's own."""
+    return path.rpartition("/")[2].removesuffix(".index")
+
+
+def layer_links(vm: Vm) -> dict[str, str]:
+    """Its image's layers that only the snapshot has which it went on from: ours, too, from now on."""
+    found = {}
+    if vm.origin is not None:
+        home = f"{vm.origin.path}/"
+        for number, layer in enumerate(vm.origin.image_layers):
+            if layer.index.startswith(home):
+                found[f"image-{number}.index"] = layer.index
+                found[f"image-{number}.contents"] = layer.contents
+    return found
+
+
+async def keep(vm: Vm, frame: Frame, manifest: Manifest) -> Manifest:
+    """Waits for the memory and publishes; the draft is gone in any case. Raises CrumbleError."""
+    loop, store = vm.host.loop, vm.host.store
+    try:
+        await frame.saved
+        return await in_thread(loop, lambda: store.publish(frame.draft, manifest, frame.state))
+    finally:
+        await in_thread(loop, frame.draft.discard)
+
+
+async def settled(future: Future[Any]) -> None:
+    """Waits, whatever comes of it."""
+    done: Future[None] = Future()
+    future.then(lambda _: done.set(None))
+    await done
+
+
+def logged(call: str, vm: Vm) -> Callable[[Future[Any]], None]:
+    """For what goes on in the background: a failure is a line in the log."""
+
+    def look(done: Future[Any]) -> None:
+        try:
+            done.result()
+        except BaseException as error:  # noqa: BLE001  the VM goes on
+            log.warning(call, vm=vm.name, error=error)
+
+    return look
