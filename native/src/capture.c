@@ -186,12 +186,19 @@ int crb_memory_save(crb_memory *memory, int ram_fd) {
 }
 
 void crb_memory_skip_holes(crb_memory *memory, int base_fd) {
-    extent data = {.fd = base_fd};
     for (uint32_t i = 0; i < memory->n_regions; i++) {
         const crb_region *region = &memory->regions[i];
-        data.start = data.end = 0;
-        for (uint64_t page = 0; page < region->size >> CRB_PAGE_SHIFT; page++)
-            if (is_hole(&data, object_page(memory, region, page)))
-                __atomic_or_fetch(&region->state[page], CRB_PAGE_OVERLAY, __ATOMIC_RELAXED);
+        const uint64_t pages = region->size >> CRB_PAGE_SHIFT;
+        const uint64_t first = object_page(memory, region, 0);
+        extent data = {.fd = base_fd};
+        for (uint64_t page = 0; page < pages;) {
+            if (!is_hole(&data, first + page)) {
+                page = data.end - first;
+                continue;
+            }
+            const uint64_t end = data.start - first < pages ? data.start - first : pages;
+            for (; page < end; page++)
+                region->state[page] |= CRB_PAGE_OVERLAY;
+        }
     }
 }

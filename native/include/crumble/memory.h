@@ -100,7 +100,7 @@ void crb_memory_release(crb_memory *memory);
 
 // The base's holes (`base_fd`, mapped from byte `offset` for a region) read as zeroes in the
 // overlay as well: no page there needs to be copied before it is written. For the first process
-// that maps.
+// that maps, while it is the only one.
 void crb_memory_skip_holes(crb_memory *memory, int base_fd);
 
 #endif
