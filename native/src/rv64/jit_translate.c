@@ -379,6 +379,7 @@ static bool other(crb_translation *t, const crb_op *op) {
     case CRB_OP_FP ... CRB_OP_FNMADD_D:
         crb_jit_call_slow(t, op);
         t->checked = 0;
+        t->boxed = 0;
         return false;
     case CRB_OP_FENCE_I:
     case CRB_OP_ECALL:
@@ -448,7 +449,7 @@ static void put_cold(crb_translation *t, uint32_t index) {
         taken(t, &cold);
         break;
     case COLD_NAN:
-        x86_rr(&t->e, false, 0x90, 0, 0);
+        crb_jit_put_nan(t, &cold);
         break;
     }
 }

@@ -14,8 +14,7 @@
 #define GUEST(g)  ((int32_t)(offsetof(crb_hart, r) + 8u * (uint32_t)(g)) - BIAS)
 #define BUDGET    R13
 #define TLB       R15
-#define CACHED    16 // XMM registers
-#define CACHE_ANY 14 // of them hold f registers
+#define CACHE_ANY 14 // XMM registers that hold f registers
 
 // Code that is placed behind the block's.
 typedef enum { COLD_SLOW, COLD_INTERPRET, COLD_FOLLOW, COLD_TAKEN, COLD_NAN } cold_kind;
@@ -47,6 +46,7 @@ typedef struct crb_translation {
     // Floating point: which f register each XMM holds (-1 none), and what has been checked.
     int8_t cached[CACHE_ANY];
     uint32_t next_cached;
+    uint32_t pinned;  // XMM registers of this operation
     uint64_t boxed;   // f registers known to hold single precision
     uint32_t checked; // rm fields known to mean nearest even
     crb_cold cold[MAX_COLD];
@@ -127,7 +127,8 @@ bool crb_jit_float(crb_translation *t, const crb_op *op);
 // jit_memory.c: leaves the host address in RAX. Jumps that missed, or -1 for none.
 uint8_t *crb_jit_lookup(crb_translation *t, const crb_op *op, uint32_t size, bool write);
 
-// jit_float.c: forgets what XMM registers hold.
+// jit_float.c: a COLD_NAN; forgets what XMM registers hold.
+void crb_jit_put_nan(crb_translation *t, const crb_cold *cold);
 void crb_jit_float_forget(crb_translation *t);
 
 #endif
