@@ -397,9 +397,9 @@ static void put_straddle(crb_op *op, crb_op_meta *meta, uint32_t word) {
     meta[1] = (crb_op_meta){.offset = (uint16_t)offset, .length = 4};
 }
 
-static void put_entry(crb_op *op) {
-    *op =
-        (crb_op){.handler = crb_handlers[CRB_OP_ENTRY], .kind = CRB_OP_ENTRY, .imm = CRB_JIT_HEAT};
+static void put_entry(crb_op *op, const struct crb_jit *jit) {
+    *op = (crb_op){
+        .handler = crb_handlers[CRB_OP_ENTRY], .kind = CRB_OP_ENTRY, .imm = (int32_t)jit->heat};
 }
 
 // Fills ops from n_ops on; returns the slots used.
@@ -411,7 +411,7 @@ static uint32_t decode_ops(crb_hart *hart, crb_code_page *code, const uint8_t *h
     uint32_t count = 0;
     uint32_t slot = first;
     meta[0] = (crb_op_meta){.offset = (uint16_t)offset};
-    if (first != 0) put_entry(op);
+    if (first != 0) put_entry(op, hart->jit);
     for (bool ended = false; !ended && count < CRB_BLOCK_INSNS && offset < CRB_PAGE_SIZE; count++) {
         const uint64_t mask = granule_mask(offset, offset == CRB_PAGE_SIZE - 2 ? 2 : 4);
         if ((code->granules & mask) != mask) mark_code(hart, code, mask);

@@ -40,12 +40,20 @@ static void restart(struct crb_jit *jit) {
     jit->n_exits = jit->n_sites = 1;
 }
 
-void crb_jit_init(crb_hart *hart) {
+// CRUMBLE_SOFT_JIT: 1 translates, 0 does not, "eager" does before a block first runs (for tests).
+static uint32_t wanted_heat(void) {
     const char *wanted = getenv("CRUMBLE_SOFT_JIT");
-    if (wanted == NULL || strcmp(wanted, "1") != 0 || !crb_jit_host_able()) return;
+    if (wanted == NULL || strcmp(wanted, "0") == 0) return 0;
+    return strcmp(wanted, "eager") == 0 ? 1 : CRB_JIT_HEAT;
+}
+
+void crb_jit_init(crb_hart *hart) {
+    const uint32_t heat = wanted_heat();
+    if (heat == 0 || !crb_jit_host_able()) return;
     struct crb_jit *jit = calloc(1, sizeof *jit);
     if (jit == NULL) return;
     hart->jit = jit;
+    jit->heat = heat;
     jit->exits = mmap(NULL, CRB_JIT_MAX_EXITS * sizeof *jit->exits, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (jit->exits == MAP_FAILED || !map_code(jit)) {
