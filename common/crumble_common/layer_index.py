@@ -176,6 +176,10 @@ class LayerIndex:
         """The row's name alone."""
         return self._name(row, self._row(row))
 
+    def link(self, row: int) -> int:
+        """The row of the first name of the row's inode."""
+        return self._row(row)[13]
+
     def children(self, row: int) -> range:
         """The rows of a directory's children, sorted by name; empty for anything else."""
         fields = self._row(row)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crumble_common.messages.fs import Share as ShareConfig
-from crumble_fsd.freeze import freeze_session
+from crumble_fsd.freeze import freeze_files, freeze_session
 from crumble_fsd.restore import Restored, restore_session
 from crumble_fsd.session import Session
-from crumble_fsd.union import Union
+from crumble_fsd.tree import Tree
 from crumble_fsd.union_parts import LayerFiles
 from crumble_fsd.upper import MemoryUpper, Upper
 from framework.layers import open_layer
@@ -27,9 +28,7 @@ class Snapshot:
     size: int
 
 
-def capture(
-    directory: Path, name: str, session: Session, tree: Union, shares: Any = ()
-) -> Snapshot:
+def capture(directory: Path, name: str, session: Session, tree: Tree, shares: Any = ()) -> Snapshot:
     """Captures a session."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
     index = os.open(directory / f"{name}.index", flags, 0o600)
@@ -40,6 +39,21 @@ def capture(
         os.close(index)
         os.close(contents)
     return Snapshot(directory, name, state, size)
+
+
+def commit(
+    directory: Path, name: str, session: Session, tree: Tree, excludes: Sequence[str] = ()
+) -> LayerFiles | None:
+    """What the guest has written as an image's layer."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    index = os.open(directory / f"{name}.index", flags, 0o600)
+    contents = os.open(directory / f"{name}.contents", flags, 0o600)
+    try:
+        size = freeze_files(session, tree, index, contents, list(excludes))
+    finally:
+        os.close(index)
+        os.close(contents)
+    return None if size is None else open_layer(directory, name)
 
 
 class Clone:

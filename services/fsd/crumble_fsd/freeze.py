@@ -20,6 +20,8 @@ from crumble_common.errors import HostError, UsageError
 from crumble_common.layer_index import Inode as LayerInode
 from crumble_common.layer_index import pack_index
 from crumble_fsd import copying
+from crumble_fsd.commit_layer import CommitLayer
+from crumble_fsd.excludes import Excludes
 from crumble_fsd.filesystem import Handle
 from crumble_fsd.fuse_wire import FUSE_ROOT_ID
 from crumble_fsd.gone import GoneShare
@@ -31,14 +33,14 @@ from crumble_fsd.passthrough_files import DirectoryHandle, FileHandle
 from crumble_fsd.session import Session
 from crumble_fsd.share_state import share_number
 from crumble_fsd.thaw import Sleepers
-from crumble_fsd.union import Union
+from crumble_fsd.tree import Tree
 
 FORMAT = 1
 MAX_STATE = 12 << 20  # it travels in one message
 
 
 def freeze_session(
-    session: Session, tree: Union, shares: list[Share | GoneShare], index_fd: int, contents_fd: int
+    session: Session, tree: Tree, shares: list[Share | GoneShare], index_fd: int, contents_fd: int
 ) -> tuple[bytes, int]:
     """Writes the layer to two empty files; the state, and the bytes of contents.
 
@@ -61,7 +63,23 @@ def freeze_session(
     return state, contents.size
 
 
-def _table(session: Session, tree: Union, contents: copying.Contents) -> NodeTableWriter:
+def freeze_files(
+    session: Session, tree: Tree, index_fd: int, contents_fd: int, excludes: list[str]
+) -> int | None:
+    """Writes a layer for an image to two empty files: bytes of contents, None when nothing has changed.
+
+    UsageError "fs.excludes"; OSError.
+    """
+    contents = copying.Contents(contents_fd)
+    root = CommitLayer(tree, session.nodes, contents, Excludes(excludes)).build()
+    if root is None:
+        return None
+    contents.finish()
+    copying.write_at(index_fd, pack_index(root, contents.size), 0)
+    return contents.size
+
+
+def _table(session: Session, tree: Tree, contents: copying.Contents) -> NodeTableWriter:
     table = NodeTableWriter()
     for node in session.nodes.values():
         if not isinstance(node, Inode):
@@ -79,7 +97,7 @@ def _table(session: Session, tree: Union, contents: copying.Contents) -> NodeTab
 def _record(
     table: NodeTableWriter,
     node: Inode,
-    tree: Union,
+    tree: Tree,
     session: Session,
     contents: copying.Contents,
 ) -> None:
@@ -96,7 +114,7 @@ def _record(
 
 
 def _copy_sleepers(
-    table: NodeTableWriter, waker: Sleepers, tree: Union, contents: copying.Contents
+    table: NodeTableWriter, waker: Sleepers, tree: Tree, contents: copying.Contents
 ) -> None:
     """Inodes nobody has used since the last capture: their records stay, their data moves over."""
     assert tree.captured is not None
@@ -111,7 +129,7 @@ def _copy_sleepers(
 
 
 def _state(
-    session: Session, tree: Union, shares: list[Share | GoneShare], token: bytes
+    session: Session, tree: Tree, shares: list[Share | GoneShare], token: bytes
 ) -> dict[str, Any]:
     options = session.options
     return {
@@ -120,6 +138,7 @@ def _state(
         "layers": tree.shape(),
         "next_id": tree.next_id,
         "charged": tree.upper.charged,
+        "injected": list(tree.injected.items()),
         "minor": session.minor,
         "flags": session.flags,
         "quiet": sorted(options.quiet),

@@ -92,8 +92,11 @@ def _restore(
     configs: list[ShareConfig],
     complete: Complete,
 ) -> Restored:
-    tree, nodes = new_tree(layers[:-1], upper)
-    if not layers or state["layers"] != tree.shape():
+    shape = state["layers"]
+    _check(isinstance(shape, list))
+    # Captured layers of before may be between: this capture needs nothing of theirs.
+    tree, nodes = new_tree(layers[: min(len(shape), len(layers) - 1)], upper)
+    if not layers or shape != tree.shape():
         raise UsageError(
             "The snapshot was made over other image layers.",
             code="snapshot.foreign",
@@ -110,6 +113,7 @@ def _restore(
         _check(type(next_id) is int and wire.FUSE_ROOT_ID < next_id <= 1 << LAYER_SHIFT)
         _check(type(charged) is int and 0 <= charged <= _MAX_CHARGE)
         tree.resume(captured, next_id, charged)
+        tree.injected = {_number(nodeid): int(mtime) for nodeid, mtime in state["injected"]}
         nodes.waker = Sleepers(tree, nodes, table, captured, lambda number: shares[number].root)
         filesystems: list[Filesystem] = [tree, *(s for s in shares if isinstance(s, Share))]
         session = new_session(nodes, filesystems, _options(state), complete, upper.commit)

@@ -18,13 +18,15 @@ from crumble_common.service import Context, Reply, Service
 from crumble_common.vhost_user import Backend, VhostUserError
 from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
 from crumble_fsd.filesystem import Filesystem
-from crumble_fsd.freeze import freeze_session
+from crumble_fsd.freeze import freeze_files, freeze_session
 from crumble_fsd.gone import GoneShare
 from crumble_fsd.handles import MAX_HANDLES
+from crumble_fsd.memory_capture import MemoryCapture
 from crumble_fsd.passthrough import Share
 from crumble_fsd.queue_pump import FsDevice
 from crumble_fsd.restore import restore_session
 from crumble_fsd.share_nodes import MAX_CACHED, MAX_PINNED
+from crumble_fsd.thaw import corrupt
 from crumble_fsd.tree import split_path
 from crumble_fsd.union_parts import LayerFiles
 from crumble_fsd.upper import MemoryUpper, Upper
@@ -57,6 +59,7 @@ class FsdService(Service[FsConfig]):
         self._socket: socket.socket | None = None
         self._page_state: mmap.mmap | None = None
         self._base: mmap.mmap | None = None
+        self._capture = MemoryCapture(None)
         self._shares: list[Share | GoneShare] = []
 
     def open(self, config: FsConfig) -> None:
@@ -66,6 +69,7 @@ class FsdService(Service[FsConfig]):
         self._socket = _socket(self.context.fd(config.socket_fd))
         if "page_state" in self.context.fds:
             self._page_state = _map(self.context.fd("page_state"))
+            self._capture = MemoryCapture(self._page_state)
         if "memory_base" in self.context.fds:
             self._base = _map_base(self.context.fd("memory_base"))
         layers = [open_layer(layer) for layer in config.layers]
@@ -129,6 +133,7 @@ class FsdService(Service[FsConfig]):
 
     def _settle(self) -> None:
         self._upper.settle()
+        self._capture.end_if_done()
         self.context.loop.call_later(_SETTLE, self._settle)
 
     def _accept(self) -> None:
@@ -160,6 +165,7 @@ class FsdService(Service[FsConfig]):
             self.context.finish()
 
     def _drop(self) -> None:
+        self._capture.end()
         if self._backend is not None:
             self.context.loop.remove_fd(self._backend.fileno())
             self._backend.close()
@@ -173,6 +179,8 @@ class FsdService(Service[FsConfig]):
         fds: list[int] = []
         try:
             reply.ok(self._freeze(message, fds))
+        except ValueError as error:
+            raise corrupt(error) from error
         except OSError as error:
             raise HostError(
                 f"What the guest has written cannot be captured: {error.strerror or error}.",
@@ -188,17 +196,17 @@ class FsdService(Service[FsConfig]):
         began = time.monotonic()
         fds.append(self.context.take_fd(message.index_fd))
         fds.append(self.context.take_fd(message.contents_fd))
+        if not message.capture_fd:
+            found = freeze_files(self.session, self.tree, fds[0], fds[1], message.excludes)
+            took = time.monotonic() - began
+            return FsFrozen(b"", changed=found is not None, size=found or 0, seconds=took)
+        fds.append(self.context.take_fd(message.capture_fd))
         if message.excludes:
             raise UsageError("A snapshot of a whole VM cannot leave out files.", code="fs.excludes")
         if self._backend is not None and any(ring.running for ring in self._backend.rings):
             raise UsageError("The VM is not frozen: its rings run.", code="fs.running")
-        if message.capture_fd:
-            memory = self.context.take_fd(message.capture_fd)
-            if self._backend is None:
-                os.close(memory)
-            else:
-                self._backend.capture_to(memory)
-        state, size = freeze_session(self.session, self.tree, self._shares, *fds)
+        state, size = freeze_session(self.session, self.tree, self._shares, *fds[:2])
+        self._capture.begin(fds.pop(), self._backend)
         return FsFrozen(state, changed=True, size=size, seconds=time.monotonic() - began)
 
     def stats(self) -> dict[str, int]:

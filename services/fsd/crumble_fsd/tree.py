@@ -13,14 +13,21 @@ import stat
 from crumble_common.errors import UsageError
 from crumble_fsd.filesystem import Caller, Node
 from crumble_fsd.inodes import Directory, Inode
+from crumble_fsd.nodes import NodeTable
 from crumble_fsd.union_data import UnionData
+from crumble_fsd.union_parts import LayerFiles
+from crumble_fsd.upper import Upper
 
 _ROOT = Caller(0, 0)
 _MAX_LINKS = 40  # MAXSYMLINKS
 
 
 class Tree(UnionData):
-    """The union with grafts and injected files."""
+    """The union with grafts and injected files. injected: nodeid → mtime of those it came with."""
+
+    def __init__(self, layers: list[LayerFiles], upper: Upper, nodes: NodeTable) -> None:
+        super().__init__(layers, upper, nodes)
+        self.injected: dict[int, int] = {}
 
     def inject(self, path: str, data: bytes, mode: int) -> None:
         """Puts a file at `path` in place of whatever file or link is there; makes its directories."""
@@ -37,6 +44,7 @@ class Tree(UnionData):
         node = self.mknod(directory, name, stat.S_IFREG | mode, 0, _ROOT)
         if data:
             self.write(node, None, 0, [memoryview(data)], len(data), kill=False)
+        self.injected[node.nodeid] = node.mtime
 
     def graft(self, parts: list[bytes], root: Node, path: str) -> None:
         """Makes `root` (of another file system) appear at `parts` (of `path`); makes what it covers."""

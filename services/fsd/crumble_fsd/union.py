@@ -69,7 +69,22 @@ class Union(UnionParts):
         """The inode, if there is one by that number already."""
         return cast("Inode | None", self._nodes.get(nodeid) or self._nodes.wake(nodeid))
 
+    def lowers_at(self, directory: Directory, name: bytes) -> tuple[tuple[int, int], ...]:
+        """What the layers have at a name, whatever the upper says: (layer, row), highest first."""
+        found, file = self._merged(directory, name)
+        found = found or ([file] if file else [])
+        return tuple((number, entry.row) for number, entry in found)
+
     def _find_lower(self, directory: Directory, name: bytes) -> Inode | None:
+        merged, file = self._merged(directory, name)
+        if file is not None:
+            return self._lower_file(*file)
+        return self._lower_directory(merged, directory) if merged else None
+
+    def _merged(
+        self, directory: Directory, name: bytes
+    ) -> tuple[list[tuple[int, Entry]], tuple[int, Entry] | None]:
+        """The layers' directories of a name, highest first; or the file that is there instead."""
         merged: list[tuple[int, Entry]] = []
         for number, row in directory.lowers:
             index = self._layers[number].index
@@ -81,12 +96,12 @@ class Union(UnionParts):
                 break
             if not stat.S_ISDIR(entry.mode):
                 if not merged:
-                    return self._lower_file(number, entry)
+                    return merged, (number, entry)
                 break
             merged.append((number, entry))
             if entry.opaque:
                 break
-        return self._lower_directory(merged, directory) if merged else None
+        return merged, None
 
     def _lower_file(self, number: int, entry: Entry) -> Inode:
         node = self._known(lower_nodeid(number, entry.link))

@@ -86,6 +86,10 @@ class UnionParts(Filesystem):
             raise ValueError("a number is of no file of a layer")
         return lower_file(self, number, self._layers[number].contents, entry)
 
+    def layer_index(self, layer: int) -> LayerIndex:
+        """The index of a layer."""
+        return self._layers[layer].index
+
     def entry(self, layer: int, row: int) -> Entry:
         """A row of a layer; ValueError when there is none."""
         if not 0 <= layer < len(self._layers) or row >= self._layers[layer].index.count:

@@ -9,6 +9,7 @@ from pathlib import Path
 from crumble_common.errors import UsageError
 from crumble_common.messages.image import (
     Image,
+    ImageCommit,
     ImageDetails,
     ImageExport,
     ImageGet,
@@ -163,6 +164,12 @@ class Library:
         with self.store.lease() as lease:
             lease.add(*self._parts(image))
             write(self.store, image, path, self._outside, reporter or Reporter())
+
+    def commit(self, request: ImageCommit, reporter: Reporter | None = None) -> Image:
+        """Makes an image of one there is and a captured layer."""
+        from crumble_ocid.commit import commit_image
+
+        return commit_image(self.store, request, reporter or Reporter())
 
     def kernel(
         self, request: KernelGet, reporter: Reporter | None = None, *, refresh: bool = False

@@ -18,7 +18,7 @@ from crumble_ocid.platform import Platform, make_platform
 # What registries themselves accept as manifest (distribution-spec: at least 4 MiB).
 MAX_MANIFEST = 4 << 20
 MAX_CONFIG = 8 << 20
-_MAX_LAYERS = 512  # overlayfs takes 500, Docker 127
+MAX_LAYERS = 512  # overlayfs takes 500, Docker 127
 _MAX_MANIFESTS = 1024
 _MAX_BLOB = 1 << 40
 
@@ -155,8 +155,8 @@ def _index(document: dict[str, Any]) -> Index:
 
 def _manifest(document: dict[str, Any]) -> Manifest:
     items = document.get("layers")
-    if not isinstance(items, list) or len(items) > _MAX_LAYERS:
-        _refuse(f"has no list of layers, or more than {_MAX_LAYERS}")
+    if not isinstance(items, list) or len(items) > MAX_LAYERS:
+        _refuse(f"has no list of layers, or more than {MAX_LAYERS}")
     config = parse_descriptor(document.get("config"))
     layers = [parse_descriptor(item) for item in items]
     if config.media_type not in (*_CONFIGS, ""):

@@ -4,11 +4,15 @@ Invariant: a session that goes on from a capture answers everything as the one t
 have: same tree, same numbers, same open files, same directory cookies.
 """
 
+import os
+
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import invariant, rule
 
-from framework.fsd_snapshots import Clone, Snapshot, capture
+from crumble_fsd.assemble import new_session, new_tree, options_for
+from crumble_fsd.upper import MemoryUpper
+from framework.fsd_snapshots import Clone, Snapshot, capture, commit
 from framework.fuse_client import FuseClient, direct
 from framework.tree_machine import OFFSETS, PATHS, PHASES, Machine
 from framework.trees import fuse_tree, real_tree
@@ -69,6 +73,24 @@ class SnapshotMachine(Machine):
         if not early:
             self.unlink(path)
         self.use_open(slot, 3, data)
+
+    @rule()
+    def commit(self) -> None:
+        """The layers with what was written as one more layer are the same tree."""
+        clone = self.clone.restored if self.clone is not None else self
+        layer = commit(self.work, "commit", clone.session, clone.tree)
+        layers = [*self.layers, layer] if layer is not None else self.layers
+        upper = MemoryUpper(1 << 20)
+        tree, nodes = new_tree(layers, upper)
+        fuse = FuseClient(direct(new_session(nodes, [tree], options_for(upper, shared=False))))
+        fuse.init()
+        try:
+            assert fuse_tree(fuse, 1) == real_tree(self.real)
+        finally:
+            upper.close()
+            if layer is not None:
+                layer.index.close()
+                os.close(layer.contents)
 
     @rule()
     def capture_only(self) -> None:
