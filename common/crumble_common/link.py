@@ -7,7 +7,7 @@ from collections.abc import Callable
 import zmq
 
 from crumble_common import log, wire
-from crumble_common.errors import InternalError
+from crumble_common.errors import InternalError, UsageError
 from crumble_common.eventloop import EventLoop
 from crumble_common.messages.service import Heartbeat
 
@@ -33,8 +33,14 @@ class ControlLink:
             _connect(self._beats, heartbeat)
 
     def send(self, envelope: wire.Envelope) -> None:
-        """Queues one frame; never blocks."""
-        self.socket.send(wire.encode(envelope))
+        """Queues one frame; never blocks. For a reply that cannot be sent goes the reason."""
+        try:
+            frame = wire.encode(envelope)
+        except UsageError as error:
+            if not envelope.reply_to:
+                raise
+            frame = wire.encode(wire.Envelope(reply_to=envelope.reply_to, error=error))
+        self.socket.send(frame)
 
     def attach(self, loop: EventLoop, serve: Callable[[wire.Envelope], None]) -> None:
         """Serves what comes in on `loop`."""

@@ -333,7 +333,11 @@ def service_main(
     except CrumbleError as error:
         status = _report(error, link, name)
     except OSError as error:
-        problem = HostError(f"{name} failed: {error}.", code="host.os")
+        problem = HostError(
+            f"{name} failed: {error}.",
+            code="host.os",
+            hint="Free what it says is lacking, and try again.",
+        )
         log.exception("failed", error)
         status = _report(problem, link, name)
     except Exception as error:  # noqa: BLE001  the last resort: reported, never shown as a stack

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgpack
 
-from crumble_common.errors import BY_FAULT, CrumbleError, InternalError
+from crumble_common.errors import BY_FAULT, CrumbleError, InternalError, UsageError
 
 # A frame carries at most one chunk of a stream (64 KiB) or one image's metadata (a few MiB).
 MAX_FRAME = 16 << 20
@@ -82,7 +82,7 @@ def _plain(value: Any) -> Any:
 
 
 def encode(envelope: Envelope) -> bytes:
-    """The frame of an envelope."""
+    """The frame of an envelope; UsageError when a value cannot be sent (not UTF-8, too large)."""
     frame: dict[str, Any] = {}
     if envelope.body is not None:
         frame["t"] = type(envelope.body).wire_type
@@ -97,7 +97,22 @@ def encode(envelope: Envelope) -> bytes:
         frame["d"] = envelope.deadline
     if envelope.error is not None:
         frame["error"] = pack_error(envelope.error)
-    return typing.cast("bytes", msgpack.packb(frame, use_bin_type=True))
+    return _pack(frame)
+
+
+def _pack(frame: dict[str, Any]) -> bytes:
+    try:
+        data: bytes = msgpack.packb(frame, use_bin_type=True)
+    except UnicodeEncodeError as error:
+        problem, hint = f"{error.object[:80]!r} is not text in UTF-8.", "Write it in UTF-8."
+    except (OverflowError, ValueError):
+        problem, hint = "A number is out of all range.", "Give a smaller one."
+    else:
+        if len(data) <= MAX_FRAME:
+            return data
+        problem = f"What was given has {len(data)} bytes, over the limit of {MAX_FRAME}."
+        hint = "Put it in a file, and give that."
+    raise UsageError(problem, code="wire.value", hint=hint)
 
 
 def decode(data: bytes | memoryview) -> Envelope:
@@ -151,16 +166,27 @@ def pack_error(error: CrumbleError) -> dict[str, Any]:
     return {
         "fault": error.fault,
         "code": error.code,
-        "message": error.message,
-        "hint": error.hint,
+        "message": _sendable(error.message),
+        "hint": _sendable(error.hint),
         "detail": detail,
     }
+
+
+def _sendable(text: str) -> str:
+    """With what is not UTF-8, such as in names of files, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | bytes | int | float)
+    if isinstance(value, str):
+        return value == _sendable(value)
+    return value is None or isinstance(value, bytes | float) or _fits(value)
+
+
+def _fits(value: Any) -> bool:
+    return isinstance(value, int) and -(1 << 63) <= value < 1 << 63
 
 
 def unpack_error(value: Any) -> CrumbleError:

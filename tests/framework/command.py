@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from framework.leftovers import KEPT
 from framework.ready import readable
 
 TESTS = Path(__file__).parents[1]
 LIMIT = 60
-# What is measured once a boot of the host, and then known.
-KEPT = ("kvm-probe.json",)
 
 
 def _default_signals() -> None:

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     parser = Parser("exec", "Runs a command in a VM that is running.")
     run_options.process_options(parser)
     parser.add_argument("vm", metavar="VM", help="its name, or the start of its id")
-    parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER)
+    parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER).required = False
     options = parser.parse_args(arguments)
     if not options.command:
         parser.error("the command is missing")

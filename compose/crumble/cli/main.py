@@ -59,7 +59,8 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        say(f"{error}.")
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"{where}{error.strerror or error}. Check this machine's disk, memory and limits.")
         return FAILED
     except Exception as error:
         if os.environ.get("CRUMBLE_LOG") == "debug":

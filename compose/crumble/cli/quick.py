@@ -37,7 +37,9 @@ def ask(kind: str, body: dict[str, Any], to: str = "", *, limit: float = _LIMIT)
             reply = _reply(stream)
     except OSError as error:
         raise InternalError(
-            f"The supervisor does not answer: {error}.", code="supervisor.gone"
+            f"The supervisor does not answer: {error.strerror or error}.",
+            code="supervisor.gone",
+            hint="`crumble down`, then `crumble up`, restarts it.",
         ) from error
     if problem := reply.get("error"):
         error_type = BY_FAULT.get(problem["fault"], InternalError)

@@ -57,7 +57,8 @@ def run_parser() -> Parser:
     add("--dmesg", action="store_true", help="show the guest kernel's messages on stderr")
     add("--timeline", action="store_true", help="show where the time went on stderr")
     add("image", metavar="IMAGE", nargs="?", default="")
-    add("command", metavar="CMD", nargs=argparse.REMAINDER)
+    # argparse calls it required.
+    add("command", metavar="CMD", nargs=argparse.REMAINDER).required = False
     return parser
 
 
@@ -107,7 +108,12 @@ def _lines(path: str) -> list[str]:
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read {path}: {error}.", code="usage.env_file") from None
+        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise UsageError(
+            f"Cannot read {path}: {why}.",
+            code="usage.env_file",
+            hint="--env-file takes a file of lines KEY=VALUE.",
+        ) from None
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 

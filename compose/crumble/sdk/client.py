@@ -68,11 +68,16 @@ class Client:
             on_reply(None, self.lost)
             return
         number = next(self._numbers)
+        envelope = wire.Envelope(body, request=number, to=to, deadline=deadline)
+        try:
+            frame = wire.encode(envelope)
+        except CrumbleError as error:
+            on_reply(None, error)
+            return
         pending = self._pending[number] = _Pending(on_reply)
         if deadline:
             pending.timer = self.loop.call_later(deadline, lambda: self._late(number, deadline))
-        envelope = wire.Envelope(body, request=number, to=to, deadline=deadline)
-        self._socket.send(wire.encode(envelope))
+        self._socket.send(frame)
 
     def send(self, event: wire.Message, to: str) -> None:
         """Sends an event."""
@@ -118,7 +123,11 @@ class Client:
             frame = wire.encode(wire.Envelope(Lease(identity)))
             self._lease.sendall(LENGTH.pack(len(frame)) + frame)
         except OSError as error:
-            raise InternalError(f"The supervisor does not answer: {error}.") from error
+            raise InternalError(
+                f"The supervisor does not answer: {error.strerror}.",
+                code="supervisor.gone",
+                hint="`crumble down`, then `crumble up`, restarts it.",
+            ) from error
         self.loop.add_fd(self._lease.fileno(), "lease", self._supervisor_gone)
 
     def _supervisor_gone(self) -> None:

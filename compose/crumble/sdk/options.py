@@ -15,18 +15,20 @@ Volumes = Mapping[str, str] | Iterable[str]
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+# What a message can say; what is possible is far below, and the supervisor's to judge.
+_MOST = (1 << 63) - 1
 
 
 def memory_size(text: int | str) -> int:
     """Bytes: 268435456, "256m", "1.5g"."""
     if isinstance(text, int):
-        return text
+        return min(text, _MOST)
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise UsageError(
             f"{text!r} is no size.", code="usage.size", hint="Write it like 512m or 2g."
         )
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return min(int(float(match[1]) * _UNITS[match[2].lower()]), _MOST)
 
 
 def shares(volumes: Volumes) -> list[Share]:

@@ -88,7 +88,11 @@ class VM:
     def start(self) -> Self:
         """Boots it; raises CrumbleError when it does not come up."""
         if self._info is not None:
-            raise UsageError("This VM was started already.", code="vm.started")
+            raise UsageError(
+                "This VM was started already.",
+                code="vm.started",
+                hint="Use it, or make another VM.",
+            )
         self._session = session()
         name = self._request.name or invent()
         self._target = f"vm:{name}"
@@ -265,7 +269,9 @@ class VM:
                 raise
         finally:
             link.listen(target, None)
-            stopped = UsageError("The VM was stopped.", code="vm.stopped")
+            stopped = UsageError(
+                "The VM was stopped.", code="vm.stopped", hint="Make another VM, or call start()."
+            )
             link.post(lambda: self._fail(stopped))
 
     def _forked(self, link: Session, info: messages.VmInfo) -> VM:
@@ -277,7 +283,11 @@ class VM:
 
     def _connected(self) -> Session:
         if self._session is None or not self._target:
-            raise UsageError("This VM is not running.", code="vm.not_running")
+            raise UsageError(
+                "This VM is not running.",
+                code="vm.not_running",
+                hint="Call start(), or use it in a with block.",
+            )
         if self._failure is not None:
             raise self._failure
         return self._session

@@ -27,7 +27,13 @@ def argv(
         words = [*entrypoint, *given]
     else:
         words = [*image_entrypoint, *(given or image_cmd)]
-    if not words or not words[0]:
+    if words and not words[0]:
+        raise UsageError(
+            "The command is an empty string.",
+            code="exec.not_found",
+            hint="Give a command after the image's name.",
+        )
+    if not words:
         raise UsageError(
             "The image names no command to run.",
             code="run.no_command",

@@ -91,7 +91,9 @@ def _make(runtime: Path) -> tuple[Path, int]:
         new.rename(final)
     except OSError as error:
         raise HostError(
-            f"Cannot create {final}: {error.strerror}.", code="host.directory"
+            f"Cannot create {final}: {error.strerror}.",
+            code="host.directory",
+            hint="Set CRUMBLE_RUNTIME_DIR to a directory of yours on a disk with space.",
         ) from error
     assert held is not None
     return final, held

@@ -36,8 +36,9 @@ def check(request: VmCreate) -> None:
     _check_memory(request.memory)
     if not 1 <= request.cpus <= MAX_CPUS:
         raise UsageError(
-            f"A VM cannot have {request.cpus} CPUs: between 1 and {MAX_CPUS} are possible.",
+            f"A VM cannot have {request.cpus} CPUs.",
             code="vm.cpus",
+            hint=f"Give it between 1 and {MAX_CPUS}.",
         )
     if not 0 < request.boot_timeout <= MAX_BOOT:
         raise UsageError(
@@ -72,9 +73,9 @@ def _check_memory(size: int) -> None:
     if MIN_MEMORY <= size <= most:
         return
     raise UsageError(
-        f"A VM cannot have {size / MIB:.0f} MB of memory: between {MIN_MEMORY // MIB} MB and "
-        f"{most // MIB} MB, what this machine has, are possible.",
+        f"A VM cannot have {size / MIB:.0f} MB of memory.",
         code="vm.memory",
+        hint=f"Give it between {MIN_MEMORY // MIB}m and {most // MIB}m, what this machine has.",
     )
 
 

@@ -208,6 +208,7 @@ class Services:
         fds: Mapping[str, int] | None = None,
     ) -> ServiceProcess:
         """Spawns a service; wait for its `ready`. The fds stay the caller's."""
+        config_fd = _config_fd(config)
         process = ServiceProcess(self, row, name, on_event)
         self._by_identity[process.identity] = process
         environment = {
@@ -217,7 +218,6 @@ class Services:
             "CRUMBLE_IDENTITY": process.identity.decode(),
         }
         log_fd = os.open(self.log_path(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        config_fd = _config_fd(config)
         given = {**(fds or {}), "config": config_fd, "inbox": process.outbox.theirs}
         try:
             process.child = self._spawner().spawn(

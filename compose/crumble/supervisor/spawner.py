@@ -71,7 +71,11 @@ class Spawner:
                 self.pid, self._wait = start(theirs.fileno(), stderr.fileno(), runtime, preload)
         except OSError as error:
             ours.close()
-            raise HostError(f"Cannot start a process: {error}.", code="host.process") from error
+            raise HostError(
+                f"Cannot start a process: {error}.",
+                code="host.process",
+                hint="End other processes, or raise the limit on them (ulimit -u).",
+            ) from error
         finally:
             theirs.close()
         self._socket = ours

@@ -364,8 +364,16 @@ def _boot_error(problem: BaseException, vm: Vm) -> CrumbleError:
     if isinstance(problem, CrumbleError):
         return problem
     if isinstance(problem, OSError):
-        return HostError(f"Cannot make the VM {vm.name}: {problem}.", code="host.os")
-    return UsageError(f"The VM {vm.name} was stopped before it was ready.", code="vm.stopped")
+        return HostError(
+            f"Cannot make the VM {vm.name}: {problem}.",
+            code="host.os",
+            hint="Free what it says is lacking, and try again.",
+        )
+    return UsageError(
+        f"The VM {vm.name} was stopped before it was ready.",
+        code="vm.stopped",
+        hint="Start it again to use it.",
+    )
 
 
 def _survive(kind: str, error: Exception) -> None:

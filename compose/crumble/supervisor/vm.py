@@ -121,7 +121,9 @@ class Vm:
         """The process that runs the guest; the VM's failure when there is none any more."""
         if not self.alive:
             raise self.failure or GuestError(
-                f"The VM {self.name} is not running.", code="vm.not_running"
+                f"The VM {self.name} is not running.",
+                code="vm.not_running",
+                hint="Start it again with `crumble run`.",
             )
         return self.service("vmm")
 
@@ -130,7 +132,11 @@ class Vm:
         for service in self.services:
             if service.row.name == name:
                 return service
-        raise GuestError(f"The VM {self.name} is still starting.", code="vm.not_running")
+        raise GuestError(
+            f"The VM {self.name} is still starting.",
+            code="vm.not_running",
+            hint="Wait until `crumble ps` shows it running.",
+        )
 
     def info(self) -> VmInfo:
         """This VM, for `ps`."""
@@ -228,7 +234,13 @@ class Vm:
     def stop(self, grace: float) -> Future[None]:
         """Ends the VM: orderly within `grace` seconds, else by force. Returns `ended`."""
         if self._stopping is None:
-            self.agent.fail(GuestError(f"The VM {self.name} was stopped.", code="vm.stopped"))
+            self.agent.fail(
+                GuestError(
+                    f"The VM {self.name} was stopped.",
+                    code="vm.stopped",
+                    hint="Start it again to use it.",
+                )
+            )
             if self.booting is not None:
                 self.booting.cancel()
             running, self.state = self.state == "running", "stopping"

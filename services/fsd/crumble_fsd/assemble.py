@@ -47,6 +47,7 @@ def add_shares(tree: Tree, nodes: dict[int, Node], shares: list[ShareConfig]) ->
             raise UsageError(
                 f"Cannot share at {share.target}: there is another share at that path.",
                 code="share.target",
+                hint="Give each -v a target of its own.",
             )
         opened = Share(
             share.source, nodes, len(made), read_only=share.read_only, target=share.target

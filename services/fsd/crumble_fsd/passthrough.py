@@ -75,6 +75,7 @@ class Share(ShareFiles):
                 raise UsageError(
                     f"Cannot share at {path}: {os.fsdecode(name)!r} is no directory of the share.",
                     code="share.target",
+                    hint="Choose another target.",
                 )
             at = found
         is_directory = stat.S_ISDIR(root.mode)
@@ -327,15 +328,23 @@ def _open_source(source: str) -> int:
         ) from error
     except OSError as error:
         raise HostError(
-            f"Cannot open the share {source}: {error.strerror}.", code="share.open"
+            f"Cannot open the share {source}: {error.strerror}.",
+            code="share.open",
+            hint="Check that you may use it, or share something else.",
         ) from error
     mode = os.fstat(fd).st_mode
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         os.close(fd)
         raise UsageError(
-            f"The share {source} is neither a directory nor a regular file.", code="share.kind"
+            f"The share {source} is neither a directory nor a regular file.",
+            code="share.kind",
+            hint="Share a directory or a file.",
         )
     if not os.access(source, os.R_OK):
         os.close(fd)
-        raise UsageError(f"The share {source} cannot be read by this user.", code="share.open")
+        raise UsageError(
+            f"The share {source} cannot be read by this user.",
+            code="share.open",
+            hint="Change its permissions, or share something else.",
+        )
     return fd

@@ -73,7 +73,8 @@ class Tree(UnionData):
                 found = self.mkdir(*found, 0o755, _ROOT)
             if not isinstance(found, Directory):
                 raise UsageError(
-                    f"Cannot put {path} into the image: {name.decode(errors='replace')} is no directory."
+                    f"Cannot put {path} into the image: {name.decode(errors='replace')} is no directory.",
+                    hint="Choose another image.",
                 )
             at = found
         return at
@@ -96,7 +97,10 @@ class Tree(UnionData):
             if stat.S_ISLNK(found.mode):
                 links += 1
                 if links > _MAX_LINKS:
-                    raise UsageError(f"Cannot put {path} into the image: its links form a loop.")
+                    raise UsageError(
+                        f"Cannot put {path} into the image: its links form a loop.",
+                        hint="Choose another image.",
+                    )
                 at = self.root if found.target.startswith(b"/") else at
                 rest = [*found.target.split(b"/"), *rest]
                 continue
@@ -130,5 +134,7 @@ def split_path(path: str) -> list[bytes]:
             hint="It must be absolute and without '..'.",
         )
     if any(len(part) > 255 for part in parts):
-        raise UsageError(f"{path!r} has a component of more than 255 bytes.")
+        raise UsageError(
+            f"{path!r} has a component of more than 255 bytes.", hint="Give a shorter one."
+        )
     return parts

@@ -296,7 +296,9 @@ def _open_directory(path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise HostError(
-            f"Cannot use {path} for what the guest writes: {error.strerror}.", code="upper.open"
+            f"Cannot use {path} for what the guest writes: {error.strerror}.",
+            code="upper.open",
+            hint="Choose a directory of yours on a disk with space.",
         ) from error
 
 
@@ -305,7 +307,9 @@ def _take_lock(directory: int, path: str) -> int:
         lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as error:
         raise HostError(
-            f"Cannot use {path} for what the guest writes: {error.strerror}.", code="upper.open"
+            f"Cannot use {path} for what the guest writes: {error.strerror}.",
+            code="upper.open",
+            hint="Choose a directory of yours on a disk with space.",
         ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

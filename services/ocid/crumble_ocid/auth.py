@@ -202,7 +202,9 @@ class Authorizer:
         local = is_loopback(parts.hostname or "")
         if parts.scheme != "https" and not (parts.scheme == "http" and (local or self._insecure)):
             raise RemoteError(
-                f"{self._domain} names a token server that is not secure.", code="registry.token"
+                f"{self._domain} names a token server that is not secure.",
+                code="registry.token",
+                hint="Ask who runs the registry.",
             )
         query = {"scope": f"repository:{self._path}:pull"}
         if service := challenge.parameters.get("service"):
@@ -210,7 +212,11 @@ class Authorizer:
         answer = self._transport.retry(lambda: self._ask(realm, query, credentials))
         token = answer.get("token") or answer.get("access_token")
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise RemoteError(f"{parts.hostname} gave no token.", code="registry.token")
+            raise RemoteError(
+                f"{parts.hostname} gave no token.",
+                code="registry.token",
+                hint="Try again, or ask who runs the registry.",
+            )
         life = answer.get("expires_in")
         life = life if isinstance(life, int | float) and life > 0 else _TOKEN_SECONDS
         return f"Bearer {token}", max(life * 0.9, 5.0)
@@ -234,6 +240,7 @@ class Authorizer:
                 raise RemoteError(
                     f"{response.url.host} answers {response.status_code} when asked for a token.",
                     code="registry.token",
+                    hint="Log in with `docker login`, or check the image's name.",
                 )
             try:
                 answer = json.loads(read_body(response, _MAX_TOKEN))

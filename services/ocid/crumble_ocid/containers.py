@@ -37,7 +37,9 @@ def read_part(source: Source, name: str, limit: int) -> bytes:
     size = source.size(name)
     if size > limit:
         raise RemoteError(
-            f"{name} has {size} bytes, over the limit of {limit}.", code="image.archive"
+            f"{name} has {size} bytes, over the limit of {limit}.",
+            code="image.archive",
+            hint="Have the image made again by another tool.",
         )
     return b"".join(source.chunks(name))
 
@@ -49,7 +51,11 @@ def open_source(path: Path, store: Store) -> Source:
         if stat.S_ISDIR(info.st_mode):
             return Directory(path)
         if not stat.S_ISREG(info.st_mode):
-            raise UsageError(f"{path} is neither a directory nor a file.", code="image.path")
+            raise UsageError(
+                f"{path} is neither a directory nor a file.",
+                code="image.path",
+                hint="Give the path of an OCI layout or of what `docker save` wrote.",
+            )
         return TarFile(_plain(path, store))
     except FileNotFoundError:
         raise UsageError(
@@ -86,7 +92,11 @@ class Directory:
             raise as_host_error(error, "read", path) from error
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
-            raise HostError(f"{path} is not a file.", code="host.file")
+            raise HostError(
+                f"{path} is not a file.",
+                code="host.file",
+                hint="The layout is damaged; write it again.",
+            )
         return file
 
 
@@ -192,7 +202,11 @@ class DirectorySink:
             for chunk in chunks:
                 size -= file.write(chunk)
             if size:
-                raise HostError(f"{name} has another size than it should.", code="store.corrupt")
+                raise HostError(
+                    f"{name} has another size than it should.",
+                    code="store.corrupt",
+                    hint="Remove the image and pull it again.",
+                )
             file.flush()
             os.fsync(file.fileno())
 

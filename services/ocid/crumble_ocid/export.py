@@ -139,7 +139,9 @@ class _finishing:  # noqa: N801  a context manager
             self._sink.abandon()
             if isinstance(error, OSError):
                 raise HostError(
-                    f"Cannot write the export: {error.strerror}.", code="host.file"
+                    f"Cannot write the export: {error.strerror}.",
+                    code="host.file",
+                    hint="Choose a place with space that you may write.",
                 ) from error
 
 

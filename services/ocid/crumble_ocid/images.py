@@ -122,7 +122,7 @@ def lookup(store: Store, text: str) -> list[Record]:
         raise UsageError(
             f"There is no image {text!r} in the store.",
             code="image.missing",
-            hint="crumble images lists those there are; crumble pull gets one.",
+            hint="`crumble images` lists those there are; `crumble pull` gets one.",
         )
     return sorted(found, key=lambda record: -record.added)
 

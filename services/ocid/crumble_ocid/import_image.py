@@ -47,7 +47,11 @@ def import_layout(
     _check_layout(source, reference.path)
     index = parse_document(read_part(source, "index.json", MAX_MANIFEST), OCI_INDEX)
     if not isinstance(index, Index):
-        raise RemoteError(f"{reference.path}'s index.json is no index.", code="image.manifest")
+        raise RemoteError(
+            f"{reference.path}'s index.json is no index.",
+            code="image.manifest",
+            hint="The layout is damaged; write it again.",
+        )
     named = [item.annotations.get(REF_NAME, "") for item in index.manifests]
     chosen = [
         item
@@ -61,7 +65,9 @@ def import_layout(
         data = read_part(source, _blob_name(digest), MAX_MANIFEST)
         if not matches(data, digest):
             raise RemoteError(
-                f"{reference.path} is damaged: {digest} has another content.", code="image.digest"
+                f"{reference.path} is damaged: {digest} has another content.",
+                code="image.digest",
+                hint="Write it again.",
             )
         return Document(data, digest, "")
 
@@ -96,7 +102,11 @@ def import_archive(
             step.add(descriptor.size)  # all are in the store, under the lease
 
         def document(digest: str) -> Document:
-            raise RemoteError(f"There is no {digest} in an archive.", code="image.manifest")
+            raise RemoteError(
+                f"There is no {digest} in an archive.",
+                code="image.manifest",
+                hint="Name what is in it by its tag.",
+            )
 
         return take_image(store, str(reference), first, platform, document, blob, reporter)
 

@@ -164,9 +164,14 @@ class KernelPackage:
                 raise RemoteError(
                     f"The kernel package lacks the modules {', '.join(sorted(missing))}.",
                     code="kernel.package",
+                    hint="Give a kernel with --kernel, or try another mirror.",
                 )
         if not self._have_image:
-            raise RemoteError("The kernel package holds no kernel.", code="kernel.package")
+            raise RemoteError(
+                "The kernel package holds no kernel.",
+                code="kernel.package",
+                hint="Give a kernel with --kernel, or try another mirror.",
+            )
         order = dependency_order(self._modules)
         for name in order:
             _write(target / f"{name}.ko", [self._modules[name]])
@@ -221,7 +226,9 @@ def module_needs(data: bytes) -> list[str]:
         info = section.data() if section is not None else b""
     except (ELFError, ValueError, OverflowError) as error:
         raise RemoteError(
-            f"A kernel module is no valid ELF file ({error}).", code="kernel.package"
+            f"A kernel module is no valid ELF file ({error}).",
+            code="kernel.package",
+            hint="Give a kernel with --kernel, or try another mirror.",
         ) from None
     for item in info.split(b"\0"):
         if item.startswith(b"depends="):
@@ -254,7 +261,10 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         for part in parts:
             size += len(part)
             if size > _MAX_IMAGE:
-                raise RemoteError("The kernel package holds a kernel too large to be one.")
+                raise RemoteError(
+                    "The kernel package holds a kernel too large to be one.",
+                    hint="Give a kernel with --kernel, or try another mirror.",
+                )
             file.write(part)
         file.flush()
         os.fsync(file.fileno())

@@ -27,6 +27,7 @@ def index_layer(store: Store, digest: str, diff_id: str, reporter: Reporter = QU
         raise RemoteError(
             f"The image names a layer by {diff_id.partition(':')[0]}, which is not supported.",
             code="image.digest",
+            hint="Have the image made again with SHA-256 digests.",
         )
     path = store.blob_path(digest)
     step = reporter.step(f"unpack {digest[7:19]}", path.stat().st_size)

@@ -89,7 +89,7 @@ class Library:
                 raise UsageError(
                     f"There is no image {reference} for {platform} in the store.",
                     code="image.missing",
-                    hint="crumble pull gets it.",
+                    hint="`crumble pull` gets it.",
                 )
         return self._get_once(reference, platform, fresh, reporter or Reporter())
 

@@ -89,7 +89,11 @@ def select(
             return found, parsed
         place = _choose(parsed, platform, name)
         found = document(parsed.manifests[place].digest)
-    raise RemoteError(f"The image {name} is an index of indexes of indexes.", code="image.manifest")
+    raise RemoteError(
+        f"The image {name} is an index of indexes of indexes.",
+        code="image.manifest",
+        hint="Have the image made again by another tool.",
+    )
 
 
 def _choose(index: Index, platform: Platform, name: str) -> int:

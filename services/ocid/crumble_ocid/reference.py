@@ -28,6 +28,7 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SUITE = re.compile(r"[a-z][a-z0-9.-]{0,63}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
 _MAX_PACKAGES = 256
+_FORMS = "Write NAME[:TAG][@DIGEST], deb:SUITE[/PKG,...], oci:DIR or docker-archive:FILE."
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,5 +174,5 @@ def _port(domain: str) -> int:
     return int(port) if colon and port.isdigit() else 0
 
 
-def _refuse(text: str, why: str, hint: str = "") -> NoReturn:
+def _refuse(text: str, why: str, hint: str = _FORMS) -> NoReturn:
     raise UsageError(f"{text[:200]!r} {why}", code="image.reference", hint=hint)

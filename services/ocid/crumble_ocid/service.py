@@ -128,7 +128,13 @@ def _answer(work: Callable[[Reporter], Any], reporter: Reporter, reply: Reply) -
     except CrumbleError as error:
         reply.error(error)
     except OSError as error:
-        reply.error(HostError(f"ocid failed: {error}.", code="host.os"))
+        reply.error(
+            HostError(
+                f"ocid failed: {error}.",
+                code="host.os",
+                hint="Free what it says is lacking, and try again.",
+            )
+        )
     except Exception as error:  # noqa: BLE001  a bug must not leave the asker waiting
         log.exception("operation failed", error)
         reply.error(InternalError(f"ocid failed: {error!r}.", code="ocid.bug"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import threading
 import time
@@ -37,6 +38,7 @@ _REDIRECTS = 5
 _SLOW_WINDOW = 60.0
 _SLOW_BYTES = 16 << 10
 _CHUNK = 1 << 18
+_ERRNO = re.compile(r"\[Errno -?\d+\] ")
 _PRIVATE_HEADERS = ("authorization", "cookie", "proxy-authorization")
 
 T = TypeVar("T")
@@ -135,8 +137,13 @@ class Transport:
             late.spent = True
             raise late from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise _transient(f"Cannot talk to {host}: {error or type(error).__name__}.") from None
-        raise RemoteError(f"{host} redirects in circles.", code="remote.redirect")
+            why = _ERRNO.sub("", str(error)) or type(error).__name__
+            raise _transient(f"Cannot talk to {host}: {why}.") from None
+        raise RemoteError(
+            f"{host} redirects in circles.",
+            code="remote.redirect",
+            hint="Check the image's name, or ask who runs the server.",
+        )
 
     def get(
         self, url: str, limit: int, headers: Headers | None = None, reporter: Reporter = QUIET
@@ -186,6 +193,7 @@ def require_ok(response: httpx.Response) -> None:
             f"for {response.url.path}.",
             code="remote.status",
             status=response.status_code,
+            hint="Check the image's name, and that you may use it.",
         )
 
 
@@ -297,6 +305,7 @@ class Download:
                 raise RemoteError(
                     f"{response.url.host} sends more than the {self._size} bytes there should be.",
                     code="remote.length",
+                    hint="The image or the server is faulty; try again, or ask who runs it.",
                 )
             file.write(chunk)
             self._hash.update(chunk)
@@ -319,7 +328,9 @@ def _redirect(url: str, target: str, headers: dict[str, str]) -> tuple[str, dict
     old, new = urlsplit(url), urlsplit(found)
     if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
         raise RemoteError(
-            f"{host_of(url)} redirects to an address that is not secure.", code="remote.redirect"
+            f"{host_of(url)} redirects to an address that is not secure.",
+            code="remote.redirect",
+            hint="Ask who runs the server.",
         )
     if (old.scheme, old.netloc) != (new.scheme, new.netloc):
         headers = {k: v for k, v in headers.items() if k.lower() not in _PRIVATE_HEADERS}
@@ -344,4 +355,5 @@ def _too_large(host: str, limit: int) -> RemoteError:
     return RemoteError(
         f"{host} sends more than {limit} bytes where a small answer should come.",
         code="remote.too_large",
+        hint="It is no registry, or a faulty one; check the image's name.",
     )

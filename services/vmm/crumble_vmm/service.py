@@ -263,7 +263,11 @@ class VmmService(Service[VmConfig]):
 
     def _agent_gone(self) -> None:
         if not self._ended:
-            self._agent_failed(GuestError("The guest's agent ended.", code="guest.agent"))
+            self._agent_failed(
+                GuestError(
+                    "The guest's agent ended.", code="guest.agent", hint="Start the VM again."
+                )
+            )
 
     def _from_agent(self, data: bytes) -> None:
         try:

@@ -80,3 +80,16 @@ def test_no_body_does_anything_but_validate_or_raise(body: object, kind: type) -
         wire.decode(msgpack.packb({"t": kind.wire_type, "b": body}))  # type: ignore[attr-defined]
     except wire.WireError:
         pass
+
+
+@pytest.mark.parametrize("value", ["\udcff", 1 << 70, "x" * (wire.MAX_FRAME + 1)])
+def test_what_cannot_be_sent_is_the_callers_fault(value: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        wire.encode(wire.Envelope(service.Ok(), to=value))  # type: ignore[arg-type]
+    assert caught.value.code == "wire.value" and len(str(caught.value)) < 300
+
+
+def test_errors_can_always_be_sent() -> None:
+    error = UsageError("There is no \udcff.", hint="\udcfe", path="\udcff", size=1 << 70)
+    read = wire.decode(wire.encode(wire.Envelope(reply_to=1, error=error))).error
+    assert read is not None and str(read) == "There is no \\udcff. \\udcfe" and read.detail == {}

@@ -29,10 +29,17 @@ def test_argv(
     assert command.argv(*image, given, entrypoint) == words
 
 
-@pytest.mark.parametrize("entrypoint", [None, [], [""]])
+@pytest.mark.parametrize("entrypoint", [None, []])
 def test_no_command_at_all_is_refused(entrypoint: list[str] | None) -> None:
     with pytest.raises(UsageError, match="no command"):
         command.argv([], [], [], entrypoint)
+
+
+@pytest.mark.parametrize(("given", "entrypoint"), [([""], None), ([], [""]), (["", "x"], None)])
+def test_an_empty_command_is_not_found(given: list[str], entrypoint: list[str] | None) -> None:
+    with pytest.raises(UsageError) as caught:
+        command.argv([], ["sh"], given, entrypoint)
+    assert caught.value.code == "exec.not_found"
 
 
 def test_environment_directory_and_user() -> None:

@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("memory", [0, -1, 95 * MIB, 1 << 40])
 def test_memory_out_of_limits_is_refused_with_the_limits(memory: int) -> None:
-    with pytest.raises(UsageError, match=r"between 96 MB and \d+ MB"):
+    with pytest.raises(UsageError, match=r"between 96m and \d+m"):
         limits.check(VmCreate("x", memory=memory))
 
 

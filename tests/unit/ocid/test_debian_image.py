@@ -205,7 +205,7 @@ def test_an_unknown_package_suggests_others(library: Library, archive: DebianArc
     archive.publish(*base_system(Deb("python3"), Deb("python3-doc")))
     error = failure(library, "deb:trixie/pyhton3")
     assert "no package 'pyhton3'" in error.message
-    assert error.hint == ""
+    assert error.hint == "Name other packages."
     assert failure(library, "deb:trixie/python4").hint == "Similar names: python3, python3-doc."
 
 

@@ -91,5 +91,9 @@ def _read_control(tar: TarReader) -> Control:
     text = members.pop("control", b"").decode("utf-8", "replace").strip("\n") + "\n"
     fields = next(parse_stanzas(text), None)
     if fields is None or not fields.get("package"):
-        raise RemoteError("A package has no control file.", code="debian.data")
+        raise RemoteError(
+            "A package has no control file.",
+            code="debian.data",
+            hint="Try again, or another mirror (CRUMBLE_DEBIAN_MIRROR).",
+        )
     return Control(text, fields, members, modes)

@@ -122,6 +122,7 @@ def open_packages(
             f"Debian {release.suite} has no packages for {architecture}; "
             f"it has them for {', '.join(release.architectures)}.",
             code="debian.architecture",
+            hint="Choose another suite.",
         )
     name = f"{COMPONENT}/binary-{architecture}/Packages.xz"
     if name not in release.files:

@@ -138,7 +138,7 @@ class Resolver:
         else:
             reason = f"{user.name} needs {wanted}, which {self._where} does not have."
         similar = [] if user else self._index.similar(wanted)
-        hint = f"Similar names: {', '.join(similar)}." if similar else ""
+        hint = f"Similar names: {', '.join(similar)}." if similar else "Name other packages."
         return UsageError(reason, code="debian.unresolved", hint=hint)
 
 
@@ -176,4 +176,5 @@ def _relations_of(package: Package, text: str) -> tuple[tuple[Relation, ...], ..
         raise UsageError(
             f"The package {package.name} has dependencies that cannot be read: {error}.",
             code="debian.unresolved",
+            hint="Choose another package.",
         ) from None

@@ -42,6 +42,7 @@ def find_sources(suite: str, etc: Path = Path("/etc/apt")) -> list[Source]:
             raise HostError(
                 f"CRUMBLE_DEBIAN_MIRROR is {mirror!r}, which is no http or https address.",
                 code="debian.mirror",
+                hint="Set it to one, such as http://HOST/debian.",
             )
         return [Source(mirror.rstrip("/"), (suite,))]
     found: dict[str, Source] = {}

@@ -23,6 +23,7 @@ from crumble_vmm.guest.protocol import Frame, Spawn, Stage, ToHost
 MAX_LOOKUP = 1 << 20
 # Input a client may send ahead of what the process takes.
 MAX_INPUT = 4 << 20
+_SHOWN = 80  # characters of a name in a message
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -168,9 +169,14 @@ class Process(Channel):
         return None if self.started else Refused(self._token, error)
 
 
+def shorten(text: str) -> str:
+    """For a message."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
 def spawn_error(spawn: Spawn, stage: int, number: int) -> CrumbleError:
     """What FAILED says, as the error a client knows."""
-    program = os.fsdecode(spawn.argv[0])
+    program = shorten(os.fsdecode(spawn.argv[0]))
     reason = os.strerror(number)
     if stage == Stage.EXEC and number in (errno.ENOENT, errno.ENOTDIR):
         return UsageError(
@@ -186,11 +192,15 @@ def spawn_error(spawn: Spawn, stage: int, number: int) -> CrumbleError:
         )
     if stage == Stage.CHDIR:
         return UsageError(
-            f"Directory {os.fsdecode(spawn.cwd)!r} cannot be entered in the guest: {reason}.",
+            f"Directory {shorten(os.fsdecode(spawn.cwd))!r} cannot be entered in the guest: {reason}.",
             code="exec.failed",
             hint="Give a working directory that exists there.",
         )
-    return GuestError(f"The guest could not start {program!r}: {reason}.", code="exec.failed")
+    return GuestError(
+        f"The guest could not start {program!r}: {reason}.",
+        code="exec.failed",
+        hint="Give the guest more --memory, or run less in it.",
+    )
 
 
 class FileReader(Channel):

@@ -172,8 +172,9 @@ class AgentSession:
 
     def start(self, request: ProcessStart, token: Any) -> None:
         """Starts a process: `Started` or `Refused` follows."""
-        if not request.argv or not request.argv[0]:
-            raise UsageError("No command was given.", code="usage.command", hint="Name a program.")
+        if not any(request.argv[:1]):
+            text = "The command is an empty string." if request.argv else "No command was given."
+            raise UsageError(text, code="exec.not_found", hint="Name a program.")
         Launch(self, request, token)
 
     def input(self, number: int, data: bytes, eof: bool) -> None:
@@ -192,7 +193,11 @@ class AgentSession:
         """A signal to a process's group; raises UsageError when there is no such process."""
         self._running(number)
         if not 1 <= signal <= 64:
-            raise UsageError(f"There is no signal {signal}.", code="exec.signal")
+            raise UsageError(
+                f"There is no signal {signal}.",
+                code="exec.signal",
+                hint="Use a number from 1 to 64.",
+            )
         self.send(protocol.encode_signal(number, signal))
 
     def resize(self, number: int, rows: int, cols: int) -> None:

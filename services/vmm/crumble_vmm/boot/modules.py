@@ -45,7 +45,9 @@ def load_module(path: Path, machine: int = EM_RISCV) -> Module:
         data = unpack(path.read_bytes(), MAX_MODULE)
     except OSError as error:
         raise UsageError(
-            f"Cannot read kernel module {path}: {error.strerror}.", code="vmm.module"
+            f"Cannot read kernel module {path}: {error.strerror}.",
+            code="vmm.module",
+            hint="Check the path and its permissions.",
         ) from None
     except CompressionError as error:
         raise _bad(path, str(error)) from None
@@ -67,4 +69,8 @@ def _unsigned(data: bytes) -> bytes:
 
 
 def _bad(path: Path, why: str) -> UsageError:
-    return UsageError(f"{path} is not a kernel module for this guest: {why}.", code="vmm.module")
+    return UsageError(
+        f"{path} is not a kernel module for this guest: {why}.",
+        code="vmm.module",
+        hint="Give modules that belong to the kernel.",
+    )

@@ -54,7 +54,11 @@ def _read(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise HostError(f"Cannot read {path}: {error.strerror}.", code="host.cache") from error
+        raise HostError(
+            f"Cannot read {path}: {error.strerror}.",
+            code="host.cache",
+            hint="Remove it; it is made again.",
+        ) from error
     return image if image.startswith(_MAGIC) else None
 
 

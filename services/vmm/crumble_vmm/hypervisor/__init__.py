@@ -24,10 +24,10 @@ def choose(name: str) -> tuple[Hypervisor, Probe]:
             raise HostError(
                 f"Hypervisor {name} cannot be used: {probe.reason}",
                 code="vmm.hypervisor",
-                hint="Use --hypervisor=auto to take the best one that works.",
+                hint="Choose auto, which takes the best one that works.",
             )
     raise UsageError(
         f"There is no hypervisor named {name!r}.",
         code="vmm.hypervisor",
-        hint="Use auto, soft or kvm.",
+        hint="Choose auto, soft or kvm.",
     )
