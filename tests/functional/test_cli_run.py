@@ -33,7 +33,7 @@ def test_output_and_status_are_the_commands(world: World) -> None:
         (["fake", "sh", "-c", "kill -9 $$"], 137, ""),
         (["unknown", "true"], 125, "There is no image unknown. Look."),
         (["empty"], 125, "names no command"),
-        (["-m", "0", "fake", "true"], 125, "0 MB of memory: between 96 MB and"),
+        (["-m", "0", "fake", "true"], 125, "0 MB of memory. Give it between 96m"),
         (["-m", "1t", "fake", "true"], 125, "1048576 MB of memory"),
         (["-m", "lots", "fake", "true"], 125, "'lots' is no size"),
         (["-c", "99", "fake", "true"], 125, "99 CPUs"),
