@@ -134,7 +134,8 @@ def test_a_command_that_is_not_there(world: RealWorld) -> None:
 @pytest.mark.parametrize(
     ("image", "says"),
     [
-        ("", "is not the name of an image. Write NAME"),
+        ("x/", "is not the name of an image. Write NAME"),
+        ("", "The image is missing"),
         ("UPPER", "has capital letters"),
         ("x:y:z", "has a tag that is none"),
         ("x@sha256:12", "has a digest that is not"),
@@ -158,7 +159,7 @@ def test_images(world: RealWorld, image: str, says: str) -> None:
     ("words", "says"),
     [
         (["no-such-verb"], "There is no verb 'no-such-verb'. `crumble --help`"),
-        (["run"], "arguments are required: IMAGE. "),
+        (["run"], "The image is missing. "),
         (["exec", "box"], "The command is missing"),
         (["exec", "box", "true"], "No supervisor is running"),
         (["stop", "box"], "No supervisor is running"),

@@ -303,7 +303,7 @@ def made(name: str) -> image.Image:
         "empty": image.ImageConfig(),
     }.get(name, image.ImageConfig(["GREETING=hello"], [], ["/bin/sh", "-c", "echo default"]))
     return image.Image(
-        id="sha256:" + "1" * 64, digest="sha256:" + "2" * 64, reference=name,
+        id=f"sha256:{name.encode().hex():1<64.64}", digest="sha256:" + "2" * 64, reference=name,
         platform="linux/riscv64", size=5 << 20, created="2026-01-01T00:00:00Z", config=config,
         layers=[],
     )  # fmt: skip

@@ -51,7 +51,7 @@ def test_output_and_status_are_the_commands(world: World) -> None:
         (["fatal", "true"], 125, "ocid was killed by signal 9"),
         (["-d", "fake", "true"], 125, "No supervisor is running"),
         (["--no-such-option", "fake"], 125, "no-such-option"),
-        ([], 125, "IMAGE"),
+        ([], 125, "The image is missing"),
     ],
 )
 def test_failures_are_one_sentence_and_a_status(

@@ -25,6 +25,8 @@ def of(vm: Vm, image: Image, kernel: Kernel, resolv_conf: bytes) -> dict[str, st
     request = vm.request
     if not request.boot_snapshot or request.dmesg or request.shares:
         return {}
+    if request.kernel and not Path(request.kernel).is_file():
+        return {}  # vmm says so
     if request.hypervisor not in ("auto", form.HYPERVISOR):
         return {}
     return {
