@@ -8,12 +8,11 @@ nothing. Message types are dataclasses registered with `@message("name")` in `cr
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import sys
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgpack
@@ -54,16 +53,35 @@ def message(name: str) -> Callable[[type[M]], type[M]]:
     return register
 
 
-@dataclass(frozen=True)
 class Envelope:
     """One frame, decoded. `request` is 0 for events; `reply_to` is 0 unless this is a reply."""
 
-    body: Any = None
-    request: int = 0
-    reply_to: int = 0
-    to: str = ""
-    deadline: float = 0.0
-    error: CrumbleError | None = field(default=None, compare=False)
+    __slots__ = ("body", "deadline", "error", "reply_to", "request", "to")
+
+    def __init__(
+        self,
+        body: Any = None,
+        request: int = 0,
+        reply_to: int = 0,
+        to: str = "",
+        deadline: float = 0.0,
+        error: CrumbleError | None = None,
+    ) -> None:
+        self.body = body
+        self.request = request
+        self.reply_to = reply_to
+        self.to = to
+        self.deadline = deadline
+        self.error = error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Envelope) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        return (self.body, self.request, self.reply_to, self.to, self.deadline)
 
 
 def pack_body(body: Message) -> dict[str, Any]:
@@ -72,8 +90,8 @@ def pack_body(body: Message) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
@@ -202,6 +220,15 @@ def unpack_error(value: Any) -> CrumbleError:
     return BY_FAULT[value["fault"]](text[0], code=text[1], hint=text[2], **extra)
 
 
+def _required(item: Any) -> bool:
+    """Of a record's field, or of another dataclass's."""
+    required = getattr(item, "required", None)
+    if required is None:
+        missing = sys.modules["dataclasses"].MISSING
+        required = item.default is missing and item.default_factory is missing
+    return bool(required)
+
+
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
@@ -212,7 +239,7 @@ def validate(kind: type[M], value: Any, where: str = "") -> M:
     where = where or kind.__name__
     if not isinstance(value, dict):
         raise WireError(f"{where} is not a map")
-    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields: dict[str, Any] = kind.__dataclass_fields__  # type: ignore[attr-defined]
     if extra := value.keys() - fields.keys():
         raise WireError(f"{where} has unknown fields {sorted(map(str, extra))}")
     made: dict[str, Any] = {}
@@ -220,7 +247,7 @@ def validate(kind: type[M], value: Any, where: str = "") -> M:
     for name, item in fields.items():
         if name in value:
             made[name] = _check(hints[name], value[name], f"{where}.{name}")
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+        elif _required(item):
             raise WireError(f"{where}.{name} is missing")
     try:
         return kind(**made)
@@ -243,7 +270,7 @@ def _check(hint: Any, value: Any, where: str) -> Any:
             _check(args[0], key, f"{where} key"): _check(args[1], item, f"{where}[{key!r}]")
             for key, item in value.items()
         }
-    if dataclasses.is_dataclass(hint):
+    if hasattr(hint, "__dataclass_fields__"):
         return validate(typing.cast("type[Any]", hint), value, where)
     if hint is float:
         _expect(isinstance(value, int | float) and not isinstance(value, bool), value, where)

@@ -6,11 +6,10 @@ Requests with `to="vm:NAME"` are passed on to that VM's `vmm` (messages.vm), wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from crumble_common.messages.fs import Share
 from crumble_common.messages.image import ImageConfig
 from crumble_common.messages.vm import ProcessStart
+from crumble_common.record import dataclass, field
 from crumble_common.wire import message
 
 

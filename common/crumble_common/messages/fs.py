@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+from crumble_common.record import dataclass, field
 from crumble_common.wire import message
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
 
 from crumble_common.messages.fs import Layer
+from crumble_common.record import dataclass, field
 from crumble_common.wire import message
 
 PullPolicy = Literal["missing", "always", "never"]

@@ -98,7 +98,7 @@ class Vm:
         origin.take()
         self.origin = origin
         self.cpus, self.memory = origin.about.cpus, origin.about.memory
-        self.image = origin.image()
+        self.image = self.image or origin.image()
 
     @property
     def on_trial(self) -> bool:
