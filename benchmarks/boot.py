@@ -34,9 +34,10 @@ from pathlib import Path
 
 import crumble
 from benchmarks._common import Comparison, Sample, process_cpu_seconds
+from crumble_vmm.boards.base import QUIET_CMDLINE
+from crumble_vmm.boards.riscv64 import BASE_CMDLINE
 from crumble_vmm.boot.initramfs import Initramfs
 from crumble_vmm.boot.modules import load_modules
-from crumble_vmm.builder import BASE_CMDLINE, QUIET_CMDLINE
 from crumble_vmm.guest.build import build, module_path
 from crumble_vmm.guest.protocol import ToHost
 

@@ -29,7 +29,8 @@ from crumble_common.wire import Message
 from crumble_vmm import guest
 from crumble_vmm.agent import events
 from crumble_vmm.agent.session import AgentSession
-from crumble_vmm.builder import Ends, build_machine
+from crumble_vmm.boards.base import Ends
+from crumble_vmm.builder import build_machine
 from crumble_vmm.config import MachineConfig
 from crumble_vmm.console_log import ConsoleLog
 from crumble_vmm.devices.uart8250 import Uart8250
@@ -94,7 +95,7 @@ class VmmService(Service[VmConfig]):
             sockets=sockets,
             console=self.console.write,
             ports=(Port("", self.console.write), self.agent_port),
-            init=self.init_program,
+            init=guest.build,
             lost=self._device_lost,
             base=context.fd("memory_base") if self.config.restore else -1,
         )
@@ -122,10 +123,6 @@ class VmmService(Service[VmConfig]):
         except ValueError as error:
             raise corrupt(str(error)) from None
         self.console.restore(state.console)
-
-    def init_program(self) -> bytes:
-        """The guest's /init."""
-        return guest.build("riscv64")
 
     def sandbox(self) -> Profile:
         """Everything is open; a VM needs no path and no network."""

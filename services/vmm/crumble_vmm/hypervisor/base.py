@@ -122,10 +122,15 @@ class VirtualMachine(ABC):
 
     @abstractmethod
     def create_cpu(
-        self, index: int, mmio: MmioHandler, console: Callable[[bytes], None]
+        self,
+        index: int,
+        mmio: MmioHandler,
+        console: Callable[[bytes], None],
+        ports: MmioHandler | None = None,
     ) -> VirtualCPU:
         """The vCPU `index`; each is created once.
 
+        ports: takes accesses to x86's I/O ports.
         console: takes what the guest prints by a call to firmware, in the vCPU's thread.
         """
 

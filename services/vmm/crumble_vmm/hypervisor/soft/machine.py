@@ -63,7 +63,11 @@ class SoftMachine(VirtualMachine):
             ) from None
 
     def create_cpu(
-        self, index: int, mmio: MmioHandler, console: Callable[[bytes], None]
+        self,
+        index: int,
+        mmio: MmioHandler,
+        console: Callable[[bytes], None],
+        ports: MmioHandler | None = None,  # noqa: ARG002  RISC-V has none
     ) -> VirtualCPU:
         """Hart `index`; those after the first wait for the guest to start them (HSM)."""
         return SoftCpu(self._machine.hart(index), self._memory, mmio, console)
