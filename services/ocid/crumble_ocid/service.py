@@ -15,6 +15,7 @@ from crumble_common import log
 from crumble_common.errors import CrumbleError, HostError, InternalError, UsageError
 from crumble_common.messages.image import (
     ImageCancel,
+    ImageCommit,
     ImageExport,
     ImageGet,
     ImageInspect,
@@ -66,6 +67,8 @@ class OcidService(Service[ImagesConfig]):
             work = lambda reporter: library.kernel(message, reporter)  # noqa: E731
         elif isinstance(message, ImageExport):
             work = lambda reporter: library.export(message, reporter)  # noqa: E731
+        elif isinstance(message, ImageCommit):
+            work = lambda reporter: library.commit(message, reporter)  # noqa: E731
         elif isinstance(message, ImageList):
             work = lambda _: library.images()  # noqa: E731
         elif isinstance(message, ImageInspect):
