@@ -22,6 +22,7 @@ from pathlib import Path
 
 from crumble_native import rv64
 from crumble_native.memory import Memory
+from framework.rv64_engine import EAGER, HOT, INTERPRETER, engine
 from framework.rv64_program import BASE, RECORD_SIZE, Program
 from framework.rv64_stream import SCRATCH_SIZE
 
@@ -51,14 +52,15 @@ def run_qemu(program: Program) -> bytes:
     return done.stdout
 
 
-def run_soft(program: Program) -> bytes:
-    """The same from our CPU in USER mode."""
+def run_soft(program: Program, name: str) -> bytes:
+    """The same from an engine of our CPU, in USER mode."""
     image = program.image()
     ram = mmap.mmap(-1, len(image))
     ram[:] = image
     memory = Memory()
     memory.add(BASE, ram)
-    machine = rv64.Machine(memory, harts=1, mode=rv64.USER)
+    with engine(name):
+        machine = rv64.Machine(memory, harts=1, mode=rv64.USER)
     hart = machine.hart(0)
     state = hart.get_state()
     state.pc = BASE
@@ -103,10 +105,14 @@ def compare(program: Program, ours: bytes, theirs: bytes) -> list[Difference]:
 
 
 def check(seed: int, blocks: int, *, units: int = 24, repeats: int = 1) -> list[Difference]:
-    """One program on both CPUs."""
+    """One program on QEMU and both of our engines."""
     program = Program(seed, blocks, units, repeats)
-    ours, theirs = run_soft(program), run_qemu(program)
-    return compare(program, ours, theirs) if ours != theirs else []
+    theirs = run_qemu(program)
+    found = []
+    for name in (INTERPRETER, EAGER if repeats == 1 else HOT):
+        ours = run_soft(program, name)
+        found += compare(program, ours, theirs) if ours != theirs else []
+    return found
 
 
 def main() -> int:

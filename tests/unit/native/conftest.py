@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-# CRUMBLE_SOFT_JIT: "eager" translates every block before it first runs.
-ENGINES = {"interpreter": "0", "translator": "eager"}
+from framework import rv64_engine
+from framework.rv64_engine import EAGER, INTERPRETER
+
+ENGINES = {"interpreter": INTERPRETER, "translator": EAGER}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -21,6 +23,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Machines that are made meanwhile run on this engine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CRUMBLE_SOFT_JIT", ENGINES[request.param])
+    with rv64_engine.engine(ENGINES[request.param]):
         yield request.param
