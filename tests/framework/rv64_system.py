@@ -17,7 +17,7 @@ import time
 from framework.rv64_asm import Assembler, encode
 from framework.rv64_board import CODE, DATA, RAM, SIZE, TRAP_VECTOR, A, Board, D, G, R, U, V, W, X
 from framework.rv64_engine import EAGER, HOT, INTERPRETER, engine
-from framework.rv64_stream import AMOS, LOADS, STORES, Block
+from framework.rv64_stream import AMOS, LOADS, Block
 from framework.rv64_values import float_register, integer
 
 PAGE = 4096
@@ -51,7 +51,7 @@ class KernelBlock(Block):
     entries: list[int]  # of the data pages' and the wild pages' page table entries
     satp: int
     flags: int
-    slots: list[str]
+    slots: list[tuple[str, int]]  # and the register they write: others may count a loop
 
     def two(self) -> tuple[int, int]:
         first, second = self.rng.sample([n for n in self.writable if n != 0], 2)
@@ -66,12 +66,12 @@ class KernelBlock(Block):
         )  # fmt: skip
         self.out.li(base, where + self.rng.choice((0, 8, 64, 100, 4088, 4089, 4092, 4095)))
         name = self.rng.choice((*LOADS, *LOADS, *AMOS, "cbo.zero", "sd", "sh"))
-        if name == "cbo.zero":
+        if name == "cbo.zero" and where not in (RAM, KERNEL_DATA, ALIAS_VA):
             self.out.emit(name, base)
+        elif name not in LOADS and where in (RAM, KERNEL_DATA, ALIAS_VA):
+            self.out.emit("ld", register, base, 0)
         elif name in AMOS:
             self.out.emit(name, register, base, register)
-        elif where in (RAM, KERNEL_DATA, ALIAS_VA) and name in STORES:
-            self.out.emit("ld", register, base, 0)
         else:
             self.out.emit(name, register, base, 0)
 
@@ -96,11 +96,11 @@ class KernelBlock(Block):
         if not self.slots:
             return
         base, value = self.two()
-        self.out.to("la", base, label=self.rng.choice(self.slots))
+        label, rd = self.rng.choice(self.slots)
+        self.out.to("la", base, label=label)
         if self.rng.random() < 0.5:
             self.out.li(value, ALIAS_VA - CODE & (1 << 64) - 1)
             self.out.emit("add", base, base, value)
-        rd = self.rng.choice([n for n in self.writable if n != 0])
         word = encode(self.rng.choice(PATCHES), rd, rd, self.rng.randrange(-2048, 2048))
         self.out.li(value, word)
         self.out.emit("sw", value, base, 0)
@@ -112,7 +112,7 @@ class KernelBlock(Block):
         self.out.label(label)
         rd = self.rng.choice([n for n in self.writable if n != 0])
         self.out.emit("addi", rd, rd, 1)
-        self.slots.append(label)
+        self.slots.append((label, rd))
 
     def system_register(self) -> None:
         register, other = self.two()
@@ -211,7 +211,7 @@ class Kernel:
 
     def _assemble(self, board: Board, satp: int, entries: list[int]) -> list[int]:
         out = Assembler(CODE)
-        starts, slots = [], list[str]()
+        starts, slots = [], list[tuple[str, int]]()
         for number in range(self.blocks):
             rng = random.Random(self.seed * 1_000_003 + number)
             out.raw(b"\x01\x00" * rng.randrange(3))  # c.nop

@@ -40,11 +40,11 @@ static void restart(struct crb_jit *jit) {
     jit->n_exits = jit->n_sites = 1;
 }
 
-// CRUMBLE_SOFT_JIT: 1 translates, 0 does not, "eager" does before a block first runs (for tests).
+// CRUMBLE_SOFT_JIT: 0 only interprets, "eager" translates before a block first runs (for tests).
 static uint32_t wanted_heat(void) {
     const char *wanted = getenv("CRUMBLE_SOFT_JIT");
-    if (wanted == NULL || strcmp(wanted, "0") == 0) return 0;
-    return strcmp(wanted, "eager") == 0 ? 1 : CRB_JIT_HEAT;
+    if (wanted == NULL) return CRB_JIT_HEAT;
+    return strcmp(wanted, "0") == 0 ? 0 : strcmp(wanted, "eager") == 0 ? 1 : CRB_JIT_HEAT;
 }
 
 void crb_jit_init(crb_hart *hart) {
