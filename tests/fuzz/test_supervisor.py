@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from crumble.sdk.client import Client
 from crumble.sdk.embedded import Embedded
+from crumble.sdk.wires import ZmqWire
 from crumble.supervisor import table
 from crumble_common import wire
 from crumble_common.eventloop import EventLoop
@@ -89,7 +90,7 @@ class Fuzzed:
         self.context: zmq.Context[Any] = zmq.Context()
         self.embedded = Embedded(self.context)
         self.embedded.start()
-        self.client = Client(self.loop, self.context, self.embedded.address)
+        self.client = Client(self.loop, ZmqWire(self.context, self.embedded.address))
         self.client.call(messages.VmCreate("fake", name="box"))
 
     def close(self) -> None:
@@ -149,5 +150,5 @@ def sendable(body: Any) -> bool:
 @given(st.lists(st.binary(max_size=80), max_size=6))
 def test_bytes_that_are_no_messages_change_nothing(fuzzed: Fuzzed, frames: list[bytes]) -> None:
     for frame in frames:
-        fuzzed.client._socket.send(frame)
+        fuzzed.client._wire.send(frame)
     assert fuzzed.client.call(Ping(), deadline=60) == Ok()

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import zmq
-
 from crumble.cli.held import Held
 from crumble.sdk.client import Client
-from crumble.supervisor.ground import Ground
+from crumble.sdk.wires import StreamWire, ZmqWire
 from crumble.supervisor.locate import find_daemon
 from crumble_common import wire
 from crumble_common.errors import InternalError, UsageError
 from crumble_common.eventloop import EventLoop
 
 if TYPE_CHECKING:
+    import zmq
+
     from crumble.sdk.embedded import Embedded
+    from crumble.supervisor.ground import Ground
 
 
 class Link:
@@ -40,13 +40,10 @@ class Link:
             raise
 
     def _open(self, daemon: str, ground: Ground | None) -> None:
-        if not daemon:
-            ground = ground or Ground(fork=True)
-        self.loop = EventLoop()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        if ground is None:
-            address, lease = f"ipc://{daemon}/client", Path(daemon, "stream")
-            self.client = Client(self.loop, self._context, address, lease)
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        if daemon:
+            self.loop = EventLoop()
+            self.client = Client(self.loop, StreamWire(daemon))
         else:
             self.client = self._embed(ground)
 
@@ -64,7 +61,8 @@ class Link:
         self._stop_embedded()
         self.client.close()
         self.loop.close()
-        self._context.destroy(200)
+        if self._context is not None:
+            self._context.destroy(200)
 
     def _stop_embedded(self) -> None:
         embedded, self._embedded = self._embedded, None
@@ -83,11 +81,19 @@ class Link:
     ) -> None:
         self.close()
 
-    def _embed(self, ground: Ground) -> Client:
+    def _embed(self, ground: Ground | None) -> Client:
+        if ground is None:
+            from crumble.supervisor.ground import Ground
+
+            ground = Ground(fork=True)
+        import zmq
+
         from crumble.sdk.embedded import Embedded
 
+        self.loop = EventLoop()
+        self._context = zmq.Context()
         self._embedded = Embedded(self._context, ground)
-        client = Client(self.loop, self._context, self._embedded.address)
+        client = Client(self.loop, ZmqWire(self._context, self._embedded.address))
         ended = InternalError("Crumble's supervisor ended.", code="supervisor.gone")
         self._embedded.on_end = lambda: self.loop.call_soon_threadsafe(lambda: client.lose(ended))
         self._embedded.start()

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crumble.cli import run_options, terminal
 from crumble.cli.attach import Attached, CommandLateError
@@ -19,11 +19,13 @@ from crumble.cli.progress import Bars
 from crumble.cli.signals import Interrupted, Signals
 from crumble.sdk.options import image_reference, memory_size, shares
 from crumble.supervisor.command import argv
-from crumble.supervisor.ground import Ground
 from crumble.supervisor.names import invent
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages import client as messages
 from crumble_common.messages.vm import ConsoleOutput, ProcessStart, VmEvent
+
+if TYPE_CHECKING:
+    from crumble.supervisor.ground import Ground
 
 _LATE = 124
 # Writable shares: what the guest may take to write its pages back before it ends, s.

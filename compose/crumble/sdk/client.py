@@ -1,4 +1,4 @@
-"""One connection to a supervisor: requests with deadlines, events, the lease.
+"""One connection to a supervisor: requests with deadlines, and events.
 
 Everything runs in the thread of the event loop it is given; `sdk.session` wraps it for other threads,
 the CLI runs the loop itself. `connect` finds the daemon; `sdk.embedded` has the supervisor in our own
@@ -8,19 +8,13 @@ process when there is none.
 from __future__ import annotations
 
 import itertools
-import secrets
-import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import zmq
-
-from crumble.supervisor.streams import LENGTH
+from crumble.sdk.wires import Wire
 from crumble_common import wire
 from crumble_common.errors import CrumbleError, InternalError
 from crumble_common.eventloop import EventLoop, Timer
-from crumble_common.messages.client import Lease
 from crumble_common.messages.service import Ok  # noqa: F401  replies of every kind must be known
 
 OnReply = Callable[[Any, CrumbleError | None], None]
@@ -38,27 +32,16 @@ class _Pending:
 
 
 class Client:
-    """A DEALER on a supervisor's ROUTER. lost: why it cannot be used any more, if so."""
+    """A client over a connection, which it closes. lost: why it cannot be used any more, if so."""
 
-    def __init__(
-        self, loop: EventLoop, context: zmq.Context[Any], address: str, lease: Path | None = None
-    ) -> None:
+    def __init__(self, loop: EventLoop, connection: Wire) -> None:
         self.loop = loop
         self._listeners: dict[str, OnEvent] = {}
         self.lost: CrumbleError | None = None
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
-        self._lease: socket.socket | None = None
-        identity = b"c" + secrets.token_bytes(15)
-        self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IDENTITY, identity)
-        self._socket.setsockopt(zmq.LINGER, 200)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.connect(address)
-        loop.add_socket(self._socket, "supervisor", self._serve)
-        if lease is not None:
-            self._take_lease(lease, identity)
+        self._wire = connection
+        connection.attach(loop, self._serve, self._supervisor_gone)
 
     def request(
         self, body: wire.Message, on_reply: OnReply, *, to: str = "", deadline: float = 0.0
@@ -77,12 +60,12 @@ class Client:
         pending = self._pending[number] = _Pending(on_reply)
         if deadline:
             pending.timer = self.loop.call_later(deadline, lambda: self._late(number, deadline))
-        self._socket.send(frame)
+        self._wire.send(frame)
 
     def send(self, event: wire.Message, to: str) -> None:
         """Sends an event."""
         if self.lost is None:
-            self._socket.send(wire.encode(wire.Envelope(event, to=to)))
+            self._wire.send(wire.encode(wire.Envelope(event, to=to)))
 
     def listen(self, source: str, listener: OnEvent | None) -> None:
         """Who gets the events of `source` ("vm:NAME", "images"), and the error when the supervisor
@@ -113,22 +96,6 @@ class Client:
         """Ends the connection; the supervisor ends what was not detached. Listeners hear nothing."""
         self._listeners.clear()
         self.lose(InternalError("The connection was closed.", code="client.closed"))
-        self.loop.remove_socket(self._socket)
-        self._socket.close()
-
-    def _take_lease(self, path: Path, identity: bytes) -> None:
-        self._lease = socket.socket(socket.AF_UNIX)
-        try:
-            self._lease.connect(str(path))
-            frame = wire.encode(wire.Envelope(Lease(identity)))
-            self._lease.sendall(LENGTH.pack(len(frame)) + frame)
-        except OSError as error:
-            raise InternalError(
-                f"The supervisor does not answer: {error.strerror}.",
-                code="supervisor.gone",
-                hint="`crumble down`, then `crumble up`, restarts it.",
-            ) from error
-        self.loop.add_fd(self._lease.fileno(), "lease", self._supervisor_gone)
 
     def _supervisor_gone(self) -> None:
         self.lose(
@@ -144,19 +111,15 @@ class Client:
         if self.lost is not None:
             return
         self.lost = error
-        if self._lease is not None:
-            self.loop.remove_fd(self._lease.fileno())
-            self._lease.close()
+        self._wire.close()
         for number in tuple(self._pending):
             self._resolve(number, None, error)
         for listener in tuple(self._listeners.values()):
             listener(error)
 
-    def _serve(self) -> None:
+    def _serve(self, frame: bytes) -> None:
         try:
-            envelope = wire.decode(self._socket.recv(zmq.NOBLOCK))
-        except zmq.Again:
-            return
+            envelope = wire.decode(frame)
         except wire.WireError as error:
             # From our own supervisor: another version of it. Nothing can be trusted to be answered.
             text = f"The supervisor speaks another language: {error}."

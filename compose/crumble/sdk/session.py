@@ -10,18 +10,20 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
-
-import zmq
+from typing import TYPE_CHECKING, Any
 
 from crumble.sdk.client import Client, OnEvent, OnReply
-from crumble.sdk.embedded import Embedded
+from crumble.sdk.wires import StreamWire, ZmqWire
 from crumble.supervisor.locate import find_daemon
 from crumble_common import log, wire
 from crumble_common.errors import CrumbleError, InternalError
 from crumble_common.eventloop import EventLoop
+
+if TYPE_CHECKING:
+    import zmq
+
+    from crumble.sdk.embedded import Embedded
 
 _lock = threading.Lock()
 _session: Session | None = None
@@ -34,16 +36,12 @@ class Session:
         self.owner = os.getpid()
         self.loop = EventLoop()
         self.loop.on_error = lambda kind, error: log.exception("bug in the SDK", error, kind=kind)
-        self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._zmq: zmq.Context[zmq.Socket[bytes]] | None = None
         self._embedded: Embedded | None = None
         if daemon := find_daemon():
-            address, lease = f"ipc://{daemon}/client", Path(daemon, "stream")
-            self._client = Client(self.loop, self._zmq, address, lease)
+            self._client = Client(self.loop, StreamWire(daemon))
         else:
-            self._embedded = Embedded(self._zmq)
-            self._embedded.on_end = lambda: self.post(self._supervisor_ended)
-            self._client = Client(self.loop, self._zmq, self._embedded.address)
-            self._embedded.start()
+            self._client = self._embed()
         self._thread = threading.Thread(target=self.loop.run, name="crumble-client", daemon=True)
         self._thread.start()
 
@@ -94,7 +92,20 @@ class Session:
         self._thread.join()
         self._client.close()
         self.loop.close()
-        self._zmq.destroy(200)
+        if self._zmq is not None:
+            self._zmq.destroy(200)
+
+    def _embed(self) -> Client:
+        import zmq
+
+        from crumble.sdk.embedded import Embedded
+
+        self._zmq = zmq.Context()
+        self._embedded = Embedded(self._zmq)
+        self._embedded.on_end = lambda: self.post(self._supervisor_ended)
+        client = Client(self.loop, ZmqWire(self._zmq, self._embedded.address))
+        self._embedded.start()
+        return client
 
     def _supervisor_ended(self) -> None:
         self._client.lose(InternalError("Crumble's supervisor ended.", code="supervisor.gone"))

@@ -6,7 +6,6 @@ replaces ENTRYPOINT and drops CMD (OCI image-spec, config.md).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from crumble_common.errors import UsageError
@@ -51,9 +50,5 @@ def with_defaults(start: ProcessStart, config: ImageConfig, hostname: str) -> Pr
         name, _, value = item.partition("=")
         env[name] = value
     env.update(start.env)
-    return dataclasses.replace(
-        start,
-        env=env,
-        cwd=start.cwd or config.working_dir or "/",
-        user=start.user or config.user,
-    )
+    where = {"cwd": start.cwd or config.working_dir or "/", "user": start.user or config.user}
+    return ProcessStart(**{**vars(start), "env": env, **where})

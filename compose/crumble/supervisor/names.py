@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Container
 
 from crumble_common.errors import UsageError
@@ -35,7 +35,9 @@ def choose_name(wanted: str, taken: Container[str]) -> str:
 def invent(taken: Container[str] = ()) -> str:
     """A new name."""
     while True:
-        words = secrets.choice(_COLOURS.split()), secrets.choice(_BREADS.split())
-        name = f"{'-'.join(words)}-{secrets.token_hex(2)}"
+        dice = os.urandom(4)
+        colours, breads = _COLOURS.split(), _BREADS.split()
+        words = colours[dice[0] % len(colours)], breads[dice[1] % len(breads)]
+        name = f"{'-'.join(words)}-{dice[2:].hex()}"
         if name not in taken:
             return name
