@@ -79,7 +79,7 @@ def test_check_timeout_and_failures_are_crumble_errors() -> None:
     ("options", "kind", "says"),
     [
         ({"image": "unknown"}, crumble.RemoteError, "no image unknown"),
-        ({"memory": 0}, crumble.UsageError, "between 96 MB"),
+        ({"memory": 0}, crumble.UsageError, "between 96m"),
         ({"cmdline": "fake=panic"}, crumble.GuestError, "panicked"),
         ({"cmdline": "fake=die"}, crumble.InternalError, "killed by signal 9"),
         ({"volumes": {"/no/such": "/x"}}, crumble.UsageError, "does not exist"),

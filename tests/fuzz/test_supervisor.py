@@ -19,6 +19,7 @@ from crumble.sdk.embedded import Embedded
 from crumble.sdk.wires import ZmqWire
 from crumble.supervisor import table
 from crumble_common import wire
+from crumble_common.errors import UsageError
 from crumble_common.eventloop import EventLoop
 from crumble_common.messages import client as messages
 from crumble_common.messages import image, vm
@@ -141,7 +142,7 @@ def test_every_request_is_answered_once(fuzzed: Fuzzed, frames: list[tuple[Any, 
 def sendable(body: Any) -> bool:
     try:
         wire.decode(wire.encode(wire.Envelope(body)))
-    except (wire.WireError, OverflowError, UnicodeEncodeError):
+    except (wire.WireError, UsageError):
         return False
     return True
 
