@@ -227,7 +227,7 @@ def test_entropy_comes_from_the_host(vm: GuestVm) -> None:
 def test_the_timeline_has_every_phase(vm: GuestVm) -> None:
     slices = vm.ask(messages.Timeline()).slices
     names = [item.name for item in slices]
-    host = ["vmm start", "memory map", "kernel load", "initramfs", "machine build", "sandbox"]
+    host = ["vmm start", "memory map", "machine build", "kernel load", "initramfs", "sandbox"]
     assert names[:7] == [*host, "guest: kernel"]
     assert {"guest: init", "guest: modules", "guest: root"} <= set(names)
     for before, after in itertools.pairwise(slices):
