@@ -120,12 +120,18 @@ class MasterQueue:
 class Master:
     """Guest memory of `memory` bytes at 0x8000_0000 and a connection to the back end at `target`."""
 
-    def __init__(self, target: str | socket.socket, *, memory: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        target: str | socket.socket,
+        *,
+        memory: int = 64 << 20,
+        page_state: mmap.mmap | None = None,
+    ) -> None:
         self.fd = os.memfd_create("master-ram", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, memory)
         self.size = memory
         self.mapping = mmap.mmap(self.fd, memory)
-        self.memory = Memory()
+        self.memory = Memory(page_state)
         self.memory.add(RAM, self.mapping)
         self.queues: list[MasterQueue] = []
         self.acked = 0

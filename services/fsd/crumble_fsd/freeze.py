@@ -122,6 +122,8 @@ def _copy_sleepers(
     for nodeid, record, place in waker.table.left():
         size, holes, _ = data_of(record)
         if place != NO_DATA:
+            if place + size > tree.captured.index.contents_size:
+                raise ValueError("a file's data is outside the captured layer")
             place = contents.add(fd, place, size, holes=holes)
         table.record(nodeid, record, place)
     for nodeid, lookups in waker.table.mentions_left():

@@ -22,6 +22,7 @@ from crumble_fsd.listing import Listing
 # flags, mode, uid, gid, links, graft (number of a share, or -1), size, rdev, charged, atime, mtime, ctime,
 # btime, lookups
 _FIXED = struct.Struct("<IIIIIiQQQqqqqQ")
+FIXED_SIZE = _FIXED.size
 CAPTURED, SPARSE, PINNED, LISTED, UNCHANGED = 1, 2, 4, 8, 16
 _MAX_SIZE = 1 << 62
 _MAX_CHARGE = 1 << 32
@@ -80,7 +81,7 @@ def pack_node(node: Inode, *, captured: bool, parent: int, graft: int) -> bytes:
         else:
             tail += [parent, lowers, _pack_children(node), _pack_listing(node.listing)]
     fixed = _FIXED.pack(
-        flags, node.mode, node.uid, node.gid, node.nlink, graft, node.size, node.rdev, node.charged,
+        flags, node.mode, node.uid, node.gid, node.nlink, graft, node.size, node.rdev, max(0, node.charged),
         node.atime, node.mtime, node.ctime, node.btime, min(node.lookups, (1 << 64) - 1),
     )  # fmt: skip
     return fixed + bytes(msgpack.packb(tail))
@@ -104,7 +105,7 @@ def data_of(record: bytes) -> tuple[int, bool, int]:
 
     A look at the fixed fields only. ValueError.
     """
-    if len(record) < _FIXED.size:
+    if len(record) < FIXED_SIZE:
         raise ValueError("a record is too short")
     flags, _, _, _, _, _, size, _, charged, *_ = _FIXED.unpack_from(record)
     return (size if flags & CAPTURED else 0), bool(flags & SPARSE), charged
@@ -114,13 +115,13 @@ def parse_node(record: bytes) -> NodeRecord:
     """The record taken apart; raises ValueError when it makes no sense by itself."""
     try:
         node = NodeRecord(*_FIXED.unpack_from(record))
-        tail = msgpack.unpackb(memoryview(record)[_FIXED.size :], strict_map_key=False)
+        tail = msgpack.unpackb(memoryview(record)[FIXED_SIZE:], strict_map_key=False)
         _take_tail(node, tail)
     except (struct.error, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a record is damaged ({error})") from None
     if stat.S_IFMT(node.mode) not in _KINDS or node.mode >> 16 or node.size >= _MAX_SIZE:
         raise ValueError("an inode's fields make no sense")
-    if node.charged > _MAX_CHARGE or node.rdev >= 1 << 63:
+    if node.charged > _MAX_CHARGE or node.rdev >= 1 << 63 or node.nlink >= 1 << 31:
         raise ValueError("an inode's fields make no sense")
     if node.flags & CAPTURED and not stat.S_ISREG(node.mode):
         raise ValueError("something that is no file has data")

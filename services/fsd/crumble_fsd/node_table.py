@@ -114,6 +114,10 @@ class NodeTableReader:
             if nodeid not in self._taken:
                 yield nodeid, lookups
 
+    def numbers(self) -> list[int]:
+        """Of all records and mentions not taken."""
+        return [nodeid for nodeid in (*self._ids, *self._known) if nodeid not in self._taken]
+
     def _find(self, column: memoryview[int], nodeid: int) -> int | None:
         at = bisect_left(column, nodeid)
         if at == len(column) or column[at] != nodeid or nodeid in self._taken:

@@ -57,9 +57,7 @@ class Sleepers:
 
     def wake_all(self) -> None:
         """See Waker."""
-        for nodeid, _, _ in list(self.table.left()):
-            self.wake(nodeid)
-        for nodeid, _ in list(self.table.mentions_left()):
+        for nodeid in self.table.numbers():
             self.wake(nodeid)
 
     def _wake_way(self, nodeid: int) -> Node | None:

@@ -308,7 +308,7 @@ class UnionNames(Union):
         self._changed(node)
 
     def _dropped_link(self, node: Inode) -> None:
-        node.nlink -= 1
+        node.nlink = max(0, node.nlink - 1)  # 0 already: a damaged capture
         node.ctime = time.time_ns()
         self._changed(node)
         self._drop_if_unused(node)
