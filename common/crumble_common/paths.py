@@ -12,8 +12,8 @@ from pathlib import Path
 
 from crumble_common.errors import HostError
 
-# sockaddr_un holds 108 bytes; the longest name we put below the runtime directory is about 40.
-_MAX_RUNTIME_PATH = 64
+# sockaddr_un holds 108 bytes with a NUL; the longest name that we put below is this.
+_MAX_RUNTIME_PATH = 107 - len("/run-12345678/heartbeats")
 _CHOOSE = "Set CRUMBLE_RUNTIME_DIR and CRUMBLE_DATA_DIR to directories of yours."
 
 
@@ -24,13 +24,30 @@ def runtime_dir() -> Path:
         base = os.environ.get("XDG_RUNTIME_DIR", "")
         usable = base and len(base) < _MAX_RUNTIME_PATH - 8 and os.access(base, os.W_OK)
         chosen = f"{base}/crumble" if usable else f"/tmp/crumble-{os.getuid()}"  # noqa: S108
-    return private_dir(Path(chosen))
+    place = Path(chosen).absolute()
+    _check_for_sockets(str(place))
+    return private_dir(place)
+
+
+def _check_for_sockets(path: str) -> None:
+    size = len(os.fsencode(path))
+    if size > _MAX_RUNTIME_PATH:
+        why = f"has {size} bytes, which is too long for sockets (at most {_MAX_RUNTIME_PATH})"
+    elif path.encode("utf-8", "ignore") != os.fsencode(path):
+        why = "is not text in UTF-8"
+    else:
+        return
+    raise HostError(
+        f"The runtime directory's path {path[:200]!r} {why}.",
+        code="host.directory",
+        hint="Set CRUMBLE_RUNTIME_DIR to another one.",
+    )
 
 
 def data_dir() -> Path:
     """Images, kernels and snapshots: $CRUMBLE_DATA_DIR, else the user's data directory."""
     chosen = os.environ.get("CRUMBLE_DATA_DIR")
-    return private_dir(Path(chosen) if chosen else _user_data_dir())
+    return private_dir(Path(chosen).absolute() if chosen else _user_data_dir())
 
 
 def _user_data_dir() -> Path:

@@ -23,7 +23,8 @@ class CommandLateError(GuestError):
     """The time given with --timeout is over."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"The command did not end within {seconds:g} s.", code="exec.timeout")
+        text = f"The command did not end within {seconds:g} s."
+        super().__init__(text, code="exec.timeout", hint="Give it longer with --timeout.")
 
 
 class Attached:

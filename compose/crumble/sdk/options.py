@@ -73,5 +73,6 @@ def failure_of(event: Any) -> CrumbleError | None:
     if event.kind in ("poweroff", "reset"):
         how = "powered off" if event.kind == "poweroff" else "was reset"
         text = f"The guest {how} from inside."
-        return GuestError(text, code=f"guest.{event.kind}")
+        hint = "Its command had not ended; start it again."
+        return GuestError(text, code=f"guest.{event.kind}", hint=hint)
     return None

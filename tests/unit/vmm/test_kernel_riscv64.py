@@ -146,3 +146,37 @@ def test_any_bytes_load_or_are_refused(
     except UsageError:
         return
     assert BASE <= loaded.entry < loaded.end <= guest.end
+
+
+def with_sections(data: bytes, *sections: tuple[int, int]) -> bytes:
+    """The image with a PE header of sections (size, place in the file) behind its own header."""
+    coff = struct.pack("<4s2xH12xH2x", b"PE\0\0", len(sections), 8) + bytes(8)
+    table = b"".join(struct.pack("<16xII16x", size, at) for size, at in sections)
+    head = data[:0x3C] + struct.pack("<I", 64) + coff + table
+    return head + data[len(head) :]
+
+
+@pytest.mark.parametrize("missing", [0, 1, 50_000])
+def test_a_raw_image_must_be_as_long_as_its_sections(tmp_path: Path, missing: int) -> None:
+    whole = with_sections(image(), (4096, 0), (96_064, 4000))
+    assert len(whole) == 100_064
+    path = tmp_path / "kernel"
+    path.write_bytes(whole[: len(whole) - missing])
+    if not missing:
+        load_kernel(path, ram())
+        return
+    with pytest.raises(UsageError, match=r"cut off: it has \d+ of 100064 bytes"):
+        load_kernel(path, ram())
+
+
+@given(st.binary(max_size=300), st.integers(0, 0xFFFF_FFFF))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_pe_header_is_read_within_bounds(tmp_path: Path, pe: bytes, at: int) -> None:
+    """It loads or is refused with a sentence, whatever its PE header says."""
+    data = image()
+    path = tmp_path / "kernel"
+    path.write_bytes(data[:0x3C] + struct.pack("<I", at % 400) + b"PE\0\0" + pe + data[72:])
+    try:
+        load_kernel(path, ram())
+    except UsageError as error:
+        assert error.code == "vmm.kernel"

@@ -23,6 +23,12 @@ _MAGIC, _MAGIC2 = b"RISCV\0\0\0", b"RSC\x05"
 # Linux, drivers/firmware/efi/libstub/zboot-header.S: offset and size of the payload, compression.
 _ZBOOT = struct.Struct("<2s2x4sII8x32s4s")
 _LINUX_PE_MAGIC = b"\xcd\x23\x82\x81"
+# An Image is a PE file, too: where its header is, how many sections follow and how large the optional
+# header before them is, and a section's size and place in the file.
+_PE_OFFSET = 0x3C
+_COFF = struct.Struct("<6xH12xH2x")
+_SECTION = struct.Struct("<16xII16x")
+_HEAD = 4096
 # A riscv64 kernel is placed at a multiple of 2 MiB.
 _ALIGN = 2 << 20
 _HINT = "Give the path of a riscv64 Image (raw, gzip, zstd or EFI zboot)."
@@ -104,8 +110,25 @@ def _mib(size: int) -> int:
     return -(-size >> 20)
 
 
+def _declared_size(head: bytes) -> int:
+    """How long the file must be by its PE sections (PE format, COFF header); 0 where it has none."""
+    if head[:2] != b"MZ" or len(head) < _IMAGE.size:
+        return 0
+    (at,) = struct.unpack_from("<I", head, _PE_OFFSET)
+    if head[at : at + 4] != b"PE\0\0" or len(head) < at + _COFF.size:
+        return 0
+    count, optional = _COFF.unpack_from(head, at)
+    table = at + _COFF.size + optional
+    sections = [table + number * _SECTION.size for number in range(count)]
+    inside = (place for place in sections if place + _SECTION.size <= len(head))
+    return max((sum(_SECTION.unpack_from(head, place)) for place in inside), default=0)
+
+
 def _load_raw(source: _Source, ram: Ram) -> LoadedKernel:
-    address, size = source.check_header(source.head(_IMAGE.size), ram)
+    head = source.head(_HEAD)
+    address, size = source.check_header(head[: _IMAGE.size], ram)
+    if source.size < (declared := _declared_size(head)):
+        raise source.bad(f"it is cut off: it has {source.size} of {declared} bytes")
     if source.size > size:
         # image_size covers .bss, so a longer file is damaged or has something appended.
         raise source.bad(f"the file has {source.size} bytes, its header says {size}")
