@@ -1,6 +1,7 @@
-// 32-bit instructions to operations: RV64IMA, Zicsr, Zifencei, Zba, Zbb, Zbs, Zicbom, Zicboz, F, D
-// and the privileged instructions of S-mode (RISC-V ISA manual, volume I ch. "Instruction Set
-// Listings"; volume II ch. "Supervisor Instruction Set Listings").
+// 32-bit instructions to operations: RV64IMA, Zicsr, Zifencei, Zicond, Zba, Zbb, Zbs, Zicbom,
+// Zicboz, Zawrs, Zimop, F, D, Zfh, Zfa and the privileged instructions of S-mode, Svinval's with
+// them (RISC-V ISA manual, volume I ch. "Instruction Set Listings"; volume II ch. "Supervisor
+// Instruction Set Listings").
 #include "rv64/hart.h"
 
 // One instruction's fields.
@@ -182,6 +183,7 @@ static const uint8_t op_shadd[8] = {0, 0, CRB_OP_SH1ADD, 0, CRB_OP_SH2ADD, 0, CR
 static const uint8_t op_rotate[8] = {0, CRB_OP_ROL, 0, 0, 0, CRB_OP_ROR, 0, 0};
 static const uint8_t op_bset[8] = {0, CRB_OP_BSET, 0, 0, 0, 0, 0, 0};
 static const uint8_t op_bclr[8] = {0, CRB_OP_BCLR, 0, 0, 0, CRB_OP_BEXT, 0, 0};
+static const uint8_t op_czero[8] = {0, 0, 0, 0, 0, CRB_OP_CZERO_EQZ, 0, CRB_OP_CZERO_NEZ};
 static const uint8_t op_binv[8] = {0, CRB_OP_BINV, 0, 0, 0, 0, 0, 0};
 
 static const uint8_t opw_base[8] = {CRB_OP_ADDW, CRB_OP_SLLW, 0, 0, 0, CRB_OP_SRLW, 0, 0};
@@ -203,6 +205,8 @@ static const uint8_t *op_table(uint32_t funct7) {
         return op_mul;
     case 0x05:
         return op_minmax;
+    case 0x07:
+        return op_czero;
     case 0x10:
         return op_shadd;
     case 0x30:
@@ -275,7 +279,9 @@ static void store(crb_op *op, const fields *f) {
 }
 
 static void fp_load(crb_op *op, const fields *f) {
-    if (f->funct3 == 2)
+    if (f->funct3 == 1)
+        put(op, CRB_OP_FLH, CRB_F(f->rd), f->rs1, CRB_SIZE_FH, f->imm_i);
+    else if (f->funct3 == 2)
         put(op, CRB_OP_FLW, CRB_F(f->rd), f->rs1, CRB_SIZE_FW, f->imm_i);
     else if (f->funct3 == 3)
         put(op, CRB_OP_FLD, CRB_F(f->rd), f->rs1, CRB_SIZE_D, f->imm_i);
@@ -284,11 +290,11 @@ static void fp_load(crb_op *op, const fields *f) {
 }
 
 static void fp_store(crb_op *op, const fields *f) {
-    if (f->funct3 != 2 && f->funct3 != 3)
+    static const uint8_t kinds[8] = {0, CRB_OP_FSH, CRB_OP_FSW, CRB_OP_FSD};
+    if (kinds[f->funct3] == 0)
         put_illegal(op, f);
     else
-        put(op, f->funct3 == 2 ? CRB_OP_FSW : CRB_OP_FSD, f->funct3, f->rs1, CRB_F(f->rs2),
-            store_offset(f));
+        put(op, kinds[f->funct3], f->funct3, f->rs1, CRB_F(f->rs2), store_offset(f));
 }
 
 static void atomic(crb_op *op, const fields *f) {
@@ -356,7 +362,7 @@ static bool jalr(crb_op *op, const fields *f) {
 
 static bool privileged(crb_op *op, const fields *f) {
     uint32_t kind = CRB_OP_ILLEGAL;
-    if (f->funct7 == 9 && f->rd == 0) {
+    if ((f->funct7 == 9 || f->funct7 == 11) && f->rd == 0) { // sinval.vma is no less than a fence
         put(op, CRB_OP_SFENCE, CRB_SINK, f->rs1, f->rs2, (int32_t)f->insn);
         return true;
     }
@@ -373,6 +379,12 @@ static bool privileged(crb_op *op, const fields *f) {
     case 0x10500073:
         kind = CRB_OP_WFI;
         break;
+    case 0x00d00073: // wrs.nto
+    case 0x01d00073: // wrs.sto
+    case 0x18000073: // sfence.w.inval
+    case 0x18100073: // sfence.inval.ir
+        put(op, CRB_OP_MISC, CRB_SINK, 0, 0, (int32_t)f->insn);
+        return false;
     default:
         break;
     }
@@ -380,12 +392,20 @@ static bool privileged(crb_op *op, const fields *f) {
     return true;
 }
 
+// Zimop: what may become an operation writes 0 until it does.
+static bool may_be_op(crb_op *op, const fields *f) {
+    const bool unary = (f->insn & 0xb3c00000) == 0x81c00000;
+    const bool binary = (f->insn & 0xb2000000) == 0x82000000;
+    if (unary || binary)
+        put(op, CRB_OP_LI, target(f->rd), 0, 0, 0);
+    else
+        put_illegal(op, f);
+    return op->kind == CRB_OP_ILLEGAL;
+}
+
 static bool system_op(crb_op *op, const fields *f) {
     if (f->funct3 == 0) return privileged(op, f);
-    if (f->funct3 == 4) {
-        put_illegal(op, f);
-        return true;
-    }
+    if (f->funct3 == 4) return may_be_op(op, f);
     put(op, CRB_OP_CSR, target(f->rd), f->rs1, f->funct3, (int32_t)f->insn);
     return false;
 }
@@ -433,8 +453,10 @@ static void fp(crb_op *op, const fields *f) {
 static void fp_fma(crb_op *op, const fields *f) {
     const uint32_t format = f->funct7 & 3;
     const uint32_t which = f->insn >> 2 & 3;
-    if (format > 1)
+    if (format > 2)
         put_illegal(op, f);
+    else if (format == 2)
+        put(op, CRB_OP_FP, CRB_SINK, 0, 0, (int32_t)f->insn);
     else
         put(op, (format == 1 ? CRB_OP_FMADD_D : CRB_OP_FMADD_S) + which, CRB_F(f->rd),
             CRB_F(f->rs1), CRB_F(f->rs2), (int32_t)f->insn);

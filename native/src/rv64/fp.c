@@ -130,8 +130,8 @@ static bool do_fused(crb_hart *hart, const fields *i, uint32_t insn) {
 static bool execute(crb_hart *hart, uint32_t insn) {
     const fields whole = split(hart, insn);
     const fields *i = &whole;
+    if ((insn >> 26 & 1) != 0) return false;
     if ((insn & 0x7f) != 0x53) return do_fused(hart, i, insn);
-    if ((insn >> 26 & 1) != 0) return false; // H and Q
     switch (insn >> 27) {
     case 0x00:
     case 0x01:
@@ -170,5 +170,6 @@ crb_result crb_fp_touch(crb_hart *hart) {
 
 crb_result crb_fp(crb_hart *hart, const crb_op *op) {
     if (hart->rm[0] != 0 && crb_fp_touch(hart) != CRB_NEXT) return crb_illegal(hart, op);
-    return execute(hart, (uint32_t)op->imm) ? CRB_NEXT : crb_illegal(hart, op);
+    const uint32_t insn = (uint32_t)op->imm;
+    return execute(hart, insn) || crb_fp_more(hart, insn) ? CRB_NEXT : crb_illegal(hart, op);
 }

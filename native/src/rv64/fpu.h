@@ -41,6 +41,10 @@ static inline uint64_t crb_box_s(uint64_t bits) {
     return bits | CRB_BOX_S;
 }
 
+static inline uint64_t crb_box_h(uint64_t bits) {
+    return bits | 0xffffffffffff0000ull;
+}
+
 static inline bool crb_isnan_d(uint64_t bits) {
     return (bits & ~CRB_SIGN_D) > CRB_INF_D;
 }

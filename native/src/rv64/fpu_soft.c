@@ -5,6 +5,8 @@
 
 typedef unsigned __int128 u128;
 
+const crb_format crb_binary16 = {
+    .precision = 11, .emin = -14, .emax = 15, .sign = 0x8000, .infinity = 0x7c00, .nan = 0x7e00};
 const crb_format crb_binary32 = {.precision = 24,
                                  .emin = -126,
                                  .emax = 127,
@@ -302,6 +304,18 @@ uint64_t crb_soft_to_int(const crb_format *f, uint64_t a, uint64_t min, uint64_t
     }
     if (inexact) *fflags |= CRB_FFLAG_NX;
     return x.negative ? -(uint64_t)rounded : (uint64_t)rounded;
+}
+
+uint64_t crb_soft_round(const crb_format *f, uint64_t a, uint32_t rm, uint32_t *fflags) {
+    number x = take_apart(f, a);
+    if (is_nan(x)) return nan_answer(f, x, x, fflags);
+    if (x.kind != FINITE || x.exponent >= 0) return a;
+    bool inexact = false;
+    int shift = x.exponent < -128 ? 128 : -x.exponent;
+    u128 rounded = round_shift(x.significand, shift, x.negative, rm, &inexact);
+    if (inexact) *fflags |= CRB_FFLAG_NX;
+    if (rounded == 0) return signed_bits(f, x.negative, 0);
+    return round_pack(f, (wide){x.negative, 0, rounded}, rm, fflags);
 }
 
 // An order of the bit patterns of numbers: that of the values, with -0 below +0.

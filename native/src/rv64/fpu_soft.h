@@ -26,7 +26,7 @@ typedef struct crb_format {
     uint64_t sign, infinity, nan;
 } crb_format;
 
-extern const crb_format crb_binary32, crb_binary64;
+extern const crb_format crb_binary16, crb_binary32, crb_binary64;
 
 uint64_t crb_soft_add(const crb_format *f, uint64_t a, uint64_t b, uint32_t rm, uint32_t *fflags);
 uint64_t crb_soft_sub(const crb_format *f, uint64_t a, uint64_t b, uint32_t rm, uint32_t *fflags);
@@ -43,6 +43,8 @@ uint64_t crb_soft_from_int(const crb_format *f, bool negative, uint64_t magnitud
 // Saturates to [min, max] (as 64-bit patterns; min is 0 for unsigned) with NV; NaN gives max.
 uint64_t crb_soft_to_int(const crb_format *f, uint64_t a, uint64_t min, uint64_t max, uint32_t rm,
                          uint32_t *fflags);
+// To an integral value of the same format; NX when that is another one.
+uint64_t crb_soft_round(const crb_format *f, uint64_t a, uint32_t rm, uint32_t *fflags);
 uint64_t crb_soft_minmax(const crb_format *f, uint64_t a, uint64_t b, bool want_max,
                          uint32_t *fflags);
 // a < b, or a <= b when or_equal. Both false, with NV if signalling or a NaN signals, for NaNs.

@@ -427,6 +427,8 @@ crb_result crb_mem_store(crb_hart *hart, const crb_op *op, uint64_t va);
 void crb_finish_load(crb_hart *hart, uint8_t kind, uint8_t rd, uint64_t value);
 crb_result crb_amo(crb_hart *hart, const crb_op *op);
 crb_result crb_cbo(crb_hart *hart, const crb_op *op);
+// WRS and the fences around SINVAL.VMA.
+crb_result crb_misc(crb_hart *hart, const crb_op *op);
 
 // ---- csr.c, trap.c, sbi.c, fp.c
 
@@ -444,6 +446,8 @@ static inline uint32_t crb_pending(crb_hart *hart) {
 }
 crb_result crb_ecall(crb_hart *hart);
 crb_result crb_fp(crb_hart *hart, const crb_op *op);
+// fp_more.c: Zfh and Zfa; false when there is no such instruction.
+bool crb_fp_more(crb_hart *hart, uint32_t insn);
 // Makes FS dirty before a load, store or operation of F or D; TRAP when it is off.
 crb_result crb_fp_touch(crb_hart *hart);
 

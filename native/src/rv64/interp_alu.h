@@ -98,6 +98,8 @@ ALU(BCLRI, crb_bclr(RS1, IMM))
 ALU(BEXTI, crb_bext(RS1, IMM))
 ALU(BINVI, crb_binv(RS1, IMM))
 ALU(BSETI, crb_bset(RS1, IMM))
+ALU(CZERO_EQZ, RS2 == 0 ? 0 : RS1)
+ALU(CZERO_NEZ, RS2 != 0 ? 0 : RS1)
 // clang-format on
 
 #undef ALU

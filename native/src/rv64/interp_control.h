@@ -119,3 +119,5 @@ OP(CSR)
 CALL(crb_csr(hart, op));
 OP(CBO)
 CALL(crb_cbo(hart, op));
+OP(MISC)
+CALL(crb_misc(hart, op));

@@ -24,6 +24,8 @@ FP_LOAD(FLW, any_u32, crb_box_s)
 FP_LOAD(FLD, any_u64, (uint64_t))
 FP_STORE(FSW, any_u32)
 FP_STORE(FSD, any_u64)
+FP_LOAD(FLH, any_u16, crb_box_h)
+FP_STORE(FSH, any_u16)
 #undef FP_LOAD
 #undef FP_STORE
 

@@ -203,6 +203,8 @@ crb_result crb_jit_slow(crb_hart *hart, uint32_t index) {
         return crb_csr(hart, op);
     case CRB_OP_CBO:
         return crb_cbo(hart, op);
+    case CRB_OP_MISC:
+        return crb_misc(hart, op);
     case CRB_OP_FP ... CRB_OP_FNMADD_D:
         return crb_fp(hart, op);
     default:

@@ -33,6 +33,9 @@ void crb_finish_load(crb_hart *hart, uint8_t kind, uint8_t rd, uint64_t value) {
     case CRB_SIZE_FW:
         value |= 0xffffffff00000000ull;
         break;
+    case CRB_SIZE_FH:
+        value |= 0xffffffffffff0000ull;
+        break;
     default:
         break;
     }
@@ -40,7 +43,7 @@ void crb_finish_load(crb_hart *hart, uint8_t kind, uint8_t rd, uint64_t value) {
 }
 
 static uint32_t load_size(uint8_t kind) {
-    return kind == CRB_SIZE_FW ? 4 : 1u << (kind & 3);
+    return kind == CRB_SIZE_FW ? 4 : kind == CRB_SIZE_FH ? 2 : 1u << (kind & 3);
 }
 
 crb_result crb_mem_load(crb_hart *hart, const crb_op *op, uint64_t va) {

@@ -13,7 +13,9 @@
 #define PTE_A        0x040ull
 #define PTE_D        0x080ull
 #define PTE_PPN(pte) ((pte) >> 10 & 0xfffffffffffull)
-#define PTE_RESERVED (0x3ffull << 54) // no Svnapot, no Svpbmt
+#define PTE_RESERVED (0x7full << 54)
+#define PTE_PBMT     (3ull << 61) // Svpbmt: all memory is coherent, so only 3, reserved, matters
+#define PTE_N        (1ull << 63) // Svnapot: one of 16 that make a page of 64 KiB
 
 // What a walk found.
 typedef struct found {
@@ -142,6 +144,11 @@ static bool set_accessed(crb_hart *hart, uint64_t at, uint64_t *pte, crb_access 
     return true;
 }
 
+static bool malformed(uint64_t pte) {
+    return (pte & PTE_V) == 0 || (pte & PTE_RESERVED) != 0 || (pte & PTE_PBMT) == PTE_PBMT ||
+           (pte & (PTE_R | PTE_W)) == PTE_W;
+}
+
 // Where the last level's table for an address is, kept until the next fence or change of satp.
 static crb_walk_entry *walk_entry(crb_hart *hart, uint64_t va) {
     return &hart->walks[va >> CRB_SPAN_SHIFT & (CRB_WALKS - 1)];
@@ -162,20 +169,22 @@ static crb_result walk_once(crb_hart *hart, uint64_t va, crb_access access, foun
         const uint64_t *host = pte_address(hart, at, false);
         if (host == NULL) return access_fault(hart, va, access);
         uint64_t pte = __atomic_load_n(host, __ATOMIC_ACQUIRE);
-        if ((pte & PTE_V) == 0 || (pte & PTE_RESERVED) != 0 || (pte & (PTE_R | PTE_W)) == PTE_W)
-            return page_fault(hart, va, access);
+        if (malformed(pte)) return page_fault(hart, va, access);
         table = PTE_PPN(pte) << CRB_PAGE_SHIFT;
         if ((pte & (PTE_R | PTE_X)) == 0) {
-            if ((pte & (PTE_A | PTE_D | PTE_U)) != 0) break;
+            if ((pte & (PTE_A | PTE_D | PTE_U | PTE_PBMT | PTE_N)) != 0) break;
             if (level == 1)
                 *cached = (crb_walk_entry){
                     .span = va >> CRB_SPAN_SHIFT, .table = table, .gen = hart->walk_gen};
             continue;
         }
-        const uint64_t within = (1ull << shift) - 1;
+        const bool napot = (pte & PTE_N) != 0;
+        const uint64_t within = napot ? 0xffff : (1ull << shift) - 1;
+        if (napot && (level > 0 || (table & within) != 0x8000)) break;
+        if (napot) table &= ~within;
         if (!permitted(hart, pte, access) || (table & within) != 0) break;
         if (!set_accessed(hart, at, &pte, access)) return CRB_AGAIN;
-        *out = (found){.gpa = table | (va & within), .pte = pte, .superpage = level > 0};
+        *out = (found){.gpa = table | (va & within), .pte = pte, .superpage = level > 0 || napot};
         return CRB_NEXT;
     }
     return page_fault(hart, va, access);

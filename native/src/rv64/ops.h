@@ -6,7 +6,7 @@
 //               (_U: not chained yet, _X: outside the page) or index of the chained operation (_L)
 //   jumps       like branches, the count in rs2; a data slot behind holds the link's page offset
 //   JALR        rs2 = count, imm = immediate; data slot as for jumps
-//   CSR         imm = CSR number, rs2 = funct3;  FP: imm = the instruction;  ILLEGAL: imm = it
+//   CSR         imm = CSR number, rs2 = funct3;  FP, MISC, ILLEGAL: imm = the instruction
 //   END         rd = count, imm as for branches
 //   ENTRY       before a block that may be translated; imm = how often it may still run without
 //   NATIVE      what ENTRY becomes; imm = the code's offset
@@ -26,11 +26,12 @@
     X(ANDN) X(ORN) X(XNOR) X(CLZ) X(CTZ) X(CPOP) X(CLZW) X(CTZW) X(CPOPW) \
     X(MAX) X(MIN) X(MAXU) X(MINU) X(SEXT_B) X(SEXT_H) X(ZEXT_H) \
     X(ROL) X(ROR) X(RORI) X(ROLW) X(RORW) X(RORIW) X(ORC_B) X(REV8) \
-    X(BCLR) X(BEXT) X(BINV) X(BSET) X(BCLRI) X(BEXTI) X(BINVI) X(BSETI)
+    X(BCLR) X(BEXT) X(BINV) X(BSET) X(BCLRI) X(BEXTI) X(BINVI) X(BSETI) \
+    X(CZERO_EQZ) X(CZERO_NEZ)
 
 #define CRB_OPS_MEMORY(X) \
     X(LB) X(LH) X(LW) X(LD) X(LBU) X(LHU) X(LWU) X(SB) X(SH) X(SW) X(SD) \
-    X(FLW) X(FLD) X(FSW) X(FSD)
+    X(FLW) X(FLD) X(FSW) X(FSD) X(FLH) X(FSH)
 
 // _W, then _D of each.
 #define CRB_OPS_ATOMIC(X) \
@@ -49,7 +50,7 @@
 
 #define CRB_OPS_SYSTEM(X) \
     X(FENCE) X(FENCE_FULL) X(FENCE_I) X(ECALL) X(EBREAK) X(SRET) X(WFI) X(SFENCE) X(CSR) X(CBO) \
-    X(ILLEGAL)
+    X(ILLEGAL) X(MISC)
 
 // The hot ones; everything else of F and D is FP.
 #define CRB_OPS_FLOAT(X) \
@@ -113,6 +114,7 @@ enum {
     CRB_SIZE_HU,
     CRB_SIZE_WU,
     CRB_SIZE_FW,
+    CRB_SIZE_FH,
 };
 
 #endif

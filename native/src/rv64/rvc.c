@@ -1,5 +1,5 @@
-// Compressed instructions (RISC-V unprivileged ISA, chapter "C", RV64): each stands for one 32-bit
-// instruction.
+// Compressed instructions (RISC-V unprivileged ISA, chapters "C", RV64, "Zcb" and "Zimop"): each
+// stands for one 32-bit instruction.
 #include "rv64/hart.h"
 
 static uint32_t bits(uint32_t half, int high, int low) {
@@ -45,6 +45,25 @@ static uint32_t addi4spn(uint32_t half) {
     return imm == 0 ? 0 : i_type((int32_t)imm, 2, 0, 8 + bits(half, 4, 2), 0x13);
 }
 
+// Zcb's loads and stores of bytes and halves.
+static uint32_t zcb_memory(uint32_t half, uint32_t rs1, uint32_t reg) {
+    const uint32_t byte = bit(half, 6, 0) | bit(half, 5, 1);
+    const uint32_t halfword = bit(half, 5, 1);
+    const bool second = (half >> 6 & 1) != 0;
+    switch (bits(half, 12, 10)) {
+    case 0:
+        return i_type((int32_t)byte, rs1, 4, reg, 0x03); // c.lbu
+    case 1:
+        return i_type((int32_t)halfword, rs1, second ? 1 : 5, reg, 0x03); // c.lh, c.lhu
+    case 2:
+        return s_type(byte, reg, rs1, 0, 0x23); // c.sb
+    case 3:
+        return second ? 0 : s_type(halfword, reg, rs1, 1, 0x23); // c.sh
+    default:
+        return 0;
+    }
+}
+
 static uint32_t quadrant0(uint32_t half) {
     const uint32_t word = bits(half, 12, 10) << 3 | bit(half, 6, 2) | bit(half, 5, 6);
     const uint32_t doubleword = bits(half, 12, 10) << 3 | bits(half, 6, 5) << 6;
@@ -61,10 +80,32 @@ static uint32_t quadrant0(uint32_t half) {
         return i_type((int32_t)doubleword, rs1, 3, reg, 0x03);
     case 5:
         return s_type(doubleword, reg, rs1, 3, 0x27); // c.fsd
+    case 4:
+        return zcb_memory(half, rs1, reg);
     case 6:
         return s_type(word, reg, rs1, 2, 0x23);
     case 7:
         return s_type(doubleword, reg, rs1, 3, 0x23);
+    default:
+        return 0;
+    }
+}
+
+static uint32_t zcb_arithmetic(uint32_t half, uint32_t rd, uint32_t which) {
+    if (which == 6) return r_type(1, 8 + bits(half, 4, 2), rd, 0, rd, 0x33); // c.mul
+    switch (bits(half, 4, 2)) {
+    case 0:
+        return i_type(0xff, rd, 7, rd, 0x13); // c.zext.b
+    case 1:
+        return i_type(0x604, rd, 1, rd, 0x13); // c.sext.b
+    case 2:
+        return r_type(4, 0, rd, 4, rd, 0x3b); // c.zext.h
+    case 3:
+        return i_type(0x605, rd, 1, rd, 0x13); // c.sext.h
+    case 4:
+        return r_type(4, 0, rd, 0, rd, 0x3b); // c.zext.w
+    case 5:
+        return i_type(-1, rd, 4, rd, 0x13); // c.not
     default:
         return 0;
     }
@@ -86,7 +127,7 @@ static uint32_t arithmetic(uint32_t half) {
     default:
         break;
     }
-    if (which > 5) return 0;
+    if (which > 5) return zcb_arithmetic(half, rd, which);
     const uint32_t sub = which == 0 || which == 4 ? 0x20 : 0;
     return r_type(sub, rs2, rd, funct3[which], rd, which >= 4 ? 0x3b : 0x33);
 }
@@ -94,6 +135,7 @@ static uint32_t arithmetic(uint32_t half) {
 static uint32_t lui_or_addi16sp(uint32_t half) {
     const uint32_t rd = bits(half, 11, 7);
     const int32_t imm = sign(bit(half, 12, 5) | bits(half, 6, 2), 6);
+    if (imm == 0 && rd < 16 && (rd & 1) != 0) return 0x13; // c.mop.n
     if (rd != 2) return imm == 0 ? 0 : (uint32_t)imm << 12 | rd << 7 | 0x37;
     const int32_t stack = sign(bit(half, 12, 9) | bit(half, 6, 4) | bit(half, 5, 6) |
                                    bits(half, 4, 3) << 7 | bit(half, 2, 5),

@@ -1,6 +1,8 @@
 // Traps and interrupts into S-mode, and back (RISC-V privileged ISA, ch. "Supervisor-Level ISA").
 #include "rv64/hart.h"
 
+#include <sched.h>
+
 #define INTERRUPT (1ull << 63)
 
 static void enter_supervisor(crb_hart *hart, uint64_t cause, uint64_t tval, uint64_t pc) {
@@ -79,4 +81,13 @@ crb_result crb_sfence(crb_hart *hart, const crb_op *op) {
     else
         crb_tlb_flush(hart);
     return CRB_RESYNC;
+}
+
+// SINVAL.VMA did everything already, so its fences order nothing. A hart that waits for another's
+// store lets that run: they may share a core.
+crb_result crb_misc(crb_hart *hart, const crb_op *op) {
+    const bool supervisor = (uint32_t)op->imm >> 25 == 12;
+    if (supervisor) return hart->privilege == 0 ? crb_illegal(hart, op) : CRB_NEXT;
+    if (hart->machine->n_harts > 1) sched_yield();
+    return CRB_NEXT;
 }

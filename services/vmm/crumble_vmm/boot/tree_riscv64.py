@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from crumble_vmm.boot.fdt import Node, cells, flatten, words
 
 # Linux, Documentation/devicetree/bindings/riscv/cpus.yaml and extensions.yaml.
-EXTENSIONS = ("i", "m", "a", "f", "d", "c", "zicntr", "zicsr", "zifencei",
-              "zba", "zbb", "zbs", "zicboz", "sstc", "svadu", "svvptc")  # fmt: skip
-_CBOZ_BLOCK = 64
+EXTENSIONS = ("i", "m", "a", "f", "d", "c", "zicbom", "zicbop", "zicboz", "zicntr", "zicond", "zicsr",
+              "zifencei", "zihintntl", "zihintpause", "zihpm", "zimop", "zawrs", "zfa", "zfh", "zfhmin",
+              "zca", "zcb", "zcd", "zcmop", "zba", "zbb", "zbs",
+              "sstc", "svadu", "svinval", "svnapot", "svpbmt", "svvptc")  # fmt: skip
+_CACHE_BLOCK = 64
 _SUPERVISOR_EXTERNAL = 9
 
 
@@ -76,7 +78,8 @@ class BoardTree:
             cpu.set("status", "okay").set("mmu-type", f"riscv,{self.mmu}")
             cpu.set("riscv,isa", isa).set("riscv,isa-base", "rv64i")
             cpu.set("riscv,isa-extensions", list(EXTENSIONS))
-            cpu.set("riscv,cboz-block-size", _CBOZ_BLOCK)
+            for operation in ("cbom", "cbop", "cboz"):
+                cpu.set(f"riscv,{operation}-block-size", _CACHE_BLOCK)
             controller = cpu.add("interrupt-controller")
             controller.set("compatible", "riscv,cpu-intc").set("interrupt-controller")
             controller.set("#interrupt-cells", 1).set("#address-cells", 0)
