@@ -16,6 +16,7 @@ from crumble_native.memory import Memory
 from crumble_vmm.devices.virtio import mmio
 from crumble_vmm.devices.virtio.device import F_VERSION_1, VirtioDevice
 from crumble_vmm.hypervisor.base import VirtioInterrupt
+from crumble_vmm.snapshot.state import TransportState
 from framework.virtqueue_driver import Arena, VirtqueueDriver
 
 RAM = 0x8000_0000
@@ -59,15 +60,23 @@ class Doorbells:
 
 
 class MmioDriver:
-    """Drives one transport."""
+    """Drives one transport. state: what the transport goes on from."""
 
-    def __init__(self, device: VirtioDevice, loop: EventLoop, memory_fd: int = -1) -> None:
+    def __init__(
+        self,
+        device: VirtioDevice,
+        loop: EventLoop,
+        memory_fd: int = -1,
+        state: TransportState | None = None,
+    ) -> None:
         self.loop = loop
         self.memory = Memory()
         self.memory.add(RAM, mmap.mmap(memory_fd, RAM_SIZE))
         self.interrupt = Interrupt()
         self.transport = mmio.MmioTransport(device, BASE, self.memory, self.interrupt)
         self.transport.connect_doorbells(Doorbells())  # type: ignore[arg-type]
+        if state is not None:
+            self.transport.set_state(state)
         self.transport.start()
         self._at = RAM
         self._arena = Arena(RAM + (1 << 20), RAM_SIZE - (1 << 20))

@@ -57,14 +57,31 @@ static void purge(const crb_tlb *tlb, crb_tlb_entry *entries, uint64_t host) {
     }
 }
 
+// True for a host address in a base that the page is no longer read from.
+static bool is_left(const crb_memory *memory, uint64_t host) {
+    for (uint32_t i = 0; i < memory->n_regions; i++) {
+        const crb_region *region = &memory->regions[i];
+        const uint64_t offset = host - (uintptr_t)region->base;
+        if (region->base == NULL || offset >= region->size) continue;
+        const uint8_t *state = &region->state[offset >> CRB_PAGE_SHIFT];
+        return (__atomic_load_n(state, __ATOMIC_RELAXED) & CRB_PAGE_OVERLAY) != 0;
+    }
+    return false;
+}
+
+// A page that is counted in what is loaded first is an overlay's already (memory.c, own_page).
 void crb_moved(crb_hart *hart) {
+    const crb_memory *memory = hart->machine->memory;
     hart->moved_seen = __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE);
     for (int mode = 0; mode < CRB_MODES; mode++) {
         crb_tlb *tlb = &hart->tlbs[mode];
         const bool logged = tlb->filled <= CRB_TLB_LOG;
         const uint32_t count = logged ? tlb->filled : CRB_TLB_SIZE;
-        for (uint32_t i = 0; i < count; i++)
-            tlb->read[logged ? tlb->log[i] : i].tag = CRB_TLB_EMPTY;
+        for (uint32_t i = 0; i < count; i++) {
+            crb_tlb_entry *entry = &tlb->read[logged ? tlb->log[i] : i];
+            if (entry->tag == CRB_TLB_EMPTY) continue;
+            if (is_left(memory, entry->tag + entry->addend)) entry->tag = CRB_TLB_EMPTY;
+        }
     }
 }
 

@@ -100,7 +100,11 @@ class Machine:
             self.paused = self.paused or paused
             self._held = self._held or held
             self._cancel_all()
-            self._turn.wait_for(lambda: self._parked == len(self._threads) or self._ended)
+            done = self._turn.wait_for(
+                lambda: self._parked == len(self._threads) or self._ended, _STOP_LIMIT
+            )
+        if not done:
+            raise InternalError("A vCPU does not stop.", code="vmm.stuck")
 
     def stop(self) -> None:
         """Ends the vCPUs, then the devices, then frees the VM. Once, in whatever state."""

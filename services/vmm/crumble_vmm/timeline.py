@@ -26,7 +26,7 @@ def process_start() -> int:
     """When this process was started or forked, ns of CLOCK_MONOTONIC, to a clock tick (10 ms)."""
     now = time.monotonic_ns()
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return now  # no Linux, or no /proc
     ticks = int(fields[_START_TIME])

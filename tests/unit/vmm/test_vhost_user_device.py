@@ -15,6 +15,7 @@ from crumble_common.vhost_user import MemoryRegion
 from crumble_vmm.devices.virtio import mmio
 from crumble_vmm.devices.virtio.device import RING_FEATURES
 from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice, virtio_fs
+from crumble_vmm.snapshot.state import TransportState
 from framework.echo_backend import EchoServer
 from framework.ready import readable
 from framework.virtio_mmio_driver import RAM, RAM_SIZE, MmioDriver
@@ -23,9 +24,15 @@ from framework.virtio_mmio_driver import RAM, RAM_SIZE, MmioDriver
 class Bench:
     """A vhost-user device in a transport, and what became of it."""
 
-    def __init__(self, sock: socket.socket, config: bytes | None = b"") -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        config: bytes | None = b"",
+        memory: int = -1,
+        state: TransportState | None = None,
+    ) -> None:
         self.lost: list[CrumbleError] = []
-        self.fd = os.memfd_create("guest")
+        self.fd = os.dup(memory) if memory >= 0 else os.memfd_create("guest")
         os.ftruncate(self.fd, RAM_SIZE)
         loop = EventLoop()
         regions = [MemoryRegion(RAM, RAM_SIZE, self.fd)]
@@ -40,7 +47,7 @@ class Bench:
             config=config,
             config_size=4,
         )
-        self.driver = MmioDriver(self.device, loop, memory_fd=self.fd)
+        self.driver = MmioDriver(self.device, loop, memory_fd=self.fd, state=state)
 
     def wait_call(self) -> None:
         """As the hypervisor's irqfd does."""
@@ -183,6 +190,73 @@ def test_a_ring_outside_memory_is_refused_by_the_back_end(bench: Bench) -> None:
     bench.driver.program_queue(0, 64, 0, 0, 0)
     bench.driver.go()
     assert bench.driver.status & mmio.NEEDS_RESET
+
+
+def test_halted_rings_are_served_again_where_they_were(bench: Bench, server: EchoServer) -> None:
+    boot(bench)
+    queue = bench.driver.add_queue(1)
+    bench.driver.go()
+    for word in (b"one", b"two"):
+        bench.driver.transport.halt()
+        assert server.device.running == {}
+        queue.submit([word], [16])
+        bench.driver.kick(1)
+        bench.driver.transport.go_on()
+        bench.wait_call()
+        assert [data for _, _, data in queue.collect()] == [word.upper()]
+    assert bench.lost == []
+
+
+def test_another_process_goes_on_with_what_was_unfinished(bench: Bench, server: EchoServer) -> None:
+    """A request that waits, for a lock say, is in a clone's rings, but not in its back end."""
+    boot(bench)
+    queue = bench.driver.add_queue(1)
+    bench.driver.go()
+    queue.submit([b"done"], [16])
+    bench.driver.kick(1)
+    bench.wait_call()
+    assert len(queue.collect()) == 1
+    server.device.hold = True
+    for word in (b"first", b"second"):
+        queue.submit([word], [16])
+        bench.driver.kick(1)
+        server.call(lambda: None)
+    bench.driver.transport.halt()
+    state = bench.driver.transport.get_state()
+    assert state.queues[1].ring.next == 3
+    assert len(state.queues[1].ring.unfinished) == 2
+    with EchoServer() as other:
+        clone = Bench(other.connect(), memory=bench.fd, state=state)
+        assert clone.device._resuming is not None
+        clone.device._resuming.join()
+        found = queue.collect()
+        while len(found) < 2:
+            clone.wait_call()
+            found += queue.collect()
+        assert [data for _, _, data in found] == [b"FIRST", b"SECOND"]
+        queue.interrupts(wanted=True)
+        queue.submit([b"more"], [16])
+        clone.driver.kick(1)
+        clone.wait_call()
+        assert [data for _, _, data in queue.collect()] == [b"MORE"]
+        clone.close()
+
+
+def test_a_clone_whose_back_end_is_gone(bench: Bench) -> None:
+    boot(bench)
+    bench.driver.add_queue(1)
+    bench.driver.go()
+    bench.driver.transport.halt()
+    state = bench.driver.transport.get_state()
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    clone = Bench(ours, memory=bench.fd, state=state)
+    assert clone.device._resuming is not None
+    clone.device._resuming.join()
+    clone.driver.settle()
+    assert clone.driver.status & mmio.NEEDS_RESET
+    assert len(clone.lost) == 1
+    clone.close()
 
 
 def test_too_few_queues() -> None:
