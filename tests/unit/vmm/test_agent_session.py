@@ -275,7 +275,7 @@ def test_what_waits_is_refused_when_the_agent_goes(agent: FakeAgent) -> None:
 
 def test_no_command(agent: FakeAgent) -> None:
     for argv in ([], [""]):
-        with pytest.raises(UsageError, match="No command"):
+        with pytest.raises(UsageError, match="command"):
             agent.session.start(ProcessStart(argv), "t")
     agent.session.start(ProcessStart(["a\0b"]), "t")
     (event,) = agent.run()
