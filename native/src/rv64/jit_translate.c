@@ -263,13 +263,38 @@ static void skip_to(crb_translation *t, const crb_op *op, uint32_t slot, int unl
     x86_place(not_taken, t->e.at);
 }
 
+static bool is_join(const crb_translation *t, uint32_t slot) {
+    return (t->joins[slot / 64] >> (slot % 64) & 1) != 0;
+}
+
+// A branch over one simple instruction: its result is chosen, and nothing can be mispredicted.
+static bool select_one(crb_translation *t, const crb_op *op, uint32_t slot, int condition) {
+    crb_emit *e = &t->e;
+    const crb_op *skipped = op + 1;
+    const crb_op_meta *meta = &t->hart->meta[op_index(t, t->entry)];
+    const uint32_t at = (uint32_t)(skipped - t->entry);
+    if (slot != at + 1 || meta[slot].count - op->rd != 1 || is_join(t, at)) return false;
+    if (skipped->kind < CRB_OP_LI || skipped->kind > CRB_OP_SRAW) return false;
+    const int rd = crb_jit_host[skipped->rd];
+    if (rd < 0 || skipped->rd == op->rs1 || skipped->rd == op->rs2) return false;
+    x86_mov(e, RDX, rd);
+    crb_jit_integer(t, skipped); // leaves RDX alone
+    compare(t, op);
+    x86_rr(e, true, 0x0f40 | (uint32_t)condition, rd, RDX);
+    x86_lea(e, RCX, BUDGET, 1);
+    x86_rr(e, true, 0x0f40 | (uint32_t)condition, BUDGET, RCX);
+    t->done = slot;
+    return true;
+}
+
 static void branch(crb_translation *t, const crb_op *op) {
     const uint32_t group = (op->kind - CRB_OP_BEQ_U) / 6;
     const uint32_t which = (op->kind - CRB_OP_BEQ_U) % 6;
     const int32_t target = group == 1 ? t->hart->meta[op->imm].offset : op->imm;
     const int condition = condition_of(which);
-    compare(t, op);
     const uint32_t slot = slot_at(t, op, target);
+    if (slot != 0 && select_one(t, op, slot, condition)) return;
+    compare(t, op);
     if (slot != 0) {
         skip_to(t, op, slot, condition ^ 1);
     } else if (target <= t->hart->meta[op_index(t, op)].offset) {
@@ -300,7 +325,7 @@ static bool direct_jalr(crb_translation *t, const crb_op *op) {
     const crb_op *before = op - 1;
     const uint32_t slot = (uint32_t)(op - t->entry);
     if (slot < 2 || before->kind != CRB_OP_AUIPC || before->rd != op->rs1) return false;
-    if ((t->joins[slot / 64] >> (slot % 64) & 1) != 0) return false;
+    if (is_join(t, slot)) return false;
     const int64_t target = ((int64_t)before->imm + op->imm) & ~1ll;
     if (target != (int32_t)target) return false;
     link_register(t, op);
@@ -485,8 +510,9 @@ static void find_joins(crb_translation *t) {
 static void body(crb_translation *t) {
     find_joins(t);
     for (uint32_t slot = 1; slot < t->n_slots; slot++) {
+        if (slot < t->done) continue;
         t->places[slot] = t->e.at;
-        if ((t->joins[slot / 64] >> (slot % 64) & 1) != 0) {
+        if (is_join(t, slot)) {
             crb_jit_float_forget(t);
             t->boxed = 0;
             t->checked = 0;
@@ -495,7 +521,7 @@ static void body(crb_translation *t) {
         if (!operation(t, t->entry + slot)) continue;
         do
             slot++;
-        while (slot < t->n_slots && (t->joins[slot / 64] >> (slot % 64) & 1) == 0);
+        while (slot < t->n_slots && !is_join(t, slot));
         slot--;
     }
     place_jumps(t);

@@ -42,6 +42,7 @@ typedef struct crb_translation {
     uint8_t *jumps[CRB_BLOCK_SLOTS + 1]; // forward, to be placed
     uint32_t jumps_to[CRB_BLOCK_SLOTS + 1];
     uint32_t n_jumps;
+    uint32_t done; // slots before this one need nothing more
     uint64_t joins[2]; // slots that are jumped to
     // Floating point: which f register each XMM holds (-1 none), and what has been checked.
     int8_t cached[CACHE_ANY];
