@@ -372,32 +372,34 @@ static bool load(crb_translation *t, const crb_op *op) {
     const bool is_double = op->kind == CRB_OP_FLD;
     const uint32_t f = op->rd - CRB_F(0);
     check(t, op, 0);
-    uint8_t *miss = crb_jit_lookup(t, op, is_double ? 8 : 4, false);
+    const crb_host_operand at = crb_jit_lookup(t, op, is_double ? 8 : 4, false);
     const int d = place(t, f);
     if (is_double) {
-        vex_rm(&t->e, VEX_0F, VEX_F2, false, SSE_LOAD, d, 0, RAX, 0);
+        vex_rx(&t->e, VEX_0F, VEX_F2, false, SSE_LOAD, d, 0, at.base, at.index, at.disp);
     } else {
-        ones(t);
-        vex_rm(&t->e, VEX_0F3A, VEX_66, false, 0x22, d, S2, RAX, 0); // vpinsrd
+        ones(t); // vpinsrd
+        vex_rx(&t->e, VEX_0F3A, VEX_66, false, 0x22, d, S2, at.base, at.index, at.disp);
         put8(&t->e, 0);
     }
     keep(t, f, d, is_double);
-    crb_jit_cold_slow(t, miss, op);
+    crb_jit_missed(t, &at, op);
     return true;
 }
 
 static bool store(crb_translation *t, const crb_op *op) {
     const bool is_double = op->kind == CRB_OP_FSD;
     check(t, op, 0);
-    uint8_t *miss = crb_jit_lookup(t, op, is_double ? 8 : 4, true);
+    const crb_host_operand at = crb_jit_lookup(t, op, is_double ? 8 : 4, true);
     const int from = find(t, op->rs2 - CRB_F(0));
     if (from >= 0) {
-        vex_rm(&t->e, VEX_0F, scalar(is_double), false, SSE_STORE, from, 0, RAX, 0);
+        vex_rx(&t->e, VEX_0F, scalar(is_double), false, SSE_STORE, from, 0, at.base, at.index,
+               at.disp);
     } else {
-        x86_load(&t->e, RDX, RBP, GUEST(op->rs2));
-        x86_rm(&t->e, is_double, 0x89, RDX, RAX, 0);
+        const int scratch = at.index == RAX ? RDX : RAX;
+        x86_load(&t->e, scratch, RBP, GUEST(op->rs2));
+        x86_rx(&t->e, is_double, 0x89, scratch, at.base, at.index, at.disp);
     }
-    crb_jit_cold_slow(t, miss, op);
+    crb_jit_missed(t, &at, op);
     return true;
 }
 
@@ -425,6 +427,26 @@ static bool misc(crb_translation *t, const crb_op *op, const fields *i) {
         return move_out(t, op, i);
     case 0x1e:
         return move_in(t, op, i);
+    default:
+        return false;
+    }
+}
+
+bool crb_jit_float_in_place(const crb_op *op) {
+    const fields i = split(op);
+    if (op->kind != CRB_OP_FP) return nearest(&i);
+    if (((uint32_t)op->imm >> 26 & 1) != 0) return false;
+    switch ((uint32_t)op->imm >> 27) {
+    case 0x04:
+    case 0x14:
+        return i.rm <= 2;
+    case 0x05:
+        return i.rm <= 1;
+    case 0x0b:
+        return nearest(&i) && i.rs2 == 0;
+    case 0x1c:
+    case 0x1e:
+        return i.rm == 0 && i.rs2 == 0;
     default:
         return false;
     }

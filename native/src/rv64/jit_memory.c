@@ -17,48 +17,155 @@ static void address(crb_translation *t, uint32_t rs1, int32_t imm) {
     if (host < 0 && imm != 0) x86_alu_ri(&t->e, true, ALU_ADD, RAX, imm);
 }
 
-// RCX = offset of RAX's entry in the TLB's arrays.
-static void entry_offset(crb_translation *t) {
-    x86_rorx32(&t->e, RCX, RAX, CRB_PAGE_SHIFT - 4);
+// RCX = offset of an address's entry in the TLB's arrays.
+static void entry_offset(crb_translation *t, int at) {
+    x86_rorx32(&t->e, RCX, at, CRB_PAGE_SHIFT - 4);
     x86_alu_ri(&t->e, false, ALU_AND, RCX, (CRB_TLB_SIZE - 1) << 4);
 }
 
-uint8_t *crb_jit_lookup(crb_translation *t, const crb_op *op, uint32_t size, bool write) {
+static int32_t array_of(bool write) {
+    return write ? WRITE_ARRAY : 0;
+}
+
+// Jumps unless the page of the last byte is what the entry at RCX is for.
+static uint8_t *compare_page(crb_translation *t, int scratch, bool write) {
+    x86_alu_ri(&t->e, true, ALU_AND, scratch, -(int32_t)CRB_PAGE_SIZE);
+    x86_rx(&t->e, true, ALU_CMP, scratch, TLB, RCX, array_of(write));
+    return x86_jcc_later(&t->e, CC_NE);
+}
+
+// Bytes from base + low to base + high are in one page whose addend is `to`; or jumps.
+static uint8_t *lookup_range(crb_translation *t, int base, int32_t low, int32_t high, bool write,
+                             int to) {
     crb_emit *e = &t->e;
-    const int32_t array = write ? WRITE_ARRAY : 0;
-    address(t, op->rs1, op->imm);
-    entry_offset(t);
-    if (size > 1)
-        x86_lea(e, RDX, RAX, (int32_t)size - 1);
+    if (low != 0) x86_lea(e, RAX, base, low);
+    entry_offset(t, low != 0 ? RAX : base);
+    if (high != 1)
+        x86_lea(e, RAX, base, high - 1);
     else
-        x86_mov(e, RDX, RAX);
-    x86_alu_ri(e, true, ALU_AND, RDX, -(int32_t)CRB_PAGE_SIZE);
-    x86_rx(e, true, ALU_CMP, RDX, TLB, RCX, array);
-    uint8_t *miss = x86_jcc_later(e, CC_NE);
-    x86_rx(e, true, ALU_ADD, RAX, TLB, RCX, array + ADDEND);
+        x86_mov(e, RAX, base);
+    uint8_t *miss = compare_page(t, RAX, write);
+    x86_rx(e, true, 0x8b, to, TLB, RCX, array_of(write) + ADDEND);
     return miss;
 }
 
+crb_host_operand crb_jit_lookup(crb_translation *t, const crb_op *op, uint32_t size, bool write) {
+    crb_emit *e = &t->e;
+    const int base = crb_jit_host[op->rs1];
+    const int32_t bytes = (int32_t)size;
+    if (t->group_end != 0 && t->group_base == op->rs1 && t->group_write == write)
+        return (crb_host_operand){.base = RDX, .index = base, .disp = op->imm};
+    if (base >= 0) {
+        uint8_t *miss = lookup_range(t, base, op->imm, op->imm + bytes, write, RCX);
+        return (crb_host_operand){.miss = miss, .base = RCX, .index = base, .disp = op->imm};
+    }
+    address(t, op->rs1, op->imm);
+    entry_offset(t, RAX);
+    x86_lea(e, RDX, RAX, bytes - 1);
+    uint8_t *miss = compare_page(t, RDX, write);
+    x86_rx(e, true, 0x8b, RCX, TLB, RCX, array_of(write) + ADDEND);
+    return (crb_host_operand){.miss = miss, .base = RCX, .index = RAX};
+}
+
+void crb_jit_missed(crb_translation *t, const crb_host_operand *at, const crb_op *op) {
+    if (at->miss != NULL) crb_jit_cold_slow(t, at->miss, op);
+}
+
 static void load(crb_translation *t, const crb_op *op, uint32_t size, bool w, uint32_t opcode) {
-    uint8_t *miss = crb_jit_lookup(t, op, size, false);
+    const crb_host_operand at = crb_jit_lookup(t, op, size, false);
     const int to = crb_jit_target(op->rd, RAX);
-    x86_rm(&t->e, w, opcode, to, RAX, 0);
+    x86_rx(&t->e, w, opcode, to, at.base, at.index, at.disp);
     crb_jit_set(t, op->rd, to);
-    crb_jit_cold_slow(t, miss, op);
+    crb_jit_missed(t, &at, op);
 }
 
 static void store(crb_translation *t, const crb_op *op) {
     crb_emit *e = &t->e;
     const uint32_t size = 1u << op->rd;
-    uint8_t *miss = crb_jit_lookup(t, op, size, true);
-    const int from = crb_jit_source(t, op->rs2, RDX);
+    const crb_host_operand at = crb_jit_lookup(t, op, size, true);
+    const int from = crb_jit_source(t, op->rs2, at.index == RAX ? RDX : RAX);
     if (size == 1)
-        x86_rm8(e, 0x88, from, RAX, 0);
+        x86_rx8(e, 0x88, from, at.base, at.index, at.disp);
     else if (size == 2)
-        x86_rm(e, false, 0x660000 | 0x89, from, RAX, 0);
+        x86_rx(e, false, 0x660000 | 0x89, from, at.base, at.index, at.disp);
     else
-        x86_rm(e, size == 8, 0x89, from, RAX, 0);
-    crb_jit_cold_slow(t, miss, op);
+        x86_rx(e, size == 8, 0x89, from, at.base, at.index, at.disp);
+    crb_jit_missed(t, &at, op);
+}
+
+// ---- Groups: accesses by the same base register, which nothing changes in between, look the TLB
+// up once for all of them. When they are not in one page, or when anything in between is done out
+// of line, it goes on in another version of the same code that looks up each (COLD_GROUP).
+
+#define GROUP_SPAN 1024
+
+static bool is_store(uint32_t kind) {
+    return (kind >= CRB_OP_SB && kind <= CRB_OP_SD) || kind == CRB_OP_FSW || kind == CRB_OP_FSD;
+}
+
+static bool is_access(uint32_t kind) {
+    return kind >= CRB_OP_LB && kind <= CRB_OP_FSD;
+}
+
+static int32_t access_size(const crb_op *op) {
+    const uint32_t size = is_store(op->kind) ? op->rd : op->rs2;
+    return size == CRB_SIZE_FW ? 4 : 1 << (size & 3);
+}
+
+// Leaves RDX alone, and is translated in place?
+static bool is_safe(const crb_translation *t, const crb_op *op) {
+    if (is_access(op->kind)) return crb_jit_host[op->rs1] >= 0;
+    if (op->kind >= CRB_OP_BEQ_U && op->kind <= CRB_OP_BGEU_X) return !crb_jit_jumps_inside(t, op);
+    if (op->kind >= CRB_OP_FP && op->kind <= CRB_OP_FNMADD_D) return crb_jit_float_in_place(op);
+    return op->kind < CRB_OP_MULH || op->kind == CRB_OP_MULW ||
+           (op->kind > CRB_OP_REMUW && op->kind <= CRB_OP_BSETI && op->kind != CRB_OP_ORC_B);
+}
+
+static bool writes(const crb_op *op, uint32_t x) {
+    if (op->kind == CRB_OP_FP) return ((uint32_t)op->imm >> 7 & 31) == x; // some give integers
+    return op->rd == x && op->kind <= CRB_OP_LWU;
+}
+
+typedef struct range {
+    int32_t low, high;
+    uint32_t count, end;
+} range;
+
+static range find_group(const crb_translation *t, uint32_t slot) {
+    const crb_op *first = t->entry + slot;
+    const bool write = is_store(first->kind);
+    range found = {first->imm, first->imm + access_size(first), 1, slot + 1};
+    while (!writes(&t->entry[slot], first->rs1)) {
+        const crb_op *op = t->entry + ++slot;
+        if (slot >= t->n_slots || crb_jit_is_join(t, slot) || !is_safe(t, op)) break;
+        if (!is_access(op->kind) || op->rs1 != first->rs1 || is_store(op->kind) != write) continue;
+        const int32_t end = op->imm + access_size(op);
+        const int32_t low = op->imm < found.low ? op->imm : found.low;
+        const int32_t high = end > found.high ? end : found.high;
+        if (high - low > GROUP_SPAN) break;
+        found = (range){low, high, found.count + 1, slot + 1};
+    }
+    return found;
+}
+
+void crb_jit_group(crb_translation *t, uint32_t slot) {
+    const crb_op *op = t->entry + slot;
+    if (t->group_end == slot) t->group_end = 0;
+    if (t->group_end != 0 || t->ungrouped) return;
+    if (!is_access(op->kind) || crb_jit_host[op->rs1] < 0) return;
+    const range group = find_group(t, slot);
+    if (group.count < 2) return;
+    const bool write = is_store(op->kind);
+    uint8_t *miss = lookup_range(t, crb_jit_host[op->rs1], group.low, group.high, write, RDX);
+    crb_cold *cold = crb_jit_cold(t, miss, COLD_GROUP, slot);
+    memcpy(cold->cached, t->cached, sizeof cold->cached);
+    cold->next_cached = t->next_cached;
+    cold->checked = t->checked;
+    cold->boxed = t->boxed;
+    cold->slot = group.end;
+    t->group_end = group.end;
+    t->group_base = op->rs1;
+    t->group_write = write;
 }
 
 // ---- Atomics: aligned, or the interpreter's
@@ -66,9 +173,9 @@ static void store(crb_translation *t, const crb_op *op) {
 // RAX = host address.
 static void atomic_lookup(crb_translation *t, const crb_op *op, uint32_t size, bool write) {
     crb_emit *e = &t->e;
-    const int32_t array = write ? WRITE_ARRAY : 0;
+    const int32_t array = array_of(write);
     address(t, op->rs1, 0);
-    entry_offset(t);
+    entry_offset(t, RAX);
     x86_mov(e, RDX, RAX);
     x86_alu_ri(e, true, ALU_AND, RDX, (int32_t)(0xfffff000u | (size - 1)));
     x86_rx(e, true, ALU_CMP, RDX, TLB, RCX, array);

@@ -122,11 +122,13 @@ void crb_jit_call_slow(crb_translation *t, const crb_op *op) {
     x86_mov_imm(&t->e, RCX, op_index(t, op));
     x86_call(&t->e, t->jit->rw + t->jit->slow);
     crb_jit_float_forget(t);
+    if (t->group_end != 0) t->full = true; // is_safe() was wrong: RDX is lost
 }
 
 void crb_jit_cold_slow(crb_translation *t, uint8_t *from, const crb_op *op) {
     crb_cold *cold = crb_jit_cold(t, from, COLD_SLOW, op_index(t, op));
     memcpy(cold->cached, t->cached, sizeof cold->cached);
+    cold->slot = t->group_end != 0 ? (uint32_t)(op - t->entry) + 1 : 0;
 }
 
 // ---- Leaving a block
@@ -234,6 +236,11 @@ static uint32_t slot_at(const crb_translation *t, const crb_op *op, int32_t targ
     return 0;
 }
 
+bool crb_jit_jumps_inside(const crb_translation *t, const crb_op *op) {
+    const bool linked = op->kind >= CRB_OP_BEQ_L && op->kind <= CRB_OP_BGEU_L;
+    return slot_at(t, op, linked ? t->hart->meta[op->imm].offset : op->imm) != 0;
+}
+
 static int condition_of(uint32_t branch) {
     static const uint8_t conditions[] = {CC_E, CC_NE, CC_L, CC_GE, CC_B, CC_AE};
     return conditions[branch];
@@ -263,17 +270,13 @@ static void skip_to(crb_translation *t, const crb_op *op, uint32_t slot, int unl
     x86_place(not_taken, t->e.at);
 }
 
-static bool is_join(const crb_translation *t, uint32_t slot) {
-    return (t->joins[slot / 64] >> (slot % 64) & 1) != 0;
-}
-
 // A branch over one simple instruction: its result is chosen, and nothing can be mispredicted.
 static bool select_one(crb_translation *t, const crb_op *op, uint32_t slot, int condition) {
     crb_emit *e = &t->e;
     const crb_op *skipped = op + 1;
     const crb_op_meta *meta = &t->hart->meta[op_index(t, t->entry)];
     const uint32_t at = (uint32_t)(skipped - t->entry);
-    if (slot != at + 1 || meta[slot].count - op->rd != 1 || is_join(t, at)) return false;
+    if (slot != at + 1 || meta[slot].count - op->rd != 1 || crb_jit_is_join(t, at)) return false;
     if (skipped->kind < CRB_OP_LI || skipped->kind > CRB_OP_SRAW) return false;
     const int rd = crb_jit_host[skipped->rd];
     if (rd < 0 || skipped->rd == op->rs1 || skipped->rd == op->rs2) return false;
@@ -325,7 +328,7 @@ static bool direct_jalr(crb_translation *t, const crb_op *op) {
     const crb_op *before = op - 1;
     const uint32_t slot = (uint32_t)(op - t->entry);
     if (slot < 2 || before->kind != CRB_OP_AUIPC || before->rd != op->rs1) return false;
-    if (is_join(t, slot)) return false;
+    if (crb_jit_is_join(t, slot)) return false;
     const int64_t target = ((int64_t)before->imm + op->imm) & ~1ll;
     if (target != (int32_t)target) return false;
     link_register(t, op);
@@ -449,7 +452,22 @@ static void slow(crb_translation *t, const crb_cold *cold) {
     for (int i = 0; i < CACHE_ANY; i++)
         if (cold->cached[i] >= 0)
             vex_rm(&t->e, VEX_0F, VEX_F2, false, 0x10, i, 0, RBP, GUEST(CRB_F(cold->cached[i])));
-    x86_jmp(&t->e, cold->back);
+    const uint8_t *other = cold->slot != 0 ? t->other_places[cold->slot] : NULL;
+    x86_jmp(&t->e, other != NULL ? other : cold->back);
+}
+
+// A group's operations once more, each for itself.
+static void ungrouped(crb_translation *t, const crb_cold *cold) {
+    memcpy(t->cached, cold->cached, sizeof t->cached);
+    t->next_cached = cold->next_cached;
+    t->checked = cold->checked;
+    t->boxed = cold->boxed;
+    t->ungrouped = true;
+    for (uint32_t slot = cold->value; slot < cold->slot; slot++) {
+        t->other_places[slot] = t->e.at;
+        operation(t, t->entry + slot);
+    }
+    x86_jmp(&t->e, t->places[cold->slot]);
 }
 
 static void put_cold(crb_translation *t, uint32_t index) {
@@ -476,6 +494,9 @@ static void put_cold(crb_translation *t, uint32_t index) {
         break;
     case COLD_NAN:
         crb_jit_put_nan(t, &cold);
+        break;
+    case COLD_GROUP:
+        ungrouped(t, &cold);
         break;
     }
 }
@@ -512,16 +533,17 @@ static void body(crb_translation *t) {
     for (uint32_t slot = 1; slot < t->n_slots; slot++) {
         if (slot < t->done) continue;
         t->places[slot] = t->e.at;
-        if (is_join(t, slot)) {
+        if (crb_jit_is_join(t, slot)) {
             crb_jit_float_forget(t);
             t->boxed = 0;
             t->checked = 0;
         }
+        crb_jit_group(t, slot);
         // Behind an end there may be what a branch jumps to.
         if (!operation(t, t->entry + slot)) continue;
         do
             slot++;
-        while (slot < t->n_slots && !is_join(t, slot));
+        while (slot < t->n_slots && !crb_jit_is_join(t, slot));
         slot--;
     }
     place_jumps(t);

@@ -17,14 +17,18 @@
 #define CACHE_ANY 14 // XMM registers that hold f registers
 
 // Code that is placed behind the block's.
-typedef enum { COLD_SLOW, COLD_INTERPRET, COLD_FOLLOW, COLD_TAKEN, COLD_NAN } cold_kind;
+typedef enum { COLD_SLOW, COLD_INTERPRET, COLD_FOLLOW, COLD_TAKEN, COLD_NAN, COLD_GROUP } cold_kind;
 
 typedef struct crb_cold {
     uint8_t *from; // the jump to it
     uint8_t *back; // where it goes on
     uint32_t value;
     cold_kind kind;
+    uint32_t slot;            // SLOW: goes on there in its group's other version, 0 at `back`
     int8_t cached[CACHE_ANY]; // f registers to be loaded again before it goes back
+    // GROUP: what else was known of f registers.
+    uint32_t next_cached, checked;
+    uint64_t boxed;
 } crb_cold;
 
 #define MAX_COLD 512
@@ -42,7 +46,7 @@ typedef struct crb_translation {
     uint8_t *jumps[CRB_BLOCK_SLOTS + 1]; // forward, to be placed
     uint32_t jumps_to[CRB_BLOCK_SLOTS + 1];
     uint32_t n_jumps;
-    uint32_t done; // slots before this one need nothing more
+    uint32_t done;     // slots before this one need nothing more
     uint64_t joins[2]; // slots that are jumped to
     // Floating point: which f register each XMM holds (-1 none), and what has been checked.
     int8_t cached[CACHE_ANY];
@@ -50,6 +54,12 @@ typedef struct crb_translation {
     uint32_t pinned;  // XMM registers of this operation
     uint64_t boxed;   // f registers known to hold single precision
     uint32_t checked; // rm fields known to mean nearest even
+    // Accesses by one base register to one page: RDX is the page's addend while group_end != 0.
+    uint32_t group_end; // slot behind the last
+    uint32_t group_base;
+    bool group_write;
+    bool ungrouped; // translating a group's other version
+    uint8_t *other_places[CRB_BLOCK_SLOTS + 1];
     crb_cold cold[MAX_COLD];
 } crb_translation;
 
@@ -125,10 +135,29 @@ bool crb_jit_integer(crb_translation *t, const crb_op *op);
 bool crb_jit_memory(crb_translation *t, const crb_op *op);
 bool crb_jit_float(crb_translation *t, const crb_op *op);
 
-// jit_memory.c: leaves the host address in RAX. Jumps that missed, or -1 for none.
-uint8_t *crb_jit_lookup(crb_translation *t, const crb_op *op, uint32_t size, bool write);
+// jit_memory.c: [base + index + disp], reached when there was no miss (NULL: there cannot be one).
+typedef struct crb_host_operand {
+    uint8_t *miss;
+    int base, index;
+    int32_t disp;
+} crb_host_operand;
 
-// jit_float.c: a COLD_NAN; forgets what XMM registers hold.
+// Uses RAX and RCX (and RDX when rs1 lives in memory); only `base` and `index` are taken behind it.
+crb_host_operand crb_jit_lookup(crb_translation *t, const crb_op *op, uint32_t size, bool write);
+// Whatever missed is done out of line and comes back to here.
+void crb_jit_missed(crb_translation *t, const crb_host_operand *at, const crb_op *op);
+// Begins a group at a slot when there is one.
+void crb_jit_group(crb_translation *t, uint32_t slot);
+// jit_translate.c: is a branch's target in its own block?
+bool crb_jit_jumps_inside(const crb_translation *t, const crb_op *op);
+
+static inline bool crb_jit_is_join(const crb_translation *t, uint32_t slot) {
+    return (t->joins[slot / 64] >> (slot % 64) & 1) != 0;
+}
+
+// jit_float.c: is the operation done in place, with RAX and RCX only?
+bool crb_jit_float_in_place(const crb_op *op);
+// A COLD_NAN; forgets what XMM registers hold.
 void crb_jit_put_nan(crb_translation *t, const crb_cold *cold);
 void crb_jit_float_forget(crb_translation *t);
 

@@ -95,15 +95,16 @@ static inline void x86_rm(crb_emit *e, bool w, uint32_t opcode, int reg, int bas
     put_modrm_memory(e, reg, base, disp);
 }
 
-// A store of a byte register to [base].
-static inline void x86_rm8(crb_emit *e, uint32_t opcode, int reg, int base, int32_t disp) {
-    put_opcode(e, opcode, rex_bits(false, reg, 0, base), reg >= 4);
-    put_modrm_memory(e, reg, base, disp);
-}
-
 static inline void x86_rx(crb_emit *e, bool w, uint32_t opcode, int reg, int base, int index,
                           int32_t disp) {
     put_opcode(e, opcode, rex_bits(w, reg, index, base), false);
+    put_modrm_indexed(e, reg, base, index, disp);
+}
+
+// A store of a byte register.
+static inline void x86_rx8(crb_emit *e, uint32_t opcode, int reg, int base, int index,
+                           int32_t disp) {
+    put_opcode(e, opcode, rex_bits(false, reg, index, base), reg >= 4);
     put_modrm_indexed(e, reg, base, index, disp);
 }
 
@@ -137,6 +138,14 @@ static inline void vex_rm(crb_emit *e, uint32_t map, uint32_t prefix, bool w, ui
     put_vex(e, map, prefix, w, reg, second, base);
     put8(e, opcode);
     put_modrm_memory(e, reg, base, disp);
+}
+
+static inline void vex_rx(crb_emit *e, uint32_t map, uint32_t prefix, bool w, uint32_t opcode,
+                          int reg, int second, int base, int index, int32_t disp) {
+    put_vex(e, map, prefix, w, reg, second, base);
+    if (index >= 8) e->at[-2] &= (uint8_t)~0x40u;
+    put8(e, opcode);
+    put_modrm_indexed(e, reg, base, index, disp);
 }
 
 // ---- Integer instructions
