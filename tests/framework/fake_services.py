@@ -16,7 +16,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -85,7 +84,7 @@ class FakeVmm(Unconfined):
         super().__init__(context)
         self.processes: dict[int, FakeProcess] = {}
         self.paused = False
-        self.root = Path(tempfile.gettempdir(), f"fake-guest-{secrets.token_hex(4)}")
+        self.root = Path(os.environ.get("TMPDIR", "/tmp"), f"fake-guest-{secrets.token_hex(4)}")
         # Like a guest's processes, ours must not outlive a vmm that was killed.
         self.janitor = subprocess.Popen(
             ["/bin/sh", "-c", JANITOR, "janitor", self.root],
