@@ -65,6 +65,7 @@ def unfinished(data: Path) -> list[str]:
     found += _entries(store / "leases")
     found += [path for path in _entries(store / "references") if path.name.startswith(".")]
     found += [path for path in _entries(data / "guest") if not path.name.startswith("init-")]
+    found += (data / "snapshots").glob(".*")
     for path in _entries(store / "layers"):
         partner = path.with_suffix({".index": ".contents"}.get(path.suffix, ".index"))
         if not partner.exists():
