@@ -117,12 +117,17 @@ static bool read_csr(crb_hart *hart, uint32_t csr, uint64_t *value) {
     }
 }
 
+// Interrupts may be enabled now that were not.
+static crb_result unless_pending(crb_hart *hart) {
+    return crb_pending(hart) == 0 ? CRB_NEXT : CRB_RESYNC;
+}
+
 static crb_result write_status(crb_hart *hart, uint64_t value) {
     const uint64_t changed = (hart->status ^ value) & CRB_STATUS_WRITE;
     hart->status ^= changed;
     if ((changed & CRB_STATUS_MXR) != 0) crb_tlb_flush(hart);
-    crb_status_changed(hart);
-    return CRB_RESYNC;
+    if ((changed & ~CRB_STATUS_SIE) != 0) crb_status_changed(hart);
+    return unless_pending(hart);
 }
 
 // Modes other than Bare, Sv39 and Sv48 leave the register as it is.
@@ -144,7 +149,7 @@ static crb_result write_sip(crb_hart *hart, uint64_t value) {
         __atomic_or_fetch(&hart->irq, CRB_SSIP, __ATOMIC_SEQ_CST);
     else
         __atomic_and_fetch(&hart->irq, ~CRB_SSIP, __ATOMIC_SEQ_CST);
-    return CRB_RESYNC;
+    return unless_pending(hart);
 }
 
 // F's registers and flags count as one state: any write makes it dirty.
@@ -168,7 +173,7 @@ static crb_result write_csr(crb_hart *hart, uint32_t csr, uint64_t value) {
         return write_status(hart, value);
     case CSR_SIE:
         hart->sie = value & ALL_INTERRUPTS;
-        return CRB_RESYNC;
+        return unless_pending(hart);
     case CSR_STVEC:
         hart->stvec = (value & 2) != 0 ? hart->stvec : value;
         break;
@@ -195,7 +200,7 @@ static crb_result write_csr(crb_hart *hart, uint32_t csr, uint64_t value) {
     case CSR_STIMECMP:
         hart->stimecmp = value;
         crb_timer_changed(hart);
-        return CRB_RESYNC;
+        return unless_pending(hart);
     case CSR_SATP:
         return write_satp(hart, value);
     default:

@@ -125,7 +125,10 @@ time_up:
     goto enter;
 
 answered:
-    if (CRB_LIKELY(result == CRB_NEXT)) NEXT;
+    if (CRB_LIKELY(result == CRB_NEXT)) {
+        tlb = hart->tlb; // a CSR may have changed the mode
+        NEXT;
+    }
     budget = hart->budget;
     if (result == CRB_RESYNC) {
         budget--;

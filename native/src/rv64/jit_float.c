@@ -432,7 +432,69 @@ static bool misc(crb_translation *t, const crb_op *op, const fields *i) {
     }
 }
 
+// ---- fflags, which compilers save around comparisons
+
+#define CSR_FFLAGS 1
+#define FUNCT3_RW  1
+#define FUNCT3_RS  2
+
+static const uint8_t flags_of[64] = {
+#define FLAGS(m)                                                                                   \
+    (((m) & 1) << 4 | ((m) & 4) << 1 | ((m) & 8) >> 1 | ((m) & 16) >> 3 | ((m) & 32) >> 5)
+#define FLAGS4(m)  FLAGS(m), FLAGS((m) + 1), FLAGS((m) + 2), FLAGS((m) + 3)
+#define FLAGS16(m) FLAGS4(m), FLAGS4((m) + 4), FLAGS4((m) + 8), FLAGS4((m) + 12)
+    FLAGS16(0), FLAGS16(16), FLAGS16(32), FLAGS16(48)};
+
+// EAX = what MXCSR adds to fflags.
+static void put_host_flags(crb_translation *t) {
+    crb_emit *e = &t->e;
+    x86_rm(e, false, 0x0fae, 3, RBP, HART(jit_result)); // stmxcsr
+    x86_rm(e, false, 0x8b, RAX, RBP, HART(jit_result));
+    x86_alu_ri(e, false, ALU_AND, RAX, 63);
+    x86_mov_imm(e, RCX, (uintptr_t)flags_of);
+    x86_rx(e, false, 0x0fb6, RAX, RCX, RAX, 0);
+}
+
+// Reading: both places together.
+static void read_flags(crb_translation *t, const crb_op *op) {
+    put_host_flags(t);
+    x86_rm(&t->e, false, ALU_OR, RAX, RBP, HART(fflags));
+    crb_jit_set(t, op->rd, RAX);
+}
+
+// Writing: what MXCSR holds may stay when it is among the new flags.
+static void write_flags(crb_translation *t, const crb_op *op) {
+    crb_emit *e = &t->e;
+    put_host_flags(t);
+    crb_jit_get(t, RCX, op->rs1);
+    x86_alu_ri(e, false, ALU_AND, RCX, 31);
+    vex_rr(e, VEX_0F38, VEX_NONE, false, 0xf2, RAX, RCX, RAX); // andn
+    x86_rr(e, false, 0x85, RAX, RAX);
+    uint8_t *others = x86_jcc_later(e, CC_NE);
+    x86_rm(e, false, 0x89, RCX, RBP, HART(fflags));
+    crb_jit_cold_slow(t, others, op);
+}
+
+static bool is_read(const crb_op *op) {
+    return op->rs2 == FUNCT3_RS && op->rs1 == 0;
+}
+
+static bool is_flags(const crb_op *op) {
+    return op->kind == CRB_OP_CSR && (uint32_t)op->imm >> 20 == CSR_FFLAGS &&
+           (is_read(op) || (op->rs2 == FUNCT3_RW && op->rd == CRB_SINK));
+}
+
+static bool flags(crb_translation *t, const crb_op *op) {
+    check(t, op, 0);
+    if (is_read(op))
+        read_flags(t, op);
+    else
+        write_flags(t, op);
+    return true;
+}
+
 bool crb_jit_float_in_place(const crb_op *op) {
+    if (op->kind == CRB_OP_CSR) return is_flags(op);
     const fields i = split(op);
     if (op->kind != CRB_OP_FP) return nearest(&i);
     if (((uint32_t)op->imm >> 26 & 1) != 0) return false;
@@ -457,6 +519,7 @@ bool crb_jit_float(crb_translation *t, const crb_op *op) {
     t->pinned = 0;
     if (op->kind == CRB_OP_FLW || op->kind == CRB_OP_FLD) return load(t, op);
     if (op->kind == CRB_OP_FSW || op->kind == CRB_OP_FSD) return store(t, op);
+    if (is_flags(op)) return flags(t, op);
     if (op->kind < CRB_OP_FP || op->kind > CRB_OP_FNMADD_D) return false;
     const fields i = split(op);
     if (op->kind == CRB_OP_FP) return misc(t, op, &i);

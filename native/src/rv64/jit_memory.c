@@ -116,14 +116,15 @@ static int32_t access_size(const crb_op *op) {
 static bool is_safe(const crb_translation *t, const crb_op *op) {
     if (is_access(op->kind)) return crb_jit_host[op->rs1] >= 0;
     if (op->kind >= CRB_OP_BEQ_U && op->kind <= CRB_OP_BGEU_X) return !crb_jit_jumps_inside(t, op);
-    if (op->kind >= CRB_OP_FP && op->kind <= CRB_OP_FNMADD_D) return crb_jit_float_in_place(op);
+    if ((op->kind >= CRB_OP_FP && op->kind <= CRB_OP_FNMADD_D) || op->kind == CRB_OP_CSR)
+        return crb_jit_float_in_place(op);
     return op->kind < CRB_OP_MULH || op->kind == CRB_OP_MULW ||
            (op->kind > CRB_OP_REMUW && op->kind <= CRB_OP_BSETI && op->kind != CRB_OP_ORC_B);
 }
 
 static bool writes(const crb_op *op, uint32_t x) {
     if (op->kind == CRB_OP_FP) return ((uint32_t)op->imm >> 7 & 31) == x; // some give integers
-    return op->rd == x && op->kind <= CRB_OP_LWU;
+    return op->rd == x && (op->kind <= CRB_OP_LWU || op->kind == CRB_OP_CSR);
 }
 
 typedef struct range {

@@ -77,7 +77,7 @@ static void put_enter(crb_emit *e) {
     x86_indirect(e, 4, RAX);
 }
 
-// ECX is the operation. Returns when there is nothing else to do.
+// ECX is the operation. Returns when there is nothing else to do; sstatus may be another.
 static void put_slow(crb_emit *e) {
     x86_alu_ri(e, true, ALU_SUB, RSP, 8);
     save_guest(e);
@@ -87,6 +87,7 @@ static void put_slow(crb_emit *e) {
     x86_rr(e, false, 0x85, RAX, RAX);
     uint8_t *out = x86_jcc_later(e, CC_NE);
     load_guest(e);
+    x86_load(e, TLB, RBP, HART(tlb));
     x86_ret(e);
     x86_place(out, e->at);
     x86_alu_ri(e, true, ALU_ADD, RSP, 8);
