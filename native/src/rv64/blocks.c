@@ -15,26 +15,13 @@ static void *map_pages(uint64_t size) {
     return at == MAP_FAILED ? NULL : at;
 }
 
-// Aligned so that the host can back it with huge pages: a page fault costs more than it takes to
-// zero what is filled soon after anyway.
-static void *map_huge(uint64_t size) {
-    const uint64_t huge = 2u << 20;
-    uint8_t *at = map_pages(size + huge);
-    if (at == NULL) return NULL;
-    const uint64_t before = -(uintptr_t)at & (huge - 1);
-    if (before != 0) munmap(at, before);
-    if (before != huge) munmap(at + before + size, huge - before);
-    madvise(at + before, size, MADV_HUGEPAGE);
-    return at + before;
-}
-
 static uint64_t hash_bytes(const crb_hart *hart) {
     return sizeof *hart->hash << hart->hash_bits;
 }
 
 int crb_blocks_init(crb_hart *hart) {
     hart->hash_bits = CRB_HASH_MIN;
-    hart->ops = map_huge(CRB_MAX_OPS * sizeof *hart->ops);
+    hart->ops = map_pages(CRB_MAX_OPS * sizeof *hart->ops);
     hart->meta = map_pages(CRB_MAX_OPS * sizeof *hart->meta);
     hart->blocks = map_pages(CRB_MAX_BLOCKS * sizeof *hart->blocks);
     hart->code_pages = map_pages(CRB_MAX_CODE_PAGES * sizeof *hart->code_pages);
