@@ -74,6 +74,8 @@ class _Wakeup:
             os.set_blocking(self.writer, False)
 
     def set(self) -> None:
+        if self.writer < 0:
+            return  # a signal that comes late: nobody serves it any more
         try:
             os.write(self.writer, (1).to_bytes(8, "little"))
         except BlockingIOError:
@@ -86,7 +88,8 @@ class _Wakeup:
             pass
 
     def close(self) -> None:
-        for fd in {self.reader, self.writer}:
+        fds, self.reader, self.writer = {self.reader, self.writer} - {-1}, -1, -1
+        for fd in fds:
             os.close(fd)
 
 

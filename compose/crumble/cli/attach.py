@@ -17,6 +17,8 @@ from crumble_common.messages import vm as messages
 
 # Bytes of stdin that may be on their way.
 _STDIN_CREDIT = 1 << 20
+# Whoever sends two of these wants the end, whatever the command does with them.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class CommandLateError(GuestError):
@@ -117,7 +119,7 @@ class Attached:
                 rows, cols = terminal.size(sys.stdout.fileno())
                 self._send(messages.ProcessResize(self._process, rows, cols))
             return
-        self._interrupts += number == signal.SIGINT
+        self._interrupts += number in _ENDING
         if not self._process or self._interrupts > 1:
             raise Interrupted(number)
         self._forward(number)

@@ -42,6 +42,7 @@ _STATUS = {"exec.not_executable": NOT_EXECUTABLE, "exec.not_found": NOT_FOUND}
 
 def main() -> int:
     """The console script."""
+    _open_streams()
     # ^C, too: a KeyboardInterrupt that passes through exec(), which dataclasses are made with, has the
     # interpreter end by the signal in spite of who caught it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -67,6 +68,16 @@ def main() -> int:
             raise
         say(f"Crumble has a bug: {error!r}. CRUMBLE_LOG=debug shows where.")
         return FAILED
+
+
+def _open_streams() -> None:
+    """Has something where our caller closed stdin, stdout or stderr; else a socket would get there."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(fd, True)
+            assert fd == number
+            setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def say(text: str) -> None:

@@ -317,6 +317,9 @@ class Supervisor:
         if self._stopping is None:
             self._stopping = Task(self._stop_all(grace))
             self._stopping.then(lambda _: self.loop.stop())
+        elif grace == 0:
+            for vm in self.vms.values():
+                vm.stop(0)
 
     async def _stop_all(self, grace: float) -> None:
         """VMs first, all at once; then what serves them."""

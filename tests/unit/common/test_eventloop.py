@@ -170,3 +170,11 @@ def test_close_frees_every_fd() -> None:
 
 def open_fds() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_what_comes_after_the_end_is_lost() -> None:
+    """A signal handler may post while everything is being freed."""
+    loop = EventLoop()
+    loop.close()
+    loop.close()
+    loop.call_soon_threadsafe(lambda: None)
