@@ -27,7 +27,7 @@ def of(vm: Vm, image: Image, kernel: Kernel, resolv_conf: bytes) -> dict[str, st
         return {}
     if request.kernel and not Path(request.kernel).is_file():
         return {}  # vmm says so
-    if request.hypervisor not in ("auto", form.HYPERVISOR):
+    if vm.backend.name != form.HYPERVISOR:
         return {}
     return {
         "format": str(form.FORMAT),

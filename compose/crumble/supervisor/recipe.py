@@ -8,8 +8,9 @@ import socket
 from typing import TYPE_CHECKING
 
 from crumble.supervisor import bootkey, limits, rename
+from crumble.supervisor.backend import choose
 from crumble.supervisor.images import OnProgress
-from crumble.supervisor.tasks import Task, both, limited
+from crumble.supervisor.tasks import Task, both, in_thread, limited
 from crumble_common.errors import GuestError
 from crumble_common.guest_memory import GuestMemory
 from crumble_common.messages.fs import FsConfig, InjectedFile
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from crumble.supervisor.origin import Origin
     from crumble.supervisor.vm import Vm
 
-# The only guests there are so far: what the soft CPU runs.
-ARCHITECTURE = "riscv64"
 ROOT_TAG = "root"
 # What a VM that goes on from a snapshot may take to say so, s.
 _WAKE = 30.0
@@ -31,6 +30,8 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
     """Takes a VM from its request to a running agent; raises CrumbleError."""
     limit = vm.request.boot_timeout
     if vm.origin is None:
+        wanted = vm.request.hypervisor
+        vm.backend = await in_thread(vm.host.loop, lambda: choose(wanted))
         image, kernel = await _materials(vm, on_progress)
         vm.image = image
         vm.boot_key = bootkey.of(vm, image, kernel, _resolv_conf())
@@ -50,7 +51,7 @@ def _go_on(vm: Vm, origin: Origin) -> None:
     """From a captured VM's state: no kernel is loaded, nothing is copied."""
     vm.host.fds.put(vm.id, "memory_base", origin.memory())
     assert vm.image is not None
-    kernel = Kernel(ARCHITECTURE, "", "", "", [])
+    kernel = Kernel(vm.backend.architecture, "", "", "", [])
     _start(
         vm,
         dataclasses.replace(_vm_config(vm, kernel), kernel="", restore=origin.state.vm),
@@ -80,16 +81,17 @@ def _start(vm: Vm, vm_config: VmConfig, fs_config: FsConfig) -> None:
 async def _materials(vm: Vm, on_progress: OnProgress) -> tuple[Image, Kernel]:
     """The image and the kernel, fetched at once where they are missing."""
     request, ask = vm.request, vm.host.images.ask
+    architecture = vm.backend.architecture
     get = ImageGet(
         request.image,
-        f"linux/{ARCHITECTURE}",
+        f"linux/{architecture}",
         request.pull,  # type: ignore[arg-type]  # checked where the request arrived
         request.operation,
     )
     if request.kernel:
-        return await ask(get, on_progress), Kernel(ARCHITECTURE, "", "", request.kernel, [])
+        return await ask(get, on_progress), Kernel(architecture, "", "", request.kernel, [])
     image = Task(ask(get, on_progress))
-    kernel = Task(ask(KernelGet(ARCHITECTURE, "", request.operation), on_progress))
+    kernel = Task(ask(KernelGet(architecture, "", request.operation), on_progress))
     return await both(image, kernel)
 
 
@@ -132,7 +134,7 @@ def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
         cpus=vm.cpus,
         modules=kernel.modules,
         cmdline=request.cmdline,
-        hypervisor=request.hypervisor,
+        hypervisor=vm.backend.name,
         hostname=vm.hostname,
         dmesg=request.dmesg,
         filesystems=[VirtioFs(ROOT_TAG, "root_fs")],

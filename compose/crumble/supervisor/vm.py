@@ -14,7 +14,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from crumble.supervisor import capture, limits
+from crumble.supervisor import backend, capture, limits
 from crumble.supervisor.command import with_defaults
 from crumble.supervisor.services import ServiceProcess
 from crumble.supervisor.tasks import Future, Task, limited
@@ -72,6 +72,7 @@ class Vm:
         self.state = "starting"
         self.detail = ""
         self.hypervisor = request.hypervisor
+        self.backend = backend.SOFT  # until it boots; what goes on from a snapshot is on it
         self.image: Image | None = None
         self.paused = False
         self.origin: Origin | None = None

@@ -12,4 +12,8 @@ def board_for(architecture: str) -> type[Board]:
         from crumble_vmm.boards.riscv64 import Riscv64Board
 
         return Riscv64Board
+    if architecture == "amd64":
+        from crumble_vmm.boards.x86_64 import X8664Board
+
+        return X8664Board
     raise InternalError(f"There is no board for {architecture}.", code="vmm.board")

@@ -14,22 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from crumble_common.hypervisors import Probe
 from crumble_native.memory import Memory
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a back end can do on this host.
-
-    present: the host has it at all. usable: it runs stock Linux guests here. reason: one sentence,
-    why it is usable or why not. architectures: of guests, as in OCI platforms.
-    """
-
-    name: str
-    present: bool
-    usable: bool
-    reason: str
-    architectures: tuple[str, ...] = ()
 
 
 class ExitReason(enum.Enum):
@@ -55,6 +41,14 @@ class Exit:
 
     reason: ExitReason
     detail: str = ""
+
+
+class GuestEnds(Exception):  # noqa: N818  nothing is wrong
+    """A device access by which the guest ends the machine; the vCPU's `run` then gives `exit`."""
+
+    def __init__(self, stop: Exit) -> None:
+        super().__init__(stop.detail)
+        self.exit = stop
 
 
 class MmioHandler(Protocol):

@@ -1,1 +1,1 @@
-"""KVM. So far only its probe: the back end itself comes with a later version."""
+"""KVM: the CPU's own virtualization, on Linux hosts that have it. x86_64 so far."""

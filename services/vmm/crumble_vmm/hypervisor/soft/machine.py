@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from crumble_common.errors import HostError
+from crumble_common.hypervisors import Probe
 from crumble_common.wire import WireError, validate
 from crumble_native import rv64
 from crumble_native.memory import Memory
@@ -19,7 +20,6 @@ from crumble_vmm.hypervisor.base import (
     ExitReason,
     Hypervisor,
     MmioHandler,
-    Probe,
     VirtioInterrupt,
     VirtualCPU,
     VirtualMachine,

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from crumble_common import paths
 from crumble_common.errors import CrumbleError
+from crumble_common.hypervisors import Probe
+from crumble_common.kvm import preflight
 from crumble_native import kvm_probe
-from crumble_vmm.hypervisor.base import Probe
 
 # Hardware runs the test loop at a thousand million instructions a second, modules that emulate
 # privileged code at a few million. A Linux kernel needs about 600 million to come up.
@@ -27,10 +28,9 @@ def probe_kvm() -> Probe:
     """What `crumble doctor` says about KVM."""
     try:
         os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
-    except FileNotFoundError:
-        return Probe("kvm", False, False, "This host has no /dev/kvm.")
     except OSError as error:
-        return Probe("kvm", True, False, f"/dev/kvm cannot be opened: {error.strerror}.")
+        why = preflight.unopened(error, _DEVICE)
+        return Probe("kvm", _DEVICE.exists(), False, str(why))
     return _judge(_measured())
 
 
@@ -44,8 +44,10 @@ def _judge(report: kvm_probe.Report) -> Probe:
             "/dev/kvm is here but cannot run stock Linux: it has no hardware virtualization and "
             f"emulates a guest's kernel, at {millions:.1f} million instructions a second."
         )
+    elif _architecture() == "amd64" and report.outcome == kvm_probe.TIMED:
+        return Probe("kvm", True, True, "The CPU's own virtualization.", ("amd64",))
     else:
-        reason = "/dev/kvm works, but this version of Crumble has no KVM back end."
+        reason = "/dev/kvm works, but Crumble cannot use it on this architecture yet."
     return Probe("kvm", True, False, reason, (_architecture(),))
 
 

@@ -1,0 +1,20 @@
+"""What is known of a back end before anything runs on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a back end can do on this host.
+
+    present: the host has it at all. usable: it runs stock Linux guests here. reason: one sentence,
+    why it is usable or why not. architectures: of guests, as in OCI platforms.
+    """
+
+    name: str
+    present: bool
+    usable: bool
+    reason: str
+    architectures: tuple[str, ...] = ()

@@ -1,0 +1,265 @@
+"""Virtual machines by /dev/kvm. See native/include/crumble/kvm.h.
+
+    vm = Vm(IRQCHIP_KERNEL)
+    vm.set_memory(memory)
+    vcpu = vm.create_vcpu(0)
+    while (stop := vcpu.run(answer)).reason != EXIT_SHUTDOWN: ...
+
+`Vcpu.run` releases the GIL and is called by one thread a vCPU; all else but the register groups may be
+called by any thread. OSError is what the kernel refuses.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crumble_native._core import ffi, lib
+from crumble_native.memory import Memory
+
+STAGE_OPEN: int = lib.CRB_KVM_STAGE_OPEN
+STAGE_VERSION: int = lib.CRB_KVM_STAGE_VERSION
+STAGE_CAPABILITY: int = lib.CRB_KVM_STAGE_CAPABILITY
+STAGE_VM: int = lib.CRB_KVM_STAGE_VM
+STAGE_IRQCHIP: int = lib.CRB_KVM_STAGE_IRQCHIP
+
+IRQCHIP_NONE: int = lib.CRB_KVM_IRQCHIP_NONE
+IRQCHIP_KERNEL: int = lib.CRB_KVM_IRQCHIP_KERNEL
+IRQCHIP_SPLIT: int = lib.CRB_KVM_IRQCHIP_SPLIT
+
+EXIT_CANCELED: int = lib.CRB_KVM_EXIT_CANCELED
+EXIT_MMIO_READ: int = lib.CRB_KVM_EXIT_MMIO_READ
+EXIT_MMIO_WRITE: int = lib.CRB_KVM_EXIT_MMIO_WRITE
+EXIT_PORT_READ: int = lib.CRB_KVM_EXIT_PORT_READ
+EXIT_PORT_WRITE: int = lib.CRB_KVM_EXIT_PORT_WRITE
+EXIT_HALT: int = lib.CRB_KVM_EXIT_HALT
+EXIT_SHUTDOWN: int = lib.CRB_KVM_EXIT_SHUTDOWN
+EXIT_SYSTEM: int = lib.CRB_KVM_EXIT_SYSTEM
+EXIT_EMULATION: int = lib.CRB_KVM_EXIT_EMULATION
+EXIT_INTERNAL: int = lib.CRB_KVM_EXIT_INTERNAL
+EXIT_ENTRY: int = lib.CRB_KVM_EXIT_ENTRY
+EXIT_MEMORY: int = lib.CRB_KVM_EXIT_MEMORY
+EXIT_EOI: int = lib.CRB_KVM_EXIT_EOI
+EXIT_OTHER: int = lib.CRB_KVM_EXIT_OTHER
+
+REGS: int = lib.CRB_KVM_REGS
+SREGS: int = lib.CRB_KVM_SREGS
+FPU: int = lib.CRB_KVM_FPU
+XSAVE: int = lib.CRB_KVM_XSAVE
+XCRS: int = lib.CRB_KVM_XCRS
+DEBUGREGS: int = lib.CRB_KVM_DEBUGREGS
+LAPIC: int = lib.CRB_KVM_LAPIC
+MP_STATE: int = lib.CRB_KVM_MP_STATE
+EVENTS: int = lib.CRB_KVM_EVENTS
+MSRS: int = lib.CRB_KVM_MSRS
+CPUID: int = lib.CRB_KVM_CPUID
+
+# Bytes of the groups that have one size (linux/kvm.h, x86).
+SIZES = {
+    REGS: 144, SREGS: 312, FPU: 416, XSAVE: 4096, XCRS: 392, DEBUGREGS: 128, LAPIC: 1024,
+    MP_STATE: 4, EVENTS: 64,
+}  # fmt: skip
+_MSR = struct.Struct("<I4xQ")
+_MAX_CPUID = 256
+
+
+class KvmError(OSError):
+    """KVM could not be set up. stage: STAGE_*; capability: KVM_CAP_* that is missing, at that stage."""
+
+    def __init__(self, error: int, stage: int, capability: int) -> None:
+        super().__init__(error, os.strerror(error))
+        self.stage = stage
+        self.capability = capability
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """Why a vCPU came back: an EXIT_* reason and what kvm.h says about its other fields."""
+
+    reason: int
+    size: int = 0
+    address: int = 0
+    data: int = 0
+    instruction: bytes = b""
+
+
+def _check(status: int, what: str) -> int:
+    if status < 0:
+        raise OSError(-status, f"{what}: {os.strerror(-status)}")
+    return status
+
+
+class Vm:
+    """A virtual machine."""
+
+    def __init__(self, irqchip: int = IRQCHIP_KERNEL) -> None:
+        """Raises KvmError."""
+        made, stage, missing = ffi.new("crb_kvm_vm **"), ffi.new("int *"), ffi.new("int *")
+        status = lib.crb_kvm_create(made, irqchip, stage, missing)
+        if status < 0:
+            raise KvmError(-status, stage[0], missing[0])
+        self.handle: Any = made[0]
+        self._memory: Memory | None = None
+        self._sizes: list[int] = []
+
+    def close(self) -> None:
+        """Frees it and its vCPUs, none of which is running. Once."""
+        lib.crb_kvm_close(self.handle)
+        self.handle = None
+
+    def capability(self, number: int) -> int:
+        """What KVM_CHECK_EXTENSION says; 0: not there."""
+        return max(0, int(lib.crb_kvm_capability(self.handle, number)))
+
+    def set_memory(self, memory: Memory, *, log_dirty: bool = False) -> None:
+        """Makes all of `memory` the guest's. ENOTSUP: it has a base."""
+        _check(lib.crb_kvm_set_memory(self.handle, memory.handle, log_dirty), "guest memory")
+        self._memory = memory
+        raw = memory.handle
+        self._sizes = [raw.regions[index].size for index in range(raw.n_regions)]
+
+    def dirty_log(self, region: int) -> bytes:
+        """The pages of a region that vCPUs wrote since the last call: bit n for page n."""
+        pages = self._sizes[region] >> 12
+        bitmap = bytearray((pages + 63) // 64 * 8)
+        buffer = ffi.from_buffer(bitmap)
+        status = lib.crb_kvm_dirty_log(
+            self.handle, region, ffi.cast("uint8_t *", buffer), len(bitmap)
+        )
+        _check(status, "dirty log")
+        return bytes(bitmap)
+
+    def doorbell(
+        self, address: int, size: int, value: int, fd: int, *, port: bool = False, on: bool = True
+    ) -> None:
+        """A guest's write of `value` writes 1 to eventfd `fd`, without an exit; or no longer."""
+        status = lib.crb_kvm_doorbell(self.handle, address, size, value, fd, port, on)
+        _check(status, "doorbell")
+
+    def irqfd(self, gsi: int, fd: int, *, on: bool = True) -> None:
+        """A write to eventfd `fd` is an edge of interrupt `gsi`; or no longer."""
+        _check(lib.crb_kvm_irqfd(self.handle, gsi, fd, on), "irqfd")
+
+    def set_line(self, gsi: int, level: bool) -> None:
+        """Drives an input of the kernel's controllers."""
+        _check(lib.crb_kvm_set_line(self.handle, gsi, level), "interrupt line")
+
+    def signal_msi(self, address: int, data: int) -> None:
+        """A message-signalled interrupt."""
+        _check(lib.crb_kvm_signal_msi(self.handle, address, data), "MSI")
+
+    def set_msi_routes(self, routes: Sequence[tuple[int, int]]) -> None:
+        """Interrupt n becomes the MSI routes[n], (address, data); (0, 0): none."""
+        addresses = ffi.new("uint64_t[]", [address for address, _ in routes])
+        data = ffi.new("uint32_t[]", [value for _, value in routes])
+        _check(lib.crb_kvm_set_msi_routes(self.handle, addresses, data, len(routes)), "MSI routes")
+
+    @property
+    def clock(self) -> int:
+        """The kvmclock, ns."""
+        ns = ffi.new("uint64_t *")
+        _check(lib.crb_kvm_get_clock(self.handle, ns), "clock")
+        return int(ns[0])
+
+    @clock.setter
+    def clock(self, ns: int) -> None:
+        _check(lib.crb_kvm_set_clock(self.handle, ns), "clock")
+
+    def add_slot(self, status: int, acknowledge: int) -> int:
+        """Serves InterruptStatus and InterruptACK of a virtio-mmio slot; gives its number."""
+        return _check(lib.crb_kvm_add_slot(self.handle, status, acknowledge), "virtio slot")
+
+    def slot_set(self, slot: int, bits: int) -> int:
+        """Sets bits of InterruptStatus; gives them all."""
+        return int(lib.crb_kvm_slot_set(self.handle, slot, bits))
+
+    def slot_clear(self, slot: int, bits: int) -> int:
+        """Clears bits of InterruptStatus; gives what is left."""
+        return int(lib.crb_kvm_slot_clear(self.handle, slot, bits))
+
+    def supported_cpuid(self) -> bytes:
+        """The entries (struct kvm_cpuid_entry2) of what a guest can have here."""
+        buffer = bytearray(8 + _MAX_CPUID * lib.CRB_KVM_CPUID_SIZE)
+        raw = ffi.from_buffer(buffer)
+        count = _check(lib.crb_kvm_supported_cpuid(self.handle, raw, len(buffer)), "CPUID")
+        return bytes(buffer[8 : 8 + count * lib.CRB_KVM_CPUID_SIZE])
+
+    def create_vcpu(self, index: int) -> Vcpu:
+        """The vCPU `index`, which is its LAPIC's number as well."""
+        made = ffi.new("crb_kvm_vcpu **")
+        _check(lib.crb_kvm_create_vcpu(self.handle, index, made), "vCPU")
+        return Vcpu(self, index, made[0])
+
+
+_COUNTERS = tuple(name for name, _ in ffi.typeof("crb_kvm_counters").fields)
+
+
+class Vcpu:
+    """One vCPU."""
+
+    def __init__(self, vm: Vm, index: int, handle: Any) -> None:
+        self.index = index
+        self._vm = vm
+        self._handle = handle
+        self._exit: Any = ffi.new("crb_kvm_exit *")
+
+    def run(self, answer: int = 0) -> Exit:
+        """Runs the guest until there is something for the caller. answer: to a read that came last."""
+        stop = self._exit
+        stop.data = answer & 0xFFFF_FFFF_FFFF_FFFF
+        _check(lib.crb_kvm_run(self._handle, stop), "vCPU")
+        code = bytes(stop.bytes)[: stop.size] if stop.reason == EXIT_EMULATION else b""
+        return Exit(stop.reason, stop.size, stop.address, stop.data, code)
+
+    def cancel(self) -> None:
+        """Makes `run` return EXIT_CANCELED soon, also when it is called only later."""
+        if self._vm.handle is not None:
+            lib.crb_kvm_cancel(self._handle)
+
+    def get(self, group: int) -> bytes:
+        """A register group of SIZES, while the vCPU is not running."""
+        buffer = bytearray(SIZES[group])
+        raw = ffi.from_buffer(buffer)
+        _check(lib.crb_kvm_get_group(self._handle, group, raw, len(buffer)), "registers")
+        return bytes(buffer)
+
+    def set(self, group: int, data: bytes) -> None:
+        """Sets a register group."""
+        raw = ffi.from_buffer(data)
+        _check(lib.crb_kvm_set_group(self._handle, group, raw, len(data)), "registers")
+
+    def get_msrs(self, indices: Sequence[int]) -> dict[int, int]:
+        """The values of those that are there, up to the first that isn't."""
+        buffer = bytearray(_msrs([(index, 0) for index in indices]))
+        raw = ffi.from_buffer(buffer)
+        count = _check(lib.crb_kvm_get_group(self._handle, MSRS, raw, len(buffer)), "MSRs")
+        found = [_MSR.unpack_from(buffer, 8 + number * _MSR.size) for number in range(count)]
+        return dict(found)
+
+    def set_msrs(self, values: dict[int, int]) -> None:
+        """Sets MSRs; OSError (EINVAL) names the first that is refused."""
+        items = list(values.items())
+        data = _msrs(items)
+        raw = ffi.from_buffer(data)
+        count = _check(lib.crb_kvm_set_group(self._handle, MSRS, raw, len(data)), "MSRs")
+        if count < len(items):
+            raise OSError(22, f"MSR {items[count][0]:#x} cannot be {items[count][1]:#x}")
+
+    def set_cpuid(self, entries: bytes) -> None:
+        """What CPUID tells the guest: struct kvm_cpuid_entry2 entries."""
+        count = len(entries) // lib.CRB_KVM_CPUID_SIZE
+        self.set(CPUID, struct.pack("<II", count, 0) + entries)
+
+    def counters(self) -> dict[str, int]:
+        """Exits by kind, by the names in kvm.h."""
+        raw = ffi.new("crb_kvm_counters *")
+        lib.crb_kvm_get_counters(self._handle, raw)
+        return {name: getattr(raw, name) for name in _COUNTERS}
+
+
+def _msrs(items: Sequence[tuple[int, int]]) -> bytes:
+    header = struct.pack("<II", len(items), 0)
+    return header + b"".join(_MSR.pack(index, value) for index, value in items)

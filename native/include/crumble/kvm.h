@@ -1,0 +1,122 @@
+// Virtual machines by /dev/kvm: what must not wait for Python. The run loop, doorbells (ioeventfd),
+// interrupts (irqfd) and the interrupt registers of virtio-mmio slots stay here and in the kernel.
+//
+// Functions give 0 or a negative errno unless it says otherwise; -ENOSYS for what another
+// architecture has. A register group is the kernel's own structure (linux/kvm.h), as bytes.
+#ifndef CRUMBLE_KVM_H
+#define CRUMBLE_KVM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "crumble/memory.h"
+
+// How far crb_kvm_create came.
+#define CRB_KVM_STAGE_OPEN       0 // /dev/kvm cannot be opened
+#define CRB_KVM_STAGE_VERSION    1 // it speaks another API version
+#define CRB_KVM_STAGE_CAPABILITY 2 // `missing` names a capability it lacks
+#define CRB_KVM_STAGE_VM         3 // it makes no VM
+#define CRB_KVM_STAGE_IRQCHIP    4 // it makes no interrupt controllers
+
+// Interrupt controllers of x86: the kernel's PIC, IOAPIC and LAPICs, or only its LAPICs.
+#define CRB_KVM_IRQCHIP_NONE   0
+#define CRB_KVM_IRQCHIP_KERNEL 1
+#define CRB_KVM_IRQCHIP_SPLIT  2
+
+#define CRB_KVM_EXIT_CANCELED   0
+#define CRB_KVM_EXIT_MMIO_READ  1 // address, size; `data` is the answer of the next run
+#define CRB_KVM_EXIT_MMIO_WRITE 2 // address, size, data
+#define CRB_KVM_EXIT_PORT_READ  3
+#define CRB_KVM_EXIT_PORT_WRITE 4
+#define CRB_KVM_EXIT_HALT       5 // nothing wakes it: there is no interrupt controller
+#define CRB_KVM_EXIT_SHUTDOWN   6 // x86: a triple fault
+#define CRB_KVM_EXIT_SYSTEM     7 // data: KVM_SYSTEM_EVENT_*; extra: its first word
+#define CRB_KVM_EXIT_EMULATION  8 // an instruction it cannot emulate: `size` of `bytes`, 0: unknown
+#define CRB_KVM_EXIT_INTERNAL   9 // data: KVM_INTERNAL_ERROR_*
+#define CRB_KVM_EXIT_ENTRY      10 // the CPU refuses the state: data is its reason
+#define CRB_KVM_EXIT_MEMORY     11 // host memory behind the guest's is gone: data is an errno
+#define CRB_KVM_EXIT_EOI        12 // split irqchip: data is the vector of a level interrupt
+#define CRB_KVM_EXIT_OTHER      13 // data: KVM_EXIT_*
+
+typedef struct crb_kvm_vm crb_kvm_vm;
+typedef struct crb_kvm_vcpu crb_kvm_vcpu;
+
+typedef struct crb_kvm_exit {
+    int32_t reason;
+    uint32_t size;
+    uint64_t address;
+    uint64_t data;
+    uint64_t extra;
+    uint8_t bytes[16];
+} crb_kvm_exit;
+
+typedef struct crb_kvm_counters {
+    uint64_t entries;
+    uint64_t mmio;
+    uint64_t ports;
+    uint64_t interrupt_registers; // of virtio-mmio slots, served here
+    uint64_t canceled;
+    uint64_t other;
+} crb_kvm_counters;
+
+// On failure `*stage` says how far it came, and `*missing` is a KVM_CAP_* for STAGE_CAPABILITY.
+int crb_kvm_create(crb_kvm_vm **vm, int irqchip, int *stage, int *missing);
+// No vCPU is running. Frees the vCPUs as well.
+void crb_kvm_close(crb_kvm_vm *vm);
+// The value of KVM_CHECK_EXTENSION.
+int crb_kvm_capability(crb_kvm_vm *vm, int capability);
+
+// All regions of `memory`, which stays, become memory slots, the lowest number first; -ENOTSUP when
+// one has a base.
+int crb_kvm_set_memory(crb_kvm_vm *vm, const crb_memory *memory, bool log_dirty);
+// The pages of region `slot` that vCPUs wrote since the last call: bit n of `bitmap` for page n.
+int crb_kvm_dirty_log(crb_kvm_vm *vm, uint32_t slot, uint8_t *bitmap, size_t size);
+
+// A write of `size` bytes of `value` at `address` (a port when `port`) writes 1 to eventfd `fd`.
+int crb_kvm_doorbell(crb_kvm_vm *vm, uint64_t address, uint32_t size, uint64_t value, int fd,
+                     bool port, bool assign);
+// A write to eventfd `fd` is an edge of interrupt `gsi`.
+int crb_kvm_irqfd(crb_kvm_vm *vm, uint32_t gsi, int fd, bool assign);
+int crb_kvm_set_line(crb_kvm_vm *vm, uint32_t gsi, bool level);
+int crb_kvm_signal_msi(crb_kvm_vm *vm, uint64_t address, uint32_t data);
+// Interrupt n of `count` is the MSI (addresses[n], data[n]); none where the address is 0.
+int crb_kvm_set_msi_routes(crb_kvm_vm *vm, const uint64_t *addresses, const uint32_t *data,
+                           uint32_t count);
+
+// The kvmclock, ns.
+int crb_kvm_get_clock(crb_kvm_vm *vm, uint64_t *ns);
+int crb_kvm_set_clock(crb_kvm_vm *vm, uint64_t ns);
+
+// InterruptStatus and InterruptACK of a virtio-mmio slot, before any vCPU runs. Gives its number,
+// or -ENOSPC. Bit 0 reads as set: who uses an irqfd cannot set it.
+int crb_kvm_add_slot(crb_kvm_vm *vm, uint64_t status, uint64_t acknowledge);
+uint32_t crb_kvm_slot_set(crb_kvm_vm *vm, uint32_t slot, uint32_t bits);   // the bits afterwards
+uint32_t crb_kvm_slot_clear(crb_kvm_vm *vm, uint32_t slot, uint32_t bits); // the bits afterwards
+
+int crb_kvm_create_vcpu(crb_kvm_vm *vm, uint32_t index, crb_kvm_vcpu **vcpu);
+// Runs until the caller must do something. Only by the vCPU's thread. -errno when KVM_RUN fails.
+int crb_kvm_run(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop);
+// Makes run return CANCELED soon, also when it is called only later. Any thread.
+void crb_kvm_cancel(crb_kvm_vcpu *vcpu);
+void crb_kvm_get_counters(const crb_kvm_vcpu *vcpu, crb_kvm_counters *counters);
+
+// x86 register groups. Get gives the group's size; -EINVAL for another one, or a wrong size.
+#define CRB_KVM_REGS       0
+#define CRB_KVM_SREGS      1
+#define CRB_KVM_FPU        2
+#define CRB_KVM_XSAVE      3
+#define CRB_KVM_XCRS       4
+#define CRB_KVM_DEBUGREGS  5
+#define CRB_KVM_LAPIC      6
+#define CRB_KVM_MP_STATE   7
+#define CRB_KVM_EVENTS     8
+#define CRB_KVM_MSRS       9  // struct kvm_msrs and its entries; get fills in those that are there
+#define CRB_KVM_CPUID      10 // struct kvm_cpuid2 and its entries; only set
+#define CRB_KVM_CPUID_SIZE 40 // of an entry, after 8 bytes of header
+int crb_kvm_get_group(crb_kvm_vcpu *vcpu, int group, void *buffer, size_t size);
+int crb_kvm_set_group(crb_kvm_vcpu *vcpu, int group, const void *buffer, size_t size);
+// struct kvm_cpuid2 of what the host can give a guest; the number of entries.
+int crb_kvm_supported_cpuid(crb_kvm_vm *vm, void *buffer, size_t size);
+
+#endif

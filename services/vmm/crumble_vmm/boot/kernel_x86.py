@@ -1,0 +1,144 @@
+"""Loader of x86-64 bzImage kernels (Linux, Documentation/arch/x86/boot.rst), and their boot_params.
+
+A kernel is entered in 64-bit mode behind its real-mode part. Nothing in the file is trusted: what isn't
+a kernel, or doesn't fit the guest's memory, is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crumble_common.errors import UsageError
+from crumble_vmm.boot.ram import Ram
+
+_HINT = "Give the path of an x86-64 bzImage."
+_SECTOR = 512
+# Offsets in the file and in boot_params, which begins with a copy of the header.
+_HEADER, _HEADER_END = 0x1F1, 0x201
+_BOOT_FLAG, _MAGIC, _VERSION, _LOADFLAGS, _XLOADFLAGS = 0x1FE, 0x202, 0x206, 0x211, 0x236
+_PREF_ADDRESS, _INIT_SIZE = 0x258, 0x260
+_LAST_FIELD = 0x264
+_MIN_VERSION = 0x20C  # xloadflags; Linux 3.8
+_LOADED_HIGH, _KERNEL_64, _ABOVE_4G = 1, 1, 2
+_ENTRY_64 = 0x200
+_LOADER_UNKNOWN = 0xFF
+_E820_ENTRIES, _E820_TABLE, _E820_MAX = 0x1E8, 0x2D0, 128
+_RSDP = 0x70
+E820_RAM, E820_RESERVED = 1, 2
+BOOT_PARAMS_SIZE = 4096
+# struct setup_data: next, type, length; SETUP_RNG_SEED.
+_SETUP_DATA = struct.Struct("<QII")
+_RNG_SEED = 9
+_FOUR_GIB = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedKernel:
+    """entry: of 64-bit mode. end: first byte it does not use before it is up. header: for boot_params."""
+
+    entry: int
+    end: int
+    header: bytes
+
+
+def load_kernel(path: Path, ram: Ram) -> LoadedKernel:
+    """Puts the kernel file `path` into `ram`; raises UsageError ("vmm.kernel", "vmm.memory")."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_SECTOR * 4)
+            header = _Header(path, head)
+            size = path.stat().st_size - header.payload
+            if size <= _ENTRY_64 or size > header.init_size:
+                raise header.bad(f"{size} bytes follow its header")
+            if header.address + header.init_size > ram.end:
+                raise UsageError(
+                    f"Kernel {path} needs {-(-(header.address + header.init_size) >> 20)} MiB of "
+                    f"memory, the VM has {ram.size >> 20} MiB.",
+                    code="vmm.memory",
+                    hint="Give the VM more memory.",
+                )
+            if ram.copy_from(file.fileno(), header.payload, size, header.address) < size:
+                raise header.bad("the file became shorter while it was read")
+    except OSError as error:
+        raise UsageError(
+            f"Cannot read kernel {path}: {error.strerror}.", code="vmm.kernel", hint=_HINT
+        ) from None
+    return LoadedKernel(header.address + _ENTRY_64, header.address + header.init_size, header.setup)
+
+
+class _Header:
+    """A setup header, checked. payload: offset in the file of what is loaded at `address`."""
+
+    def __init__(self, path: Path, head: bytes) -> None:
+        self._path = path
+        if len(head) < _LAST_FIELD:
+            raise self.bad("it is too short")
+        (flag,) = struct.unpack_from("<H", head, _BOOT_FLAG)
+        if flag != 0xAA55 or head[_MAGIC : _MAGIC + 4] != b"HdrS":
+            raise self.bad("it has no setup header")
+        (version,) = struct.unpack_from("<H", head, _VERSION)
+        if version < _MIN_VERSION:
+            raise self.bad(f"its boot protocol is {version >> 8}.{version & 0xFF:02}")
+        (xloadflags,) = struct.unpack_from("<H", head, _XLOADFLAGS)
+        if not head[_LOADFLAGS] & _LOADED_HIGH or not xloadflags & _KERNEL_64:
+            raise self.bad("it has no 64-bit entry")
+        (self.address,) = struct.unpack_from("<Q", head, _PREF_ADDRESS)
+        (self.init_size,) = struct.unpack_from("<I", head, _INIT_SIZE)
+        if self.address < 1 << 20 or self.address % 4096 or self.address >= _FOUR_GIB:
+            raise self.bad(f"it wants to be at {self.address:#x}")
+        self.payload = ((head[_HEADER] or 4) + 1) * _SECTOR
+        self.setup = head[_HEADER : min(_MAGIC + head[_HEADER_END], 0x290)]
+        if len(self.setup) < _LAST_FIELD - _HEADER:
+            raise self.bad("its setup header is too short")
+
+    def bad(self, why: str) -> UsageError:
+        return UsageError(
+            f"{self._path} is not an x86-64 Linux kernel: {why}.", code="vmm.kernel", hint=_HINT
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BootParams:
+    """The "zero page". e820: (address, size, type). cmdline, rsdp, setup_data: guest-physical addresses."""
+
+    header: bytes
+    cmdline: int
+    initrd: tuple[int, int]
+    rsdp: int
+    setup_data: int
+    e820: Sequence[tuple[int, int, int]]
+
+    def encode(self) -> bytes:
+        """boot_params (Documentation/arch/x86/zero-page.rst)."""
+        page = bytearray(BOOT_PARAMS_SIZE)
+        page[_HEADER : _HEADER + len(self.header)] = self.header
+        start, end = self.initrd
+        assert end <= _FOUR_GIB and len(self.e820) <= _E820_MAX
+        page[0x210] = _LOADER_UNKNOWN
+        struct.pack_into("<H", page, 0x1FA, 0xFFFF)  # vid_mode: normal
+        struct.pack_into("<II", page, 0x218, start, end - start)
+        struct.pack_into("<I", page, 0x228, self.cmdline)
+        struct.pack_into("<Q", page, 0x250, self.setup_data)
+        struct.pack_into("<Q", page, _RSDP, self.rsdp)
+        page[_E820_ENTRIES] = len(self.e820)
+        for number, entry in enumerate(self.e820):
+            struct.pack_into("<QQI", page, _E820_TABLE + 20 * number, *entry)
+        return bytes(page)
+
+
+def seed_data(seed: bytes) -> bytes:
+    """A setup_data node with entropy for the guest's random pool."""
+    return _SETUP_DATA.pack(0, _RNG_SEED, len(seed)) + seed
+
+
+def page_tables(address: int, gigabytes: int = 4) -> bytes:
+    """Identity-mapped pages of 2 MiB for the lowest memory, to be put at `address`: PML4, PDPT, PDs."""
+    present, large = 0b11, 1 << 7
+    pml4 = struct.pack("<Q", address + 4096 | present).ljust(4096, b"\0")
+    directories = [address + 8192 + 4096 * n for n in range(gigabytes)]
+    pdpt = b"".join(struct.pack("<Q", at | present) for at in directories).ljust(4096, b"\0")
+    pages = (struct.pack("<Q", n << 21 | present | large) for n in range(512 * gigabytes))
+    return pml4 + pdpt + b"".join(pages)

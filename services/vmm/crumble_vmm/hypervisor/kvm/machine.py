@@ -1,0 +1,284 @@
+"""Hypervisor, VirtualMachine and VirtualCPU over `crumble_native.kvm`, for x86_64.
+
+PIC, IOAPIC and LAPICs are the kernel's. A virtio slot's interrupt is an edge of its IOAPIC pin, so an
+eventfd can raise it without us; bit 0 of its InterruptStatus therefore always reads as set, which a
+driver takes as "look at your rings".
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from crumble_common.errors import HostError, UsageError
+from crumble_common.hypervisors import Probe
+from crumble_common.kvm.preflight import refused
+from crumble_common.kvm.probe import probe_kvm
+from crumble_native import kvm
+from crumble_native.memory import Memory
+from crumble_vmm.hypervisor.base import (
+    Exit,
+    ExitReason,
+    GuestEnds,
+    Hypervisor,
+    MmioHandler,
+    VirtioInterrupt,
+    VirtualCPU,
+    VirtualMachine,
+)
+from crumble_vmm.hypervisor.kvm import x86
+
+_CAP_TSC_DEADLINE_TIMER = 72
+# KVM_SYSTEM_EVENT_*
+_SYSTEM_EVENTS = {1: ExitReason.POWER_OFF, 2: ExitReason.RESET, 3: ExitReason.CRASH}
+_GROUPS = {
+    "regs": kvm.REGS,
+    "sregs": kvm.SREGS,
+    "xcrs": kvm.XCRS,
+    "xsave": kvm.XSAVE,
+    "debugregs": kvm.DEBUGREGS,
+    "lapic": kvm.LAPIC,
+    "mp_state": kvm.MP_STATE,
+    "events": kvm.EVENTS,
+}
+
+
+class KvmHypervisor(Hypervisor):
+    """The CPU's own virtualization, through /dev/kvm."""
+
+    name: ClassVar[str] = "kvm"
+
+    def probe(self) -> Probe:
+        """Measured once a boot of the host."""
+        return probe_kvm()
+
+    def create_vm(self, memory: Memory, cpus: int) -> VirtualMachine:
+        """A VM with the kernel's interrupt controllers."""
+        return KvmMachine(memory, cpus)
+
+
+class KvmMachine(VirtualMachine):
+    """One guest."""
+
+    def __init__(self, memory: Memory, cpus: int) -> None:
+        self._cpus = cpus
+        self._made: list[KvmCpu] = []
+        self._bells: dict[tuple[int, int, int], int] = {}
+        try:
+            self._vm = kvm.Vm(kvm.IRQCHIP_KERNEL)
+        except kvm.KvmError as error:
+            raise refused(error) from None
+        try:
+            self._vm.set_memory(memory)
+        except OSError as error:
+            self._vm.close()
+            raise _failed(error) from None
+        self._cpuid = x86.unpack_cpuid(self._vm.supported_cpuid())
+        self._deadline = bool(self._vm.capability(_CAP_TSC_DEADLINE_TIMER))
+
+    def create_cpu(
+        self,
+        index: int,
+        mmio: MmioHandler,
+        console: Callable[[bytes], None],  # noqa: ARG002  there is no firmware
+        ports: MmioHandler | None = None,
+    ) -> VirtualCPU:
+        """vCPU `index`; those after the first wait for INIT and SIPI."""
+        try:
+            vcpu = self._vm.create_vcpu(index)
+            table = x86.guest_cpuid(self._cpuid, index, self._cpus, deadline=self._deadline)
+            vcpu.set_cpuid(x86.pack_cpuid(table))
+        except OSError as error:
+            raise _failed(error) from None
+        cpu = KvmCpu(vcpu, mmio, ports or mmio)
+        self._made.append(cpu)
+        return cpu
+
+    def set_line(self, source: int, level: bool) -> None:
+        """An input of PIC and IOAPIC."""
+        self._vm.set_line(source, level)
+
+    def virtio_interrupt(self, source: int, status: int, acknowledge: int) -> VirtioInterrupt:
+        """Registers in C, edges by the kernel."""
+        return _Interrupt(self._vm, source, self._vm.add_slot(status, acknowledge))
+
+    def add_doorbell(self, address: int, size: int, value: int, fd: int) -> None:
+        """An ioeventfd."""
+        self._vm.doorbell(address, size, value, fd)
+        self._bells[address, size, value] = fd
+
+    def remove_doorbell(self, address: int, size: int, value: int) -> None:
+        """Undone."""
+        fd = self._bells.pop((address, size, value))
+        self._vm.doorbell(address, size, value, fd, on=False)
+
+    @property
+    def time(self) -> int:
+        """The kvmclock, ns."""
+        return self._vm.clock
+
+    def set_time(self, ticks: int) -> None:
+        """The kvmclock goes on from here; the TSC never stood."""
+        self._vm.clock = ticks
+
+    def settle(self) -> None:
+        """UsageError: nothing here is captured yet."""
+        raise UsageError(
+            "A VM on KVM cannot be captured yet.",
+            code="vm.capture",
+            hint="Run it with --hv soft to take snapshots of it.",
+        )
+
+    def get_controller(self) -> bytes:
+        """As settle."""
+        self.settle()
+        return b""
+
+    def set_controller(self, state: bytes) -> None:  # noqa: ARG002
+        """As settle."""
+        self.settle()
+
+    def counters(self) -> dict[str, int]:
+        """Exits by kind, of all vCPUs."""
+        total: dict[str, int] = {}
+        for cpu in self._made:
+            for name, count in cpu.counters().items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def close(self) -> None:
+        """Frees the VM."""
+        self._vm.close()
+
+
+class _Interrupt(VirtioInterrupt):
+    """A virtio slot's pin and registers."""
+
+    def __init__(self, vm: kvm.Vm, gsi: int, slot: int) -> None:
+        self._vm, self._gsi, self._slot = vm, gsi, slot
+
+    def signal(self, bits: int) -> None:
+        self._vm.slot_set(self._slot, bits)
+        self._vm.set_line(self._gsi, True)
+        self._vm.set_line(self._gsi, False)
+
+    def status(self) -> int:
+        return self._vm.slot_set(self._slot, 0)
+
+    def acknowledge(self, bits: int) -> None:
+        self._vm.slot_clear(self._slot, bits)
+
+    def add_call_fd(self, fd: int) -> None:
+        self._vm.irqfd(self._gsi, fd)
+
+    def remove_call_fd(self, fd: int) -> None:
+        self._vm.irqfd(self._gsi, fd, on=False)
+
+
+class KvmCpu(VirtualCPU):
+    """One vCPU."""
+
+    def __init__(self, vcpu: kvm.Vcpu, mmio: MmioHandler, ports: MmioHandler) -> None:
+        self.index = vcpu.index
+        self._vcpu = vcpu
+        self._mmio, self._ports = mmio, ports
+
+    def set_entry(self, pc: int, arguments: tuple[int, ...]) -> None:
+        """arguments: boot_params, page tables, GDT (boot protocol, 64-bit)."""
+        boot_params, page_table, gdt = arguments
+        regs, sregs = x86.kernel_entry(self._vcpu.get(kvm.SREGS), pc, boot_params, page_table, gdt)
+        self._vcpu.set(kvm.SREGS, sregs)
+        self._vcpu.set(kvm.REGS, regs)
+        self._vcpu.set_msrs(x86.boot_msrs())
+
+    def cancel(self) -> None:
+        """Any thread."""
+        self._vcpu.cancel()
+
+    def counters(self) -> dict[str, int]:
+        """Exits by kind."""
+        return self._vcpu.counters()
+
+    def get_state(self) -> dict[str, Any]:
+        """Register groups, as the kernel has them; no MSRs."""
+        return {name: self._vcpu.get(group) for name, group in _GROUPS.items()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Register groups; ValueError for what KVM refuses."""
+        if state.keys() != _GROUPS.keys():
+            raise ValueError("not the register groups of an x86 vCPU")
+        for name, group in _GROUPS.items():
+            try:
+                self._vcpu.set(group, state[name])
+            except (OSError, TypeError) as error:
+                raise ValueError(f"{name}: {error}") from None
+
+    def run(self) -> Exit:
+        """Serves register and port accesses; the rest is for the machine."""
+        try:
+            return self._serve()
+        except GuestEnds as end:
+            return end.exit
+
+    def _serve(self) -> Exit:
+        vcpu, mmio, ports = self._vcpu, self._mmio, self._ports
+        answer = 0
+        while True:
+            stop = vcpu.run(answer)
+            reason = stop.reason
+            if reason == kvm.EXIT_PORT_WRITE:
+                ports.write(stop.address, stop.size, stop.data)
+            elif reason == kvm.EXIT_PORT_READ:
+                answer = ports.read(stop.address, stop.size)
+            elif reason == kvm.EXIT_MMIO_READ:
+                answer = mmio.read(stop.address, stop.size)
+            elif reason == kvm.EXIT_MMIO_WRITE:
+                mmio.write(stop.address, stop.size, stop.data)
+            else:
+                return self._outcome(stop)
+
+    def _outcome(self, stop: kvm.Exit) -> Exit:
+        """What an exit means for the machine."""
+        match stop.reason:
+            case kvm.EXIT_CANCELED:
+                return Exit(ExitReason.CANCELED)
+            case kvm.EXIT_SHUTDOWN:
+                return Exit(ExitReason.TRIPLE_FAULT, f"triple fault {self._where()}")
+            case kvm.EXIT_SYSTEM if stop.data in _SYSTEM_EVENTS:
+                return Exit(_SYSTEM_EVENTS[stop.data], "reset")
+            case kvm.EXIT_EMULATION:
+                code = stop.instruction.hex(" ") or "unknown"
+                detail = f"KVM cannot emulate an instruction ({code})"
+            case kvm.EXIT_INTERNAL:
+                detail = f"KVM failed (internal error {stop.data})"
+            case kvm.EXIT_ENTRY:
+                detail = f"the CPU refuses the guest's state (reason {stop.data:#x})"
+            case kvm.EXIT_MEMORY:
+                detail = "the memory behind the guest's is gone"
+            case kvm.EXIT_HALT:
+                detail = "it halted, and nothing can wake it"
+            case _:
+                detail = f"KVM stopped it for reason {stop.data}"
+        return Exit(ExitReason.CRASH, f"{detail} {self._where()}")
+
+    def _where(self) -> str:
+        try:
+            registers = x86.REGS.unpack(self._vcpu.get(kvm.REGS))
+        except OSError:
+            return "at an unknown place"
+        return f"at {registers[x86.RIP]:#x}"
+
+
+def _failed(error: OSError) -> HostError:
+    if error.errno == errno.ENOTSUP:
+        return HostError(
+            "A VM on KVM cannot go on from a snapshot yet.",
+            code="vmm.hypervisor",
+            hint="Use --hv soft.",
+        )
+    return HostError(
+        f"KVM cannot make this VM: {error.strerror}.",
+        code="vmm.hypervisor",
+        hint="Free some memory on this host, or use --hv soft.",
+    )

@@ -1,0 +1,37 @@
+# The checks of tools/kvm_rig.py, by the emulated host's shell. Each prints one line.
+check() {
+    name=$1 want=$2
+    shift 2
+    start=$(cut -d. -f1 /proc/uptime)
+    got=$("$@" 2>/tmp/err)
+    status=$?
+    took=$(($(cut -d. -f1 /proc/uptime) - start))
+    case "$status $got" in
+    "0 "$want) echo "RIG ok $name ($took s)" ;;
+    *)
+        echo "RIG failed $name ($took s): status $status, '$got', wanted '$want'"
+        tail -15 /tmp/err
+        ;;
+    esac
+}
+crumble() { timeout 300 python3 -m crumble.cli.main "$@"; }
+run() { crumble run --hv kvm -m 256m --boot-timeout 200 "$@"; }
+stays() {
+    run -d --name box oci:/image sleep 1000 && crumble exec box echo in the box
+}
+times() {
+    for n in 1 2 3 4 5 6 7 8; do run oci:/image echo $n || return 1; done
+}
+check doctor '*kvm*usable*amd64*' crumble doctor
+check run 'hello Linux x86_64' run oci:/image sh -c 'echo hello $(uname -sm)'
+check auto x86_64 crumble run -m 256m oci:/image uname -m
+check files '2097152' run oci:/image sh -c 'dd if=/dev/zero of=/tmp/x bs=64k count=32 2>/dev/null; wc -c < /tmp/x'
+check smp 2 run -c 2 oci:/image nproc
+check times "1
+2
+3
+4
+5
+6
+7
+8" times

@@ -1,0 +1,320 @@
+"""An emulated host with hardware virtualization, for tests of KVM where there is none (`make test-kvm`).
+
+QEMU's TCG emulates an AMD CPU with SVM; Debian's cloud kernel inside has a true /dev/kvm; there this
+checkout runs unmodified, with this machine's Python, and its guests are stock kernels. One uncompressed
+initramfs holds all of it. Each check prints a line "RIG ok NAME" or "RIG failed NAME".
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import py_compile
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / room) for room in ("services/vmm", "services/ocid", "common", "native")]
+
+from crumble_ocid.kernel_provider import module_needs  # noqa: E402
+from crumble_vmm.boot.initramfs import Initramfs  # noqa: E402
+
+HOME = ROOT / "build" / "kvm-rig"
+QEMU = "qemu-system-x86_64"
+# -cx16: QEMU 7.2 corrupts the flags around cmpxchg16b. One CPU: the emulation of SVM is at its best.
+MACHINE = [
+    "-accel", "tcg,thread=multi", "-cpu", "EPYC,-cx16", "-m", "1536", "-smp", "1", "-nodefaults",
+    "-serial", "stdio", "-display", "none", "-no-reboot",
+]  # fmt: skip
+CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests tsc=reliable"
+MODULES = ("irqbypass", "kvm", "kvm-amd")
+PACKAGES = (
+    "cffi", "_cffi_backend.cpython-311-x86_64-linux-gnu.so", "msgpack", "zmq", "pyzmq.libs",
+    "platformdirs", "posix_ipc.cpython-311-x86_64-linux-gnu.so", "zstandard", "pycparser", "elftools",
+    "httpx", "httpcore", "h11", "anyio", "idna", "certifi", "rich", "typing_extensions.py", "pygments",
+    "markdown_it", "mdurl", "pysequoia",
+)  # fmt: skip
+# Of the standard library, what no service imports.
+UNWANTED = re.compile(
+    r"/(test|tests|idlelib|lib2to3|ensurepip|tkinter|turtledemo|pydoc_data|site-packages|__pycache__"
+    r"|config-3[^/]*)(/|$)"
+)
+ROOMS = ("compose", "services/vmm", "services/fsd", "services/ocid", "common", "native")
+INIT = """#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm /run /tmp; mount -t devpts pts /dev/pts; mount -t tmpfs shm /dev/shm
+mount -t tmpfs run /run; mount -t tmpfs tmp /tmp; ip link set lo up
+for m in @MODULES@; do insmod /modules/$m.ko; done
+export PYTHONHOME=@HOME@ PYTHONPATH=@PATH@ HOME=/root PATH=/bin CRUMBLE_DATA_DIR=/data
+export PYTHONDONTWRITEBYTECODE=1
+echo "RIG up $(cut -d' ' -f1 /proc/uptime) s, $(ls /dev/kvm)"
+cd /; /bin/busybox sh /checks
+echo "RIG end"
+poweroff -f
+"""
+
+
+class Tree:
+    """The initramfs, filled with files of this machine at their own places."""
+
+    def __init__(self) -> None:
+        self.archive = Initramfs()
+        self._seen: set[str] = set()
+
+    def put(self, source: Path, target: str = "") -> None:
+        """A file, at its own place when there is no other."""
+        target = (target or str(source)).lstrip("/")
+        if target not in self._seen:
+            self._seen.add(target)
+            mode = 0o755 if os.access(source, os.X_OK) else 0o644
+            self.archive.file(target, source.read_bytes(), mode)
+            if source.suffix == ".py":
+                self._compiled(source, target)
+
+    def _compiled(self, source: Path, target: str) -> None:
+        """Its bytecode beside it: imports take a third of the time. Kept for the next run."""
+        kept = HOME / "pyc" / sha256(source.read_bytes()).hexdigest()
+        if not kept.exists():
+            mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+            if not py_compile.compile(
+                str(source), str(kept), target, quiet=2, invalidation_mode=mode
+            ):
+                return
+        folder, _, name = target.rpartition("/")
+        tag = sys.implementation.cache_tag
+        name = f"{folder}/__pycache__/{name.removesuffix('.py')}.{tag}.pyc"
+        self.archive.file(name, kept.read_bytes())
+
+    def text(self, target: str, text: str, mode: int = 0o644) -> None:
+        """A file with this content."""
+        self.archive.file(target, text.encode(), mode)
+
+    def folder(self, source: Path, target: str = "", *, keep: Iterable[str] = ()) -> None:
+        """All files below `source`, less what is UNWANTED."""
+        for path in sorted(source.rglob("*")):
+            inner = str(path.relative_to(source))
+            if path.is_file() and (keep or not UNWANTED.search(f"/{inner}")):
+                self.put(path, f"{target or source}/{inner}")
+
+    def program(self, path: Path) -> None:
+        """An executable or library, with the libraries it is linked to."""
+        self.put(path.resolve(), str(path))
+        listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
+        for found in re.findall(r"(/\S+) \(0x", listed):
+            self.put(Path(found).resolve(), found)
+
+
+def debian() -> Path:
+    """The host's kernel and busybox, from Debian's packages; where they are unpacked."""
+    out = HOME / "debian"
+    if not (out / "done").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        listed = subprocess.check_output(
+            ["apt-cache", "depends", "linux-image-cloud-amd64"], text=True
+        )
+        kernel = re.search(r"Depends: (linux-image-\S+)", listed)
+        if kernel is None:
+            sys.exit("kvm_rig: apt knows no linux-image-cloud-amd64.")
+        subprocess.run(
+            ["apt-get", "download", "-q", kernel[1], "busybox-static"], cwd=out, check=True
+        )
+        for package in out.glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", package, out], check=True)
+        (out / "done").touch()
+    return out
+
+
+def image(busybox: Path) -> Path:
+    """An OCI layout with busybox and nothing else."""
+    layout = HOME / "image"
+    shutil.rmtree(layout, ignore_errors=True)
+    (layout / "blobs" / "sha256").mkdir(parents=True)
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        tar.add(busybox, "bin/busybox")
+        for name in (
+            "sh",
+            "echo",
+            "cat",
+            "uname",
+            "ls",
+            "nproc",
+            "dd",
+            "md5sum",
+            "sleep",
+            "true",
+            "wc",
+        ):
+            link = tarfile.TarInfo(f"bin/{name}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+        for name in ("tmp", "etc", "root", "proc", "sys", "dev", "run"):
+            folder = tarfile.TarInfo(name)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(folder)
+    data = layer.getvalue()
+    config = {
+        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{sha256(data).hexdigest()}"]},
+    }  # fmt: skip
+    kinds = "application/vnd.oci.image"
+    manifest = {
+        "schemaVersion": 2, "mediaType": f"{kinds}.manifest.v1+json",
+        "config": _blob(layout, json.dumps(config).encode(), f"{kinds}.config.v1+json"),
+        "layers": [_blob(layout, data, f"{kinds}.layer.v1.tar")],
+    }  # fmt: skip
+    top = _blob(layout, json.dumps(manifest).encode(), manifest["mediaType"])
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [top]}))
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    return layout
+
+
+def _blob(layout: Path, data: bytes, kind: object) -> dict[str, object]:
+    digest = sha256(data).hexdigest()
+    (layout / "blobs" / "sha256" / digest).write_bytes(data)
+    return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
+
+
+def store() -> Path:
+    """A data directory with the guest's kernel in it, and its init."""
+    data = HOME / "data"
+    env = {**os.environ, "CRUMBLE_DATA_DIR": str(data)}
+    for words in (
+        ["-m", "crumble_ocid", "kernel", "--json", "amd64"],
+        ["-c", "from crumble_vmm.guest import build; build('amd64')"],
+    ):
+        subprocess.run([sys.executable, *words], env=env, check=True, stdout=subprocess.DEVNULL)
+    return data
+
+
+def python(tree: Tree) -> tuple[str, str]:
+    """This Python, what it needs, and this checkout; gives PYTHONHOME and PYTHONPATH."""
+    real = Path(sys.executable).resolve()
+    tree.program(real)
+    tree.archive.symlink("bin/python3", str(real))
+    stdlib = Path(sysconfig.get_paths()["stdlib"])
+    tree.folder(stdlib)
+    for library in stdlib.glob("lib-dynload/*.so"):
+        tree.program(library)
+    site = Path(sysconfig.get_paths()["purelib"])
+    for name in PACKAGES:
+        path = site / name
+        if path.is_dir():
+            tree.folder(path, f"/site/{name}")
+        elif path.exists():
+            tree.put(path, f"/site/{name}")
+    for library in [*site.glob("zmq/**/*.so"), *site.glob("*.so")]:
+        for found in _libraries(library):
+            tree.put(Path(found).resolve(), found)
+    for room in ROOMS:
+        tree.folder(ROOT / room, f"/crumble/{room}")
+    tree.folder(ROOT / "common" / "crumble_ir", "/crumble/common/crumble_ir")
+    path = ":".join([*(f"/crumble/{room}" for room in ROOMS), "/site"])
+    return sys.base_prefix, path
+
+
+def _libraries(path: Path) -> list[str]:
+    listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
+    return [found for found in re.findall(r"(/\S+) \(0x", listed) if "site-packages" not in found]
+
+
+def modules(tree: Tree, debs: Path) -> list[str]:
+    """KVM's modules with what they depend on; gives their names in load order."""
+    files = {path.stem.replace("-", "_"): path for path in debs.glob("lib/modules/**/*.ko")}
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        data = files[name].read_bytes()
+        for need in module_needs(data):
+            visit(need)
+        if name not in order:
+            order.append(name)
+            tree.put(files[name], f"modules/{name}.ko")
+
+    for name in MODULES:
+        visit(name.replace("-", "_"))
+    return order
+
+
+def build(checks: str) -> tuple[Path, Path]:
+    """The emulated host: its kernel and its initramfs."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    debs = debian()
+    (busybox,) = [
+        path for path in (debs / "bin/busybox", debs / "usr/bin/busybox") if path.exists()
+    ][:1]
+    tree = Tree()
+    for name in ("root", "proc", "sys", "etc", "dev"):
+        tree.archive.directory(name)
+    tree.archive.character_device("dev/console", 5, 1)
+    tree.put(busybox, "bin/busybox")
+    order = modules(tree, debs)
+    home, path = python(tree)
+    data = store()
+    image(busybox)
+    tree.folder(data, "/data", keep=("all",))
+    tree.folder(HOME / "image", "/image", keep=("all",))
+    script = INIT.replace("@MODULES@", " ".join(order)).replace("@HOME@", home)
+    tree.text("init", script.replace("@PATH@", path), 0o755)
+    tree.text("checks", checks)
+    tree.text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
+    tree.text("etc/group", "root:x:0:\n")
+    out = HOME / "host.cpio"
+    with out.open("wb") as file:
+        for chunk in tree.archive.chunks():
+            file.write(chunk)
+    (kernel,) = debs.glob("boot/vmlinuz-*")
+    return kernel, out
+
+
+def run(kernel: Path, initramfs: Path, limit: float) -> Iterator[str]:
+    """Boots the host; its console's lines, until it ends."""
+    command = [QEMU, *MACHINE, "-kernel", kernel, "-initrd", initramfs, "-append", CMDLINE]
+    process = subprocess.Popen(
+        [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        errors="replace",
+    )  # fmt: skip
+    assert process.stdout is not None
+    end = time.monotonic() + limit
+    try:
+        for line in process.stdout:
+            yield line.rstrip()
+            if time.monotonic() > end:
+                yield "RIG failed: out of time"
+                return
+    finally:
+        process.kill()
+        process.wait()
+
+
+def main() -> int:
+    """Builds the host, runs the checks in it; 0 when all passed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checks", type=Path, default=ROOT / "tools" / "kvm_checks.sh")
+    parser.add_argument("--limit", type=float, default=900.0, metavar="S")
+    options = parser.parse_args()
+    if shutil.which(QEMU) is None:
+        sys.exit(f"kvm_rig: {QEMU} is missing: install qemu-system-x86.")
+    kernel, initramfs = build(options.checks.read_text())
+    failed, ended = False, False
+    start = time.monotonic()
+    for line in run(kernel, initramfs, options.limit):
+        print(f"{time.monotonic() - start:7.1f}  {line}", flush=True)
+        failed = failed or "RIG failed" in line
+        ended = ended or line.endswith("RIG end")
+    return 1 if failed or not ended else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
