@@ -42,9 +42,10 @@ class FsConfig:
     too, so that VMs sharing files see each other's; a guest process then cannot be killed while it waits
     for one (virtiofs sends no interrupts).
 
-    restore: the `state` of an FsFrozen: go on from there. `layers` are then those of before with the captured
-    one last; the tree is as it was, so `injected` is not looked at; `upper` must be "". A share is found
-    again by its target: one that is not given any more is gone for the guest, and new ones are refused.
+    restore: the `state` of an FsFrozen: go on from there. `layers` are then the image's with the captured one
+    last (captured ones of before may be between, but are not needed). The tree is as it was, so `injected`
+    is not looked at; `upper` must be "". A share is found again by its target: one that is not given any more
+    is gone for the guest, and new ones are refused.
     """
 
     tag: str

@@ -116,16 +116,24 @@ def _record(
 def _copy_sleepers(
     table: NodeTableWriter, waker: Sleepers, tree: Tree, contents: copying.Contents
 ) -> None:
-    """Inodes nobody has used since the last capture: their records stay, their data moves over."""
+    """Inodes nobody has used since the last capture: their records stay, their data moves over.
+
+    At once, unless more than half of what the last capture holds is not theirs.
+    """
     assert tree.captured is not None
-    fd = tree.captured.contents
-    for nodeid, record, place in waker.table.left():
-        size, holes, _ = data_of(record)
+    fd, end = tree.captured.contents, tree.captured.index.contents_size
+    left = list(waker.table.left())
+    live = sum(data_of(record)[0] for _, record, _ in left)
+    whole = contents.add(fd, 0, end, holes=True) if 2 * live > end else -1
+    for nodeid, record, place in left:
         if place != NO_DATA:
-            if place + size > tree.captured.index.contents_size:
+            size, holes = data_of(record)
+            if place + size > end:
                 raise ValueError("a file's data is outside the captured layer")
-            place = contents.add(fd, place, size, holes=holes)
-        table.record(nodeid, record, place)
+            moved = whole + place if whole >= 0 else contents.add(fd, place, size, holes=holes)
+            table.record(nodeid, record, moved)
+        else:
+            table.record(nodeid, record)
     for nodeid, lookups in waker.table.mentions_left():
         table.mention(nodeid, lookups)
 

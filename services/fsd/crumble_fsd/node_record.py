@@ -100,15 +100,15 @@ def _pack_listing(listing: Listing | None) -> list[Any] | None:
     return None if listing is None else listing.pack()
 
 
-def data_of(record: bytes) -> tuple[int, bool, int]:
-    """Bytes of captured data of a packed record, whether they have holes, and what is charged for it.
+def data_of(record: bytes) -> tuple[int, bool]:
+    """Bytes of captured data of a packed record, and whether they have holes. ValueError.
 
-    A look at the fixed fields only. ValueError.
+    A look at the fixed fields only.
     """
     if len(record) < FIXED_SIZE:
         raise ValueError("a record is too short")
-    flags, _, _, _, _, _, size, _, charged, *_ = _FIXED.unpack_from(record)
-    return (size if flags & CAPTURED else 0), bool(flags & SPARSE), charged
+    flags, _, _, _, _, _, size, *_ = _FIXED.unpack_from(record)
+    return (size if flags & CAPTURED else 0), bool(flags & SPARSE)
 
 
 def parse_node(record: bytes) -> NodeRecord:

@@ -52,9 +52,21 @@ def readdirplus(session: Session, node: Node, request: Request) -> bytes:
         if len(out) + _ENTRY + len(packed) > limit:
             _must_progress(out)
             break
-        out += session.entry(entry.node) if entry.node is not None else _NO_ENTRY
+        out += _entry(session, entry.node)
         out += packed
     return bytes(out)
+
+
+def _entry(session: Session, node: Node | None) -> bytes:
+    """What is gone does not spoil the listing: the guest learns of it when it looks it up."""
+    if node is None:
+        return _NO_ENTRY
+    try:
+        return session.entry(node)
+    except OSError as error:
+        if error.errno not in (errno.ESTALE, errno.ENOENT):
+            raise
+        return _NO_ENTRY
 
 
 def _arguments(node: Node, request: Request) -> tuple[int, int, int]:
