@@ -66,9 +66,9 @@ class Clone:
         shares: list[ShareConfig] | None = None,
         upper: Upper | None = None,
     ) -> None:
-        self.upper = upper or MemoryUpper(1 << 28)
         self.captured_name = snapshot.name
         self.captured = open_layer(snapshot.directory, snapshot.name)
+        self.upper = upper or MemoryUpper(1 << 28)
         try:
             self.restored: Restored = restore_session(
                 snapshot.state, [*layers, self.captured], self.upper, shares or []

@@ -34,8 +34,9 @@ def write_layer(directory: Path, name: str, tree: dict[str, Any], **root: Any) -
 
 def open_layer(directory: Path, name: str) -> LayerFiles:
     """The layer as `fsd` opens it."""
+    index = LayerIndex.open(directory / f"{name}.index")
     contents = os.open(directory / f"{name}.contents", os.O_RDONLY | os.O_CLOEXEC)
-    return LayerFiles(LayerIndex.open(directory / f"{name}.index"), contents)
+    return LayerFiles(index, contents)
 
 
 def _inode(value: Any, contents: bytearray) -> Inode:

@@ -117,7 +117,11 @@ def _restore(
         nodes.waker = Sleepers(tree, nodes, table, captured, lambda number: shares[number].root)
         filesystems: list[Filesystem] = [tree, *(s for s in shares if isinstance(s, Share))]
         session = new_session(nodes, filesystems, _options(state), complete, upper.commit)
-        _resume(session, state)
+        try:
+            _resume(session, state)
+        except BaseException:
+            session.handles.close()
+            raise
     except BaseException:
         _close(shares)
         table.close()

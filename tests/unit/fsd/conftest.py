@@ -1,6 +1,7 @@
 """Trees and clients for the tests of fsd."""
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from crumble_common import log
 from crumble_fsd.assemble import new_session, new_tree, options_for
 from crumble_fsd.session import Session
+from crumble_fsd.union_parts import LayerFiles
 from crumble_fsd.upper import MemoryUpper
 from framework.fuse_client import FuseClient, direct
 from framework.layers import write_layer
@@ -23,17 +25,21 @@ def freed() -> Iterator[None]:
 
 
 @pytest.fixture
-def session_of(tmp_path: Path) -> Callable[..., Session]:
+def session_of(tmp_path: Path) -> Iterator[Callable[..., Session]]:
     """Makes a session of a tree over layers given lowest first."""
+    made: list[LayerFiles] = []
 
     def make(*layers: Any, limit: int = 1 << 26, **options: Any) -> Session:
         files = [write_layer(tmp_path, f"l{n}", layer) for n, layer in enumerate(layers)]
+        made.extend(files)
         upper = MemoryUpper(limit)
         tree, nodes = new_tree(files, upper)
         chosen = options_for(upper, **{"shared": False, **options})
         return new_session(nodes, [tree], chosen)
 
-    return make
+    yield make
+    for layer in made:
+        os.close(layer.contents)
 
 
 @pytest.fixture

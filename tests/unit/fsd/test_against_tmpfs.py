@@ -11,6 +11,7 @@ from crumble_common.messages.fs import Share
 from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
 from crumble_fsd.upper import Upper
 from crumble_fsd.upper_directory import DirectoryUpper
+from framework.abandon import abandon
 from framework.fuse_client import direct
 from framework.share_client import ShareClient
 from framework.tree_machine import PHASES, Machine
@@ -53,14 +54,6 @@ class DirectoryMachine(Machine):
             self.upper.close()
         self.upper = self.make_upper()
         self.mount()
-
-
-def abandon(upper: Upper) -> None:
-    """Closes descriptors as the kernel does for a killed process: nothing is written any more."""
-    assert isinstance(upper, DirectoryUpper)
-    upper._journal.close()
-    for fd in (upper._data, upper._root, upper._lock, *(i.fd for i in upper._open.values())):
-        os.close(fd)
 
 
 TestMemoryUpper = Machine.TestCase

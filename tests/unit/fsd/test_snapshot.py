@@ -71,6 +71,7 @@ class World:
     def close(self) -> None:
         for clone in self.clones:
             clone.close()
+        self.session.handles.close()
         for share in self.shares:
             share.close()
         self.upper.close()

@@ -17,7 +17,9 @@ from crumble_common.errors import CrumbleError, HostError, UsageError
 from crumble_fsd import journal as journal_module
 from crumble_fsd import upper_directory
 from crumble_fsd.assemble import new_session, new_tree, options_for
+from crumble_fsd.union_parts import LayerFiles
 from crumble_fsd.upper_directory import DirectoryUpper
+from framework.abandon import abandon
 from framework.fuse_client import FuseClient, direct
 from framework.layers import Special, open_layer, write_layer
 
@@ -34,11 +36,15 @@ class Life:
 
     def __init__(self, work: Path, layers: list[str] | None = None) -> None:
         if not (work / "l.index").exists():
-            write_layer(work, "l", IMAGE)
-        layer = open_layer(work, "l")
-        self.upper = DirectoryUpper(str(work / "upper"), layers or ["l"])
+            close_layer(write_layer(work, "l", IMAGE))
+        self.layer = open_layer(work, "l")
         try:
-            tree, nodes = new_tree([layer], self.upper)
+            self.upper = DirectoryUpper(str(work / "upper"), layers or ["l"])
+        except BaseException:
+            close_layer(self.layer)
+            raise
+        try:
+            tree, nodes = new_tree([self.layer], self.upper)
         except BaseException:
             self.kill()
             raise
@@ -49,9 +55,18 @@ class Life:
 
     def kill(self) -> None:
         """Closes descriptors as the kernel would."""
-        self.upper._journal.close()
-        for fd in (self.upper._data, self.upper._root, self.upper._lock):
-            os.close(fd)
+        abandon(self.upper)
+        close_layer(self.layer)
+
+    def close(self) -> None:
+        """Ends in good order."""
+        self.upper.close()
+        close_layer(self.layer)
+
+
+def close_layer(layer: LayerFiles) -> None:
+    layer.index.close()
+    os.close(layer.contents)
 
 
 Live = Callable[..., FuseClient]
@@ -64,13 +79,13 @@ def live(tmp_path: Path) -> Any:
 
     def begin(*, killed: bool = True, **options: Any) -> FuseClient:
         if lives:
-            lives.pop().kill() if killed else lives.pop().upper.close()
+            lives.pop().kill() if killed else lives.pop().close()
         lives.append(Life(tmp_path, **options))
         return lives[-1].fuse
 
     yield begin
     if lives:
-        lives.pop().upper.close()
+        lives.pop().close()
 
 
 def test_everything_is_there_again(live: Live) -> None:
