@@ -15,9 +15,10 @@ raise Disconnected; `Frontend(new_socket, inflight=old.inflight)` gives its succ
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from crumble_common.vhost_user import wire
@@ -87,6 +88,7 @@ class Frontend:
         self.offered = 0
         self.protocol_features = 0
         self.queues = 0
+        self._unanswered: list[Request] | None = None
 
     def fileno(self) -> int:
         """The socket's descriptor: readable when the back end is gone."""
@@ -107,6 +109,26 @@ class Frontend:
         self._command(Request.SET_OWNER)
         self.offered = offered
         return offered & ~wire.F_PROTOCOL_FEATURES
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Requests made inside are sent one after another; what the back end says to them is read at the end,
+        or before something is asked for. One wait instead of many; VhostUserError comes that much later.
+        """
+        self._unanswered = []
+        try:
+            yield
+            self._catch_up()
+        finally:
+            self._unanswered = None
+
+    def _catch_up(self) -> None:
+        waiting, self._unanswered = (
+            self._unanswered or [],
+            [] if self._unanswered is not None else None,
+        )
+        for request in waiting:
+            self._acknowledged(request)
 
     def can(self, feature: ProtocolFeature) -> bool:
         """True when the protocol feature was negotiated."""
@@ -172,12 +194,23 @@ class Frontend:
 
     def restart_ring(self, index: int, base: int, kick_fd: int) -> None:
         """Hands a stopped virtqueue over again: what the back end knows of it is still right."""
-        self._send(Request.SET_VRING_BASE, wire.VRING_STATE.pack(index, base))
+        self._command(Request.SET_VRING_BASE, wire.VRING_STATE.pack(index, base))
         self.set_ring_fd(Request.SET_VRING_KICK, index, kick_fd)
 
     def stop_ring(self, index: int) -> int:
         """Takes a virtqueue back; returns the avail index to start from again."""
-        reply = self._query(Request.GET_VRING_BASE, wire.VRING_STATE.pack(index, 0))
+        return self.stop_rings([index])[index]
+
+    def stop_rings(self, indices: Iterable[int]) -> dict[int, int]:
+        """Takes several back, waiting once; the avail index to start each from again."""
+        self._catch_up()
+        wanted = list(indices)
+        for index in wanted:
+            self._send(Request.GET_VRING_BASE, wire.VRING_STATE.pack(index, 0))
+        return {index: self._base(index) for index in wanted}
+
+    def _base(self, index: int) -> int:
+        reply = self._reply(Request.GET_VRING_BASE)
         answered, base = reply.unpack(wire.VRING_STATE)
         if answered != index or base > 0xFFFF:
             raise VhostUserError(f"The back end answered {base} for queue {answered}, not {index}.")
@@ -224,11 +257,18 @@ class Frontend:
         """A request without a reply of its own: acknowledged when the back end can."""
         acknowledged = self.can(ProtocolFeature.REPLY_ACK)
         self._send(request, payload, fds, wire.NEED_REPLY if acknowledged else 0)
-        if acknowledged and self._reply(request).unpack(wire.U64) != (0,):
+        if acknowledged and self._unanswered is not None:
+            self._unanswered.append(request)
+        elif acknowledged:
+            self._acknowledged(request)
+
+    def _acknowledged(self, request: Request) -> None:
+        if self._reply(request).unpack(wire.U64) != (0,):
             raise VhostUserError(f"The back end refused {Message(request).name}.")
 
     def _query(self, request: Request, payload: bytes = b"") -> Message:
         self._send(request, payload)
+        self._catch_up()
         return self._reply(request)
 
     def _query_u64(self, request: Request) -> int:

@@ -19,6 +19,7 @@ from crumble_vmm.snapshot.state import TransportState
 from framework.echo_backend import EchoServer
 from framework.ready import readable
 from framework.virtio_mmio_driver import RAM, RAM_SIZE, MmioDriver
+from framework.virtqueue_driver import VirtqueueDriver
 
 
 class Bench:
@@ -56,6 +57,15 @@ class Bench:
         for fd in ready:
             os.eventfd_read(fd)
         assert ready
+
+    def answers(self, queue: VirtqueueDriver, count: int) -> list[bytes]:
+        """The next of them, whenever they come."""
+        found: list[bytes] = []
+        while len(found) < count:
+            found += [data for _, _, data in queue.collect()]
+            if len(found) < count:
+                self.wait_call()
+        return found
 
     def close(self) -> None:
         self.driver.close()
@@ -202,8 +212,7 @@ def test_halted_rings_are_served_again_where_they_were(bench: Bench, server: Ech
         queue.submit([word], [16])
         bench.driver.kick(1)
         bench.driver.transport.go_on()
-        bench.wait_call()
-        assert [data for _, _, data in queue.collect()] == [word.upper()]
+        assert bench.answers(queue, 1) == [word.upper()]
     assert bench.lost == []
 
 
@@ -229,16 +238,11 @@ def test_another_process_goes_on_with_what_was_unfinished(bench: Bench, server: 
         clone = Bench(other.connect(), memory=bench.fd, state=state)
         assert clone.device._resuming is not None
         clone.device._resuming.join()
-        found = queue.collect()
-        while len(found) < 2:
-            clone.wait_call()
-            found += queue.collect()
-        assert [data for _, _, data in found] == [b"FIRST", b"SECOND"]
+        assert clone.answers(queue, 2) == [b"FIRST", b"SECOND"]
         queue.interrupts(wanted=True)
         queue.submit([b"more"], [16])
         clone.driver.kick(1)
-        clone.wait_call()
-        assert [data for _, _, data in queue.collect()] == [b"MORE"]
+        assert clone.answers(queue, 1) == [b"MORE"]
         clone.close()
 
 

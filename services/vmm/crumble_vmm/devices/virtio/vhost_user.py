@@ -167,14 +167,15 @@ class VhostUserDevice(VirtioDevice):
             raise self._error
         frontend, largest = self._frontend, max(self.queue_sizes)
         try:
-            frontend.set_features(features)
-            frontend.set_memory(self._regions)
-            undone = functools.partial(self._hand_over_undone, queues, rings)
-            frontend.prepare_inflight(len(self.queue_sizes), largest, undone)
-            for queue in queues:
-                base = rings[queue.index].next if queue.index in rings else 0
-                frontend.start_ring(queue.index, self._ring(queue, self._wiring, base))
-                frontend.enable_ring(queue.index, True)
+            with frontend.at_once():
+                frontend.set_features(features)
+                frontend.set_memory(self._regions)
+                undone = functools.partial(self._hand_over_undone, queues, rings)
+                frontend.prepare_inflight(len(self.queue_sizes), largest, undone)
+                for queue in queues:
+                    base = rings[queue.index].next if queue.index in rings else 0
+                    frontend.start_ring(queue.index, self._ring(queue, self._wiring, base))
+                    frontend.enable_ring(queue.index, True)
         except CrumbleError as error:
             self._fail(error)
             raise
@@ -219,7 +220,7 @@ class VhostUserDevice(VirtioDevice):
         if self._resuming is not None:
             self._resuming.join()
         try:
-            self._stopped = {index: self._frontend.stop_ring(index) for index in self._active}
+            self._stopped = self._frontend.stop_rings(self._active)
         except CrumbleError as error:
             self._fail(error)
             raise
@@ -227,11 +228,17 @@ class VhostUserDevice(VirtioDevice):
     def go_on(self) -> None:
         """Gives them again."""
         stopped, self._stopped = self._stopped or {}, None
-        if self._wiring is not None and self._error is None:
+        if self._wiring is None or not stopped:
+            return
+        self._ask(lambda: self._restart(stopped))
+        for index in stopped:
+            os.eventfd_write(self._wiring.kicks[index], 1)
+
+    def _restart(self, stopped: dict[int, int]) -> None:
+        assert self._wiring is not None
+        with self._frontend.at_once():
             for index, base in stopped.items():
-                kick = self._wiring.kicks[index]
-                self._ask(functools.partial(self._frontend.restart_ring, index, base, kick))
-                os.eventfd_write(kick, 1)
+                self._frontend.restart_ring(index, base, self._wiring.kicks[index])
 
     def rings(self) -> dict[int, RingState]:
         """What the back end answered when the rings were taken back."""
