@@ -2,9 +2,10 @@
 PYTHON ?= python3
 DEV = $(PYTHON) tools/dev.py
 
-.PHONY: run test setup lint format build sanitize bench clean help
+.PHONY: run test test-kvm setup lint format build sanitize bench clean help
 run:       ; @$(DEV) run
 test:      ; @$(DEV) test
+test-kvm:  ; @$(DEV) test-kvm $(ARCH)
 setup:     ; @$(DEV) setup
 build:     ; @$(DEV) build
 lint:      ; @$(DEV) lint

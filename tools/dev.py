@@ -174,6 +174,13 @@ def test(arguments: list[str]) -> None:
     run(BIN / "python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "tests")
 
 
+def test_kvm(arch: str) -> None:
+    """Runs Crumble on KVM, on an emulated host with hardware virtualization (some minutes)."""
+    setup()
+    need(f"an emulated host for {arch!r}", arch == "x86_64", "ARCH is x86_64, so far.")
+    run("nice", "-n", "10", BIN / "python", "tools/kvm_rig.py")
+
+
 def bench(name: str) -> None:
     """Runs one benchmark; its JSON goes to benchmarks/results."""
     setup()
@@ -210,9 +217,14 @@ def main() -> None:
         "arguments", nargs=argparse.REMAINDER
     )
     verbs.add_parser("bench", help="run one benchmark").add_argument("name", nargs="?", default="")
+    verbs.add_parser("test-kvm", help="Crumble on KVM, on an emulated host").add_argument(
+        "arch", nargs="?", default="x86_64"
+    )
     chosen = parser.parse_args()
     if chosen.verb == "test":
         test(chosen.arguments)
+    elif chosen.verb == "test-kvm":
+        test_kvm(chosen.arch)
     elif chosen.verb == "bench":
         bench(chosen.name)
     else:

@@ -18,6 +18,7 @@ from crumble_native.memory import Memory
 from crumble_vmm.hypervisor.base import (
     Exit,
     ExitReason,
+    GuestEnds,
     Hypervisor,
     MmioHandler,
     VirtioInterrupt,
@@ -186,6 +187,12 @@ class SoftCpu(VirtualCPU):
 
     def run(self) -> Exit:
         """Serves register accesses and DBCN; the rest is for the machine."""
+        try:
+            return self._serve()
+        except GuestEnds as end:
+            return end.exit
+
+    def _serve(self) -> Exit:
         hart, mmio = self._hart, self._mmio
         answer = 0
         while True:

@@ -1,0 +1,322 @@
+"""Tiny guests for conformance tests of the hypervisor layer, the same for every back end.
+
+    quest = Quest(SOFT)
+    guest = quest.guest().write(MMIO, 4, 7).end()
+    quest.run(guest)
+    assert quest.accesses == [Access("write", MMIO, 4, 7)]
+
+A guest runs in its CPU's most usual mode without interrupts: S-mode without paging, or 64-bit mode with
+memory mapped as it is. It is assembled from `crumble_ir`'s own instructions.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pytest
+
+from crumble_ir import amd64_assembler as x86
+from crumble_ir import riscv64_assembler as rv
+from crumble_native.memory import Memory
+from crumble_vmm.boot.kernel_x86 import page_tables
+from crumble_vmm.hypervisor.base import Exit, ExitReason, GuestEnds, VirtualCPU, VirtualMachine
+from crumble_vmm.hypervisor.kvm.x86 import GDT
+from crumble_vmm.hypervisor.soft import SoftHypervisor
+
+# Device registers that are there on every board: below RAM on one, above it on the other.
+MMIO = 0x1000_0000
+END = MMIO + 0xFF0
+RAM_SIZE = 8 << 20
+CODE, RESULTS, SECOND = 0x10_0000, 0x20_0000, 0x6000
+# Within so long anything happens that is to happen at all, s.
+SOON = 20.0
+DONE = Exit(ExitReason.POWER_OFF, "end")
+
+
+@dataclass(frozen=True)
+class Access:
+    """One that came to the bus."""
+
+    kind: str
+    address: int
+    size: int
+    value: int = 0
+
+
+class Guest(ABC):
+    """A program under construction; each method appends what it says."""
+
+    def __init__(self, base: int) -> None:
+        self.code = bytearray()
+        self.base = base
+
+    def raw(self, code: bytes) -> Guest:
+        self.code += code
+        return self
+
+    def end(self) -> Guest:
+        """Ends `Quest.run`."""
+        return self.write(END, 4, 1)
+
+    @abstractmethod
+    def write(self, address: int, size: int, value: int) -> Guest:
+        """Stores."""
+
+    @abstractmethod
+    def read(self, address: int, size: int, to: int) -> Guest:
+        """Loads without sign; puts all 64 bits at `to`."""
+
+    @abstractmethod
+    def poll(self, address: int, mask: int, wanted: int) -> Guest:
+        """Loads 32 bits until those of `mask` are `wanted`."""
+
+    @abstractmethod
+    def count(self, address: int) -> Guest:
+        """Counts in memory for ever."""
+
+    @abstractmethod
+    def crash(self) -> Guest:
+        """Does what a CPU cannot go on from."""
+
+    @abstractmethod
+    def enable(self, line: int) -> Guest:
+        """Lets the controller's input through to the first CPU."""
+
+    @abstractmethod
+    def take(self, line: int) -> Guest:
+        """Waits for an interrupt of `line`, and takes it."""
+
+    @abstractmethod
+    def start_second(self, flag: int) -> Guest:
+        """Starts the second CPU, which stores 1 at `flag` and rests."""
+
+
+class RiscvGuest(Guest):
+    """S-mode. t0 to t2 are 5 to 7."""
+
+    PLIC = 0x0C00_0000
+
+    def write(self, address: int, size: int, value: int) -> Guest:
+        self.code += rv.constant(5, address) + rv.constant(6, _signed(value))
+        return self.raw(rv.store(f"i{8 * size}", 6, 5, 0))
+
+    def read(self, address: int, size: int, to: int) -> Guest:
+        kind = "i64" if size == 8 else f"u{8 * size}"
+        self.code += rv.constant(5, address) + rv.load(kind, 6, 5, 0) + rv.constant(5, to)
+        return self.raw(rv.store("i64", 6, 5, 0))
+
+    def poll(self, address: int, mask: int, wanted: int) -> Guest:
+        self.code += rv.constant(5, address) + rv.constant(7, mask) + rv.constant(28, wanted)
+        loop = rv.load("u32", 6, 5, 0) + rv.op("and", 6, 6, 7)
+        return self.raw(loop + _or(rv.branch("ne", 6, 28), rv.branch_distance(-len(loop))))
+
+    def count(self, address: int) -> Guest:
+        self.code += rv.constant(5, address)
+        loop = rv.load("i64", 6, 5, 0) + rv.addi(6, 6, 1) + rv.store("i64", 6, 5, 0)
+        return self.raw(loop + _or(rv.jal(0), rv.jump_distance(-len(loop))))
+
+    def crash(self) -> Guest:
+        return self.raw(rv.UNIMP)
+
+    def enable(self, line: int) -> Guest:
+        self.write(self.PLIC + 4 * line, 4, 1)
+        return self.write(self.PLIC + 0x2000, 4, 1 << line)
+
+    def take(self, line: int) -> Guest:
+        claim = self.PLIC + 0x20_0004
+        return self.poll(claim, 0xFFFF_FFFF, line).write(claim, 4, line)
+
+    def start_second(self, flag: int) -> Guest:
+        # SBI HSM: sbi_hart_start(hart, address, opaque)
+        hart, resume = RiscvGuest(self.base), self.base + SECOND
+        hart.write(flag, 4, 1).count(self.base + RESULTS + 0x800)
+        for at in range(0, len(hart.code), 4):
+            (word,) = memoryview(bytes(hart.code[at : at + 4])).cast("I")
+            self.write(resume + at, 4, word)
+        values = {17: 0x48534D, 16: 0, 10: 1, 11: resume, 12: 0}
+        for register, value in values.items():
+            self.code += rv.constant(register, value)
+        return self.raw(rv.ECALL)
+
+
+class X86Guest(Guest):
+    """64-bit mode. rax, rcx and rdx are in use."""
+
+    IOAPIC, LAPIC = 0xFEC0_0000, 0xFEE0_0000
+    FIRST_VECTOR = 0x40
+
+    def write(self, address: int, size: int, value: int) -> Guest:
+        self.code += x86.mov_constant(x86.RAX, address) + x86.mov_constant(x86.RCX, value)
+        return self.raw(x86.store(size, x86.RCX, x86.RAX, 0))
+
+    def read(self, address: int, size: int, to: int) -> Guest:
+        self.code += x86.mov_constant(x86.RAX, address)
+        self.code += x86.load(f"u{8 * size}", x86.RCX, x86.RAX, 0)
+        return self.raw(x86.mov_constant(x86.RAX, to) + x86.store(8, x86.RCX, x86.RAX, 0))
+
+    def poll(self, address: int, mask: int, wanted: int) -> Guest:
+        self.code += x86.mov_constant(x86.RAX, address) + x86.mov_constant(x86.RDX, mask)
+        self.code += x86.mov_constant(x86.RBX, wanted)
+        loop = x86.load("u32", x86.RCX, x86.RAX, 0) + x86.alu("and", x86.RCX, x86.RDX)
+        loop += x86.alu("cmp", x86.RCX, x86.RBX) + x86.jump_if("ne")
+        return self.raw(loop[:-4] + (-len(loop)).to_bytes(4, "little", signed=True))
+
+    def count(self, address: int) -> Guest:
+        self.code += x86.mov_constant(x86.RAX, address)
+        loop = x86.load("u64", x86.RCX, x86.RAX, 0) + x86.alu_constant("add", x86.RCX, 1)
+        loop += x86.store(8, x86.RCX, x86.RAX, 0) + x86.JUMP
+        return self.raw(loop[:-4] + (-len(loop)).to_bytes(4, "little", signed=True))
+
+    def crash(self) -> Guest:
+        return self.raw(x86.UD2)
+
+    def _vector(self, line: int) -> int:
+        return self.FIRST_VECTOR + line
+
+    def enable(self, line: int) -> Guest:
+        self.write(self.LAPIC + 0xF0, 4, 0x1FF)
+        for register, value in ((0x11 + 2 * line, 0), (0x10 + 2 * line, self._vector(line))):
+            self.write(self.IOAPIC, 4, register).write(self.IOAPIC + 0x10, 4, value)
+        return self
+
+    def take(self, line: int) -> Guest:
+        """Looks whether it is pending; with interrupts off nothing takes it away."""
+        vector = self._vector(line)
+        bit = 1 << vector % 32
+        return self.poll(self.LAPIC + 0x200 + vector // 32 * 0x10, bit, bit)
+
+    def start_second(self, flag: int) -> Guest:
+        # Real mode at SECOND: mov byte [flag], 1; again: hlt; jmp again
+        assert flag < 1 << 16
+        self.write(SECOND, 8, int.from_bytes(b"\xc6\x06" + flag.to_bytes(2, "little") + b"\x01\xf4\xeb\xfd", "little"))  # fmt: skip
+        self.write(self.LAPIC + 0xF0, 4, 0x1FF)
+        for command in (0x4500, 0x4600 | SECOND >> 12):  # INIT, SIPI
+            self.write(self.LAPIC + 0x310, 4, 1 << 24).write(self.LAPIC + 0x300, 4, command)
+        return self
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What tests are run on. line: an input that works alone."""
+
+    name: str
+    ram: int
+    guest: type[Guest]
+    create: Callable[[Memory, int], VirtualMachine]
+    line: int
+
+
+def _kvm(memory: Memory, cpus: int) -> VirtualMachine:
+    from crumble_vmm.hypervisor.kvm.machine import KvmHypervisor
+
+    if os.uname().machine != "x86_64" or not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("this host has no /dev/kvm that this user may use, or no KVM back end")
+    return KvmHypervisor().create_vm(memory, cpus)
+
+
+SOFT = Backend("soft", 0x8000_0000, RiscvGuest, SoftHypervisor().create_vm, 5)
+KVM = Backend("kvm", 0, X86Guest, _kvm, 17)
+BACKENDS = (SOFT, KVM)
+
+
+class Quest:
+    """A machine of one back end, with RAM and a bus that writes down what comes."""
+
+    def __init__(self, backend: Backend, cpus: int = 1) -> None:
+        self.backend = backend
+        self.accesses: list[Access] = []
+        self.ports: list[Access] = []
+        self.answers: dict[int, int] = {}
+        self.mapping = mmap.mmap(-1, RAM_SIZE)
+        self.memory = Memory()
+        self.memory.add(backend.ram, self.mapping)
+        self.vm = backend.create(self.memory, cpus)
+        self.cpus = [
+            self.vm.create_cpu(index, _Bus(self, self.accesses), lambda _: None, _Bus(self, self.ports))
+            for index in range(cpus)
+        ]  # fmt: skip
+
+    def close(self) -> None:
+        self.vm.close()
+
+    @property
+    def cpu(self) -> VirtualCPU:
+        return self.cpus[0]
+
+    @property
+    def results(self) -> int:
+        """Where guests put what the test reads."""
+        return self.backend.ram + RESULTS
+
+    def guest(self) -> Guest:
+        return self.backend.guest(self.backend.ram)
+
+    def load(self, guest: Guest) -> None:
+        """The first CPU will run it."""
+        base = self.backend.ram
+        self.memory.write(base + CODE, bytes(guest.code))
+        if self.backend is KVM:
+            self.memory.write(0x500, GDT)
+            self.memory.write(0x9000, page_tables(0x9000))
+            self.cpu.set_entry(CODE, (0x7000, 0x9000, 0x500))
+        else:
+            self.cpu.set_entry(base + CODE, (0, 0))
+
+    def run(self, guest: Guest) -> Exit:
+        """Loads, and runs until the end or an exit; canceled after SOON."""
+        self.load(guest)
+        return self.go_on()
+
+    def go_on(self) -> Exit:
+        timer = threading.Timer(SOON, self.cpu.cancel)
+        timer.start()
+        try:
+            return self.cpu.run()
+        finally:
+            timer.cancel()
+
+    def value(self, index: int = 0) -> int:
+        """The 64-bit result `index`."""
+        return int.from_bytes(self.memory.read(self.results + 8 * index, 8), "little")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Bus:
+    """Answers with what the test set, and ends the guest that asks for it."""
+
+    def __init__(self, quest: Quest, log: list[Access]) -> None:
+        self._quest, self._log = quest, log
+
+    def read(self, address: int, size: int) -> int:
+        self._log.append(Access("read", address, size))
+        return self._quest.answers.get(address, 0)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        if address == END:
+            raise GuestEnds(DONE)
+        self._log.append(Access("write", address, size, value))
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _or(word: bytes, bits: int) -> bytes:
+    return (int.from_bytes(word, "little") | bits).to_bytes(4, "little")
+
+
+def pages(bitmap: bytes) -> list[int]:
+    """The numbers of the bits that are set."""
+    value: Any = int.from_bytes(bitmap, "little")
+    return [index for index in range(8 * len(bitmap)) if value >> index & 1]

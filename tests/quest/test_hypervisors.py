@@ -1,0 +1,206 @@
+"""What every back end must do alike. KVM runs them where /dev/kvm runs at all, however slow."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from crumble_vmm.hypervisor.base import ExitReason
+from framework.quest import BACKENDS, DONE, MMIO, SOON, Access, Backend, Quest
+
+VALUE = 0x8877_6655_4433_2211
+STATUS, ACKNOWLEDGE, NOTIFY = MMIO + 0x60, MMIO + 0x64, MMIO + 0x50
+
+Make = Callable[..., Quest]
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    made: list[Quest] = []
+    backend: Backend = request.param
+
+    def create(cpus: int = 1) -> Quest:
+        made.append(Quest(backend, cpus))
+        return made[-1]
+
+    yield create
+    for quest in made:
+        quest.close()
+
+
+@pytest.fixture
+def quest(make: Make) -> Quest:
+    return make()
+
+
+@pytest.fixture
+def eventfd() -> Iterator[int]:
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_stores_of_all_widths(quest: Quest, size: int) -> None:
+    assert quest.run(quest.guest().write(MMIO + 8, size, VALUE).end()) == DONE
+    value = VALUE & (1 << 8 * size) - 1
+    assert quest.accesses == [Access("write", MMIO + 8, size, value)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_loads_of_all_widths(quest: Quest, size: int) -> None:
+    quest.answers[MMIO + 8] = VALUE & (1 << 8 * size) - 1
+    assert quest.run(quest.guest().read(MMIO + 8, size, quest.results).end()) == DONE
+    assert quest.value() == VALUE & (1 << 8 * size) - 1
+    assert quest.accesses == [Access("read", MMIO + 8, size)]
+
+
+def test_guest_and_host_share_memory(quest: Quest) -> None:
+    quest.memory.write(quest.results, VALUE.to_bytes(8, "little"))
+    guest = quest.guest().read(quest.results, 8, quest.results + 8).end()
+    assert quest.run(guest) == DONE
+    assert quest.value(1) == VALUE
+
+
+def test_a_doorbell_rings_without_an_exit(quest: Quest, eventfd: int) -> None:
+    quest.vm.add_doorbell(NOTIFY, 4, 1, eventfd)
+    guest = quest.guest().write(NOTIFY, 4, 1).write(NOTIFY, 4, 2).write(NOTIFY, 4, 1).end()
+    assert quest.run(guest) == DONE
+    assert os.eventfd_read(eventfd) == 2
+    assert quest.accesses == [Access("write", NOTIFY, 4, 2)]
+    quest.vm.remove_doorbell(NOTIFY, 4, 1)
+    assert quest.run(quest.guest().write(NOTIFY, 4, 1).end()) == DONE
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(eventfd)
+    assert quest.accesses[1:] == [Access("write", NOTIFY, 4, 1)]
+
+
+def test_an_eventfd_interrupts(quest: Quest, eventfd: int) -> None:
+    line = quest.backend.line
+    interrupt = quest.vm.virtio_interrupt(line, STATUS, ACKNOWLEDGE)
+    interrupt.add_call_fd(eventfd)
+    guest = quest.guest().enable(line).write(MMIO, 4, 1).take(line)
+    guest.read(STATUS, 4, quest.results).write(ACKNOWLEDGE, 4, 1).end()
+    threading.Timer(0.05, lambda: os.eventfd_write(eventfd, 1)).start()
+    assert quest.run(guest) == DONE
+    assert quest.value() & 1 == 1
+    assert quest.accesses == [Access("write", MMIO, 4, 1)]
+    interrupt.remove_call_fd(eventfd)
+
+
+def test_a_configuration_change_interrupts(quest: Quest) -> None:
+    line = quest.backend.line
+    interrupt = quest.vm.virtio_interrupt(line, STATUS, ACKNOWLEDGE)
+    guest = quest.guest().enable(line).take(line).read(STATUS, 4, quest.results)
+    guest.write(ACKNOWLEDGE, 4, 2).read(STATUS, 4, quest.results + 8).end()
+    threading.Timer(0.05, lambda: interrupt.signal(2)).start()
+    assert quest.run(guest) == DONE
+    assert (quest.value() & 2, quest.value(1) & 2) == (2, 0)
+    assert interrupt.status() & 2 == 0
+
+
+def test_a_line_interrupts(quest: Quest) -> None:
+    line = quest.backend.line
+    threading.Timer(0.05, lambda: quest.vm.set_line(line, True)).start()
+    assert quest.run(quest.guest().enable(line).take(line).end()) == DONE
+
+
+def test_cancel_stops_a_guest_that_never_exits(quest: Quest) -> None:
+    quest.load(quest.guest().count(quest.results))
+    seen = 0
+    for _ in range(3):
+        asked: list[float] = []
+
+        def cancel(asked: list[float] = asked) -> None:
+            asked.append(time.monotonic())
+            quest.cpu.cancel()
+
+        threading.Timer(0.02, cancel).start()
+        assert quest.cpu.run().reason is ExitReason.CANCELED
+        assert time.monotonic() - asked[0] < 1
+        assert quest.value() > seen  # it went on where it was
+        seen = quest.value()
+
+
+def test_cancel_before_run(quest: Quest) -> None:
+    quest.load(quest.guest().count(quest.results))
+    quest.cpu.cancel()
+    assert quest.cpu.run().reason is ExitReason.CANCELED
+
+
+def test_cancel_finishes_the_access_that_is_out(quest: Quest) -> None:
+    """A load whose answer has come is not asked for again."""
+    quest.answers[MMIO] = 5
+    quest.load(quest.guest().read(MMIO, 4, quest.results).write(MMIO + 4, 4, 9).end())
+    read = quest.cpu._mmio.read  # type: ignore[attr-defined]
+    stops = []
+
+    def cancel_too(address: int, size: int) -> int:
+        quest.cpu.cancel()
+        return int(read(address, size))
+
+    quest.cpu._mmio.read = cancel_too  # type: ignore[attr-defined]
+    while not stops or stops[-1].reason is ExitReason.CANCELED:
+        stops.append(quest.go_on())
+    assert stops[-1] == DONE and len(stops) == 2
+    assert quest.value() == 5
+    assert quest.accesses == [Access("read", MMIO, 4), Access("write", MMIO + 4, 4, 9)]
+
+
+def test_registers_go_into_another_machine(make: Make) -> None:
+    first, second = make(), make()
+    for quest in (first, second):
+        quest.load(quest.guest().count(quest.results))
+    threading.Timer(0.02, first.cpu.cancel).start()
+    assert first.cpu.run().reason is ExitReason.CANCELED
+    state = first.cpu.get_state()
+    second.mapping[:] = first.mapping[:]
+    before = second.value()
+    second.cpu.set_state(state)
+    threading.Timer(0.02, second.cpu.cancel).start()
+    assert second.cpu.run().reason is ExitReason.CANCELED
+    assert second.value() > before
+    second.cpu.set_state(state)
+    again = second.cpu.get_state()
+    assert {key for key in state if state[key] != again[key]} <= {"lapic", "instret"}  # clocks
+
+
+def test_states_that_cannot_be(quest: Quest) -> None:
+    with pytest.raises(ValueError):
+        quest.cpu.set_state({})
+
+
+def test_the_clock_goes_on_from_where_it_is_set(quest: Quest) -> None:
+    quest.vm.set_time(1 << 40)
+    first = quest.vm.time
+    end = time.monotonic() + SOON
+    while quest.vm.time <= first and time.monotonic() < end:
+        pass
+    assert 1 << 40 <= first < quest.vm.time < (1 << 40) + (1 << 38)
+
+
+def test_a_second_cpu_starts(make: Make) -> None:
+    quest = make(2)
+    flag = quest.backend.ram + 0x5000
+    other = threading.Thread(target=quest.cpus[1].run)
+    other.start()
+    try:
+        assert quest.run(quest.guest().start_second(flag).poll(flag, 0xFF, 1).end()) == DONE
+    finally:
+        quest.cpus[1].cancel()
+        other.join(SOON)
+    assert not other.is_alive()
+
+
+def test_a_guest_that_cannot_go_on(quest: Quest) -> None:
+    stop = quest.run(quest.guest().crash())
+    assert stop.reason in (ExitReason.CRASH, ExitReason.TRIPLE_FAULT)
+    assert stop.detail
+
+
+def test_counters_count(quest: Quest) -> None:
+    before = sum(quest.vm.counters().values())
+    assert quest.run(quest.guest().write(MMIO, 4, 1).end()) == DONE
+    assert sum(quest.vm.counters().values()) > before
