@@ -9,9 +9,11 @@ import os
 import platform
 import shutil
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
-import crumble
 from crumble_common.layer_index import LayerIndex
 
 _PLATFORM = {"x86_64": "linux/amd64", "aarch64": "linux/arm64", "riscv64": "linux/riscv64"}
@@ -19,16 +21,22 @@ _COPY = 1 << 20
 
 
 def unpack(image: str, root: Path) -> None:
-    """The image's files below `root`, for this host."""
-    found = crumble.pull(image, platform=_PLATFORM[platform.machine()])
-    for layer in found.layers:
-        index = LayerIndex.open(layer.index)
-        contents = os.open(layer.contents, os.O_RDONLY)
-        try:
-            _unpack(index, contents, 0, root)
-        finally:
-            os.close(contents)
-            index.close()
+    """The image's files below `root`, for this host; by way of a store that is not the user's."""
+    with tempfile.TemporaryDirectory() as where:
+        for name in ("data", "run"):
+            Path(where, name).mkdir(mode=0o700)
+        places = {"CRUMBLE_DATA_DIR": f"{where}/data", "CRUMBLE_RUNTIME_DIR": f"{where}/run"}
+        command = [str(Path(sys.executable).with_name("crumble")), "pull", "--json"]
+        command += ["--platform", _PLATFORM[platform.machine()], image]
+        done = subprocess.check_output(command, env={**os.environ, **places})
+        for layer in json.loads(done)["layers"]:
+            index = LayerIndex.open(layer["index"])
+            contents = os.open(layer["contents"], os.O_RDONLY)
+            try:
+                _unpack(index, contents, 0, root)
+            finally:
+                os.close(contents)
+                index.close()
 
 
 def _unpack(index: LayerIndex, contents: int, row: int, to: Path) -> None:

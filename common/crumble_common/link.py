@@ -22,6 +22,8 @@ class ControlLink:
     the sandbox lets no more connections be made afterwards. Nobody there: what is sent is lost.
     """
 
+    FROM = ("CONTROL", "HEARTBEAT", "IDENTITY")
+
     def __init__(self, control: str, heartbeat: str, identity: str) -> None:
         self._context = zmq.Context()
         self.socket: zmq.Socket[bytes] = self._socket(zmq.DEALER)

@@ -16,6 +16,7 @@ Environment, under the supervisor:
   CRUMBLE_IDENTITY   this service's address on the ROUTER; known to nobody else
   CRUMBLE_FDS        inherited fds by name, JSON: {"memory": 5}; "config" holds one wire frame,
                      "inbox" brings more fds while the service runs (`Context.take_fd`)
+  CRUMBLE_BEGUN      when it was asked for, ns of CLOCK_MONOTONIC
   CRUMBLE_LIFELINE   an fd that reads EOF when this service has nobody left to serve
 """
 
@@ -39,8 +40,7 @@ from crumble_common.messages import service as messages
 
 C = TypeVar("C")
 
-_HEARTBEAT = 1.0
-_STOP_GRACE = 5.0
+_HEARTBEAT, _STOP_GRACE = 1.0, 5.0
 
 
 class Sender(Protocol):
@@ -153,6 +153,11 @@ class Service(ABC, Generic[C]):
     network: ClassVar[bool] = False
     keep_ids: ClassVar[bool] = False
 
+    @classmethod
+    def isolate(cls) -> dict[str, str]:
+        """Enters its namespaces, while there is one thread."""
+        return sandbox.isolate(network=cls.network, keep_ids=cls.keep_ids) if cls.isolated else {}
+
     def __init__(self, context: Context) -> None:
         self.context = context
 
@@ -186,14 +191,11 @@ class _NoLink:
     def send(self, envelope: wire.Envelope) -> None:
         log.debug("event", body=envelope.body)
 
-    def heartbeat(self, beat: messages.Heartbeat) -> None:
-        pass
+    def heartbeat(self, beat: messages.Heartbeat) -> None: ...
 
-    def attach(self, loop: EventLoop, serve: Callable[[wire.Envelope], None]) -> None:
-        pass
+    def attach(self, loop: EventLoop, serve: Callable[[wire.Envelope], None]) -> None: ...
 
-    def close(self) -> None:
-        pass
+    def close(self) -> None: ...
 
 
 class _Later:
@@ -309,18 +311,18 @@ def service_main(
     *,
     name: str = "",
     fds: Mapping[str, int] | None = None,
+    layers: dict[str, str] | None = None,
 ) -> int:
     """Runs a service to its end; returns the process's exit status.
 
-    Without `config`: under the supervisor, by the environment in this module's head.
+    Without `config`: under the supervisor, by the environment in this module's head. layers: what `isolate` gave.
     """
     loop = EventLoop()
     supervised = config is None
-    name = os.environ.get("CRUMBLE_NAME", "") if supervised else name
-    name = name or kind.name
+    name = (os.environ.get("CRUMBLE_NAME", "") if supervised else name) or kind.name
     log.setup(name)
     log.debug("begun")
-    layers = sandbox.isolate(network=kind.network, keep_ids=kind.keep_ids) if kind.isolated else {}
+    layers = kind.isolate() if layers is None else layers
     link = _Later(_connect if supervised else _NoLink)
     status = 0
     try:
@@ -354,8 +356,7 @@ def service_main(
 def _connect() -> Link:
     from crumble_common.link import ControlLink
 
-    where = (os.environ.get(f"CRUMBLE_{key}", "") for key in ("CONTROL", "HEARTBEAT", "IDENTITY"))
-    return ControlLink(*where)
+    return ControlLink(*(os.environ.get(f"CRUMBLE_{key}", "") for key in ControlLink.FROM))
 
 
 def _inherited_fds() -> dict[str, int]:

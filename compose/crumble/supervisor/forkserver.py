@@ -4,7 +4,11 @@ Its only peer is the supervisor, over a SOCK_SEQPACKET socket; messages are msgp
 
     supervisor → here   {op: "spawn", id, name, entry, env, fds: [names]} + fds: the log, then those
                         {op: "signal", pid, signal}
+                        {op: "spares", entries}: a child of each is to be there before it is asked for
     here → supervisor   {op: "spawned", id, pid}, {op: "exited", pid, status} (as Popen.returncode)
+
+A spare has imported everything and entered its namespaces, which is half of what a start takes; it waits
+for its spawn message on a socket of its own. A new one is made when nothing else is to be done.
 
 When the supervisor is gone (EOF, however it ended) every child is ended, the runtime directory it
 was given is removed, and it ends. When this process is gone its children see EOF on their lifeline.
@@ -23,7 +27,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,10 @@ MAX_MESSAGE = 128 << 10
 _MAX_FDS = 64
 # What a service may take to end by itself, s.
 _GRACE = 2.0
+# Nothing was asked for so long: time to make a spare, ms.
+_QUIET = 30
+# Spares that may end by themselves before no more are made.
+_LOST_SPARES = 5
 
 
 class ForkServer:
@@ -42,6 +50,9 @@ class ForkServer:
         self.socket = socket.socket(fileno=fd)
         self.children: set[int] = set()
         self.preload = preload
+        self.wanted: list[str] = []
+        self.spares: dict[str, tuple[int, socket.socket]] = {}
+        self.lost_spares = 0
         gc.disable()  # imports leave little to collect
         self.lifeline, self._lifeline_end = os.pipe()
         self._wake, wake_end = os.pipe()
@@ -58,13 +69,16 @@ class ForkServer:
         poller.register(self.socket, select.POLLIN)
         poller.register(self._wake, select.POLLIN)
         while True:
-            ready = dict(poller.poll(0 if self.preload else None))
+            missing = [entry for entry in self.wanted if entry not in self.spares]
+            ready = dict(poller.poll(0 if self.preload else _QUIET if missing else None))
             if self._wake in ready:
                 self.reap()
             if self.socket.fileno() in ready and not self.serve():
                 return
             if not ready and self.preload:
                 self.import_next()
+            elif not ready and missing:
+                self.make_spare(missing[0])
 
     def import_next(self) -> None:
         """One module more."""
@@ -80,26 +94,51 @@ class ForkServer:
             return False
         request = msgpack.unpackb(data)
         if request["op"] == "spawn":
-            self.spawn(request, fds)
+            self.spawn(request, data, fds)
+        elif request["op"] == "spares":
+            self.wanted = request["entries"]
         elif request["op"] == "signal" and request["pid"] in self.children:
             os.kill(request["pid"], request["signal"])
         return True
 
-    def spawn(self, request: dict[str, Any], fds: list[int]) -> None:
-        """Forks a service; the child never returns."""
-        _import(request["entry"].partition(":")[0])  # here: once for all children
+    def spawn(self, request: dict[str, Any], data: bytes, fds: list[int]) -> None:
+        """Has a spare be the service, or forks one."""
+        pid = self.use_spare(request["entry"], data, fds)
+        pid = pid or self.fork(request["entry"], lambda: self.child(request, fds))
+        for fd in fds:
+            os.close(fd)
+        self.send({"op": "spawned", "id": request["id"], "pid": pid})
+
+    def fork(self, entry: str, run: Callable[[], int]) -> int:
+        """Forks a child that runs `run`, and never returns; its pid."""
+        _import(entry.partition(":")[0])  # here: once for all children
         gc.freeze()  # neither our collector nor the child's dirties the pages they share
         pid = os.fork()
         if pid == 0:
             gc.enable()
-            os._exit(self.child(request, fds))
-        for fd in fds:
-            os.close(fd)
+            os._exit(self.guarded(run))
         self.children.add(pid)
-        self.send({"op": "spawned", "id": request["id"], "pid": pid})
+        return pid
 
-    def child(self, request: dict[str, Any], fds: list[int]) -> int:
-        """In the forked child: becomes the service; returns its exit status."""
+    def use_spare(self, entry: str, data: bytes, fds: list[int]) -> int:
+        """The pid of the spare that becomes this service; 0 when there is none."""
+        pid, connection = self.spares.pop(entry, (0, None))
+        if connection is None:
+            return 0
+        with connection, contextlib.suppress(OSError):
+            socket.send_fds(connection, [data], fds)
+            return pid
+        return 0
+
+    def make_spare(self, entry: str) -> None:
+        """One more."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_MESSAGE)
+            self.spares[entry] = self.fork(entry, lambda: self.wait(entry, theirs, ours)), ours
+
+    def guarded(self, run: Callable[[], int]) -> int:
+        """In the forked child: lets go of what is the server's, and runs; the exit status."""
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -107,17 +146,36 @@ class ForkServer:
             os.close(self._lifeline_end)
             os.close(self._wake)
             self.socket.close()
-            log, *given = fds
-            _standard_streams(log)
-            named = dict(zip(request["fds"], given, strict=True))
-            _environment(request["env"], named, self.lifeline)
-            _process_name(request["name"])
-            return run_service(request["entry"])
+            for _, connection in self.spares.values():
+                connection.close()
+            return run()
         except BaseException:  # noqa: BLE001  the last frame of this process
             import traceback
 
             traceback.print_exc()
             return 70
+
+    def wait(self, entry: str, connection: socket.socket, server_end: socket.socket) -> int:
+        """A spare's life, which ends with the server's."""
+        server_end.close()
+        _process_name("spare")
+        importlib.import_module("crumble_common.link")
+        kind = _named(entry)
+        layers = getattr(kind, "isolate", lambda: None)()
+        data, fds, _, _ = socket.recv_fds(connection, MAX_MESSAGE, _MAX_FDS)
+        connection.close()
+        return self.child(msgpack.unpackb(data), fds, layers) if data else 0
+
+    def child(
+        self, request: dict[str, Any], fds: list[int], layers: dict[str, str] | None = None
+    ) -> int:
+        """Becomes the service; returns its exit status."""
+        log, *given = fds
+        _standard_streams(log)
+        named = dict(zip(request["fds"], given, strict=True))
+        _environment(request["env"], named, self.lifeline)
+        _process_name(request["name"])
+        return run_service(request["entry"], layers)
 
     def reap(self) -> None:
         """Reports the children that ended."""
@@ -128,6 +186,11 @@ class ForkServer:
             if pid == 0:
                 return
             self.children.discard(pid)
+            for entry in [key for key, spare in self.spares.items() if spare[0] == pid]:
+                self.spares.pop(entry)[1].close()
+                self.lost_spares += 1
+                if self.lost_spares > _LOST_SPARES:
+                    self.wanted = []
             code = os.waitstatus_to_exitcode(status)
             self.send({"op": "exited", "pid": pid, "status": code})
 
@@ -153,13 +216,18 @@ def _import(name: str) -> None:
         importlib.import_module(name)
 
 
-def run_service(entry: str) -> int:
-    """Runs what `entry` ("module:name") names, a Service class or a function, to its end."""
+def _named(entry: str) -> Any:
+    """What "module:name" names."""
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def run_service(entry: str, layers: dict[str, str] | None) -> int:
+    """Runs what `entry` names, a Service class or a function, to its end."""
     from crumble_common.service import service_main
 
-    module, _, name = entry.partition(":")
-    found = getattr(importlib.import_module(module), name)
-    return service_main(found) if isinstance(found, type) else int(found())
+    found = _named(entry)
+    return service_main(found, layers=layers) if isinstance(found, type) else int(found())
 
 
 def _standard_streams(log: int) -> None:
@@ -173,6 +241,7 @@ def _standard_streams(log: int) -> None:
 
 def _environment(given: dict[str, str], fds: dict[str, int], lifeline: int) -> None:
     os.environ.update(given)
+    os.environ["CRUMBLE_BEGUN"] = str(time.monotonic_ns())
     os.environ["CRUMBLE_FDS"] = json.dumps(fds)
     os.environ["CRUMBLE_LIFELINE"] = str(lifeline)
 

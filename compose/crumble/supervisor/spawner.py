@@ -110,6 +110,11 @@ class Spawner:
         self._send(request, [log_fd, *fds.values()])
         return child
 
+    def keep_spares(self, entries: list[str]) -> None:
+        """Has one of each be there before it is asked for."""
+        with contextlib.suppress(InternalError):  # lost: then the next forkserver is told
+            self._send({"op": "spares", "entries": entries}, [])
+
     def signal(self, pid: int, number: int) -> None:
         """Sends a signal to one of our children."""
         with contextlib.suppress(InternalError):  # a lost forkserver's children are killed

@@ -94,6 +94,7 @@ class Supervisor:
             path = self.instance.path / "stream"
             self._streams = Streams(self.loop, path, self._message, self._stream_gone)
             self.instance.announce()
+            self._keep_spares()
             self.loop.call_soon(self.store.sweep)
         else:
             self.images.start()  # whatever we are here for will ask it
@@ -121,7 +122,14 @@ class Supervisor:
         if self._spawner is None:
             self._spawner = self._ground.new_spawner()
             self._spawner.attach(self.loop, self._forkserver_lost)
+            self._keep_spares()
         return self._spawner
+
+    def _keep_spares(self) -> None:
+        """What every VM needs is ready before it is asked for: where there will be more than one."""
+        rows = self.table.values()
+        if self.instance.daemon and self._spawner is not None:
+            self._spawner.keep_spares([row.entry for row in rows if row.per == "vm"])
 
     def _forkserver_lost(self) -> None:
         lost, self._spawner = self._spawner, None

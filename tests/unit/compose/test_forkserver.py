@@ -72,6 +72,53 @@ def logged(nursery: Nursery) -> str:
     return os.pread(nursery.log, 10_000, 0).decode()
 
 
+def test_spares_end_with_a_server_that_is_killed(nursery: Nursery) -> None:
+    entries = ["framework.forked:writes", "framework.forked:waits"]
+    nursery.spawner.keep_spares(entries)
+    nursery.until(lambda: len(spares(nursery)) == 2)
+    pids = spares(nursery)
+    os.kill(nursery.spawner.pid, signal.SIGKILL)
+    nursery.until(lambda: nursery.lost and all(gone(pid) for pid in pids))
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_spare_becomes_a_child_or_ends_with_the_rest(nursery: Nursery, used: bool) -> None:
+    entry = "framework.forked:writes"
+    nursery.spawner.keep_spares([entry])
+    nursery.until(lambda: spares(nursery))
+    (pid,) = spares(nursery)
+    if not used:
+        nursery.spawner.close()
+        assert gone(pid)
+        return
+    reader, writer = os.pipe()
+    child = nursery.spawn(entry, {"out": writer})
+    os.close(writer)
+    nursery.until(lambda: child.pid in nursery.exits)
+    assert (child.pid, nursery.exits[child.pid]) == (pid, 3)
+    assert os.read(reader, 10) == b"yes"
+    os.close(reader)
+    nursery.until(lambda: spares(nursery))
+    (other,) = spares(nursery)
+    os.kill(other, signal.SIGKILL)
+    nursery.until(lambda: spares(nursery) - {other})
+    assert nursery.running().pid not in spares(nursery)
+
+
+def spares(nursery: Nursery) -> set[int]:
+    """Those that wait, of this forkserver."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            waits = (entry / "comm").read_text() == "crumble-spare\n"
+            if waits and int(parent) == nursery.spawner.pid and not gone(int(entry.name)):
+                found.add(int(entry.name))
+        except (OSError, IndexError, ValueError):
+            continue
+    return found
+
+
 def test_a_child_gets_its_fds_environment_and_log_and_its_status_comes_back(
     nursery: Nursery,
 ) -> None:
