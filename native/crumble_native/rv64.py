@@ -32,6 +32,16 @@ EXIT_RESET: int = lib.CRB_EXIT_RESET
 EXIT_STOPPED: int = lib.CRB_EXIT_STOPPED
 EXIT_TRAP: int = lib.CRB_EXIT_TRAP
 EXIT_CRASH: int = lib.CRB_EXIT_CRASH
+EXIT_DEBUG: int = lib.CRB_EXIT_DEBUG
+
+STOP_STEP: int = lib.CRB_STOP_STEP
+STOP_BREAK: int = lib.CRB_STOP_BREAK
+STOP_WATCH: int = lib.CRB_STOP_WATCH
+WATCH_WRITE: int = lib.CRB_WATCH_WRITE
+WATCH_READ: int = lib.CRB_WATCH_READ
+MAX_BREAKPOINTS: int = lib.CRB_MAX_BREAKPOINTS
+MAX_WATCHPOINTS: int = lib.CRB_MAX_WATCHPOINTS
+MAX_TRACE: int = lib.CRB_MAX_TRACE
 
 _ANY = -1
 
@@ -72,6 +82,18 @@ class HartState:
     reservation: int = 0
     hsm: int = 0
     waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Debug:
+    """What a debugger wants of a hart. step: stop behind one instruction. watchpoints: address, size, WATCH_*
+    bits. trace: how many instructions to remember.
+    """
+
+    step: bool = False
+    breakpoints: tuple[int, ...] = ()
+    watchpoints: tuple[tuple[int, int, int], ...] = ()
+    trace: int = 0
 
 
 _SCALARS = tuple(field.name for field in fields(HartState) if field.name not in ("x", "f"))
@@ -126,6 +148,30 @@ class Hart:
             raise ValueError(f"not a hart state: {error}") from None
         if lib.crb_hart_set_state(self._machine.handle, self.index, raw) != 0:
             raise ValueError("not a hart state: a register holds a value it cannot hold")
+
+    def set_debug(self, wanted: Debug) -> None:
+        """What stops it from now on; `Debug()` ends debugging. While the hart is not running.
+
+        Raises ValueError for more than there is room for.
+        """
+        if len(wanted.breakpoints) > MAX_BREAKPOINTS or len(wanted.watchpoints) > MAX_WATCHPOINTS:
+            raise ValueError("too many breakpoints or watchpoints")
+        raw = ffi.new("crb_debug *")
+        raw.step, raw.trace = wanted.step, wanted.trace
+        raw.n_breakpoints, raw.n_watchpoints = len(wanted.breakpoints), len(wanted.watchpoints)
+        for at, address in enumerate(wanted.breakpoints):
+            raw.breakpoints[at] = address
+        for at, (address, size, kind) in enumerate(wanted.watchpoints):
+            watch = raw.watchpoints[at]
+            watch.va, watch.size, watch.kind = address, size, kind
+        if lib.crb_hart_set_debug(self._machine.handle, self.index, raw) != 0:
+            raise ValueError("not what a hart can be debugged with")
+
+    def trace(self) -> list[tuple[int, int, int]]:
+        """The last instructions, the oldest first: pc, the instruction's bytes, privilege."""
+        raw = ffi.new("crb_trace_entry[]", MAX_TRACE)
+        count = lib.crb_hart_get_trace(self._machine.handle, self.index, raw, MAX_TRACE)
+        return [(raw[i].pc, raw[i].insn, raw[i].privilege) for i in range(count)]
 
     def counters(self) -> dict[str, int]:
         """What the hart counted so far, by the names in rv64.h."""

@@ -32,6 +32,7 @@ VERBS = {
     "save": "write an image to an OCI layout or a docker archive",
     "up": "run the supervisor, for VMs that outlive the command that made them",
     "down": "stop the supervisor and all its VMs",
+    "debug": "connect gdb to a VM, or trace its instructions",
     "doctor": "show what this host can do, and why not the rest",
 }
 _ALIASES = {"export": "save", "resume": "unpause"}

@@ -44,7 +44,13 @@ _ENDED_KEPT = 50
 # What ocid may take to end, s.
 _OCID_GRACE = 2.0
 # What a client may ask of, or tell, a VM's vmm, beside ProcessStart.
-_VM_REQUESTS = (guest.ProcessSignal, guest.FileRead, guest.FileWrite, guest.Timeline)
+_VM_REQUESTS = (
+    guest.ProcessSignal,
+    guest.FileRead,
+    guest.FileWrite,
+    guest.Timeline,
+    guest.DebugTrace,
+)
 _VM_EVENTS = (guest.ProcessInput, guest.ProcessCredit, guest.ProcessResize)
 
 
@@ -183,6 +189,8 @@ class Supervisor:
             return vm.start_process(body, client)
         if isinstance(body, guest.Pause | guest.Resume):
             return vm.pause(isinstance(body, guest.Pause))
+        if isinstance(body, guest.DebugStart):
+            return vm.debug(body)
         if isinstance(body, _VM_REQUESTS):
             return _ask(vm, body)
         raise UsageError(f"{type(body).wire_type} cannot be asked of a VM.", code="wire.target")

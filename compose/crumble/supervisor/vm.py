@@ -14,7 +14,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from crumble.supervisor import backend, capture, limits
+from crumble.supervisor import backend, capture, debug, limits
 from crumble.supervisor.command import with_defaults
 from crumble.supervisor.services import ServiceProcess
 from crumble.supervisor.tasks import Future, Task, limited
@@ -201,6 +201,15 @@ class Vm:
         answer = await self.vmm.request(messages.Pause() if wanted else messages.Resume())
         self.paused = wanted
         return answer
+
+    async def debug(self, wanted: messages.DebugStart) -> Any:
+        """Lets gdb connect, and says where."""
+        listener, address = debug.listen(self.host.instance.path, self.id, wanted.tcp_port)
+        with listener:
+            vmm = self.awake()
+            vmm.give("debug", listener.fileno())
+            await vmm.request(messages.DebugStart(listen_fd="debug"))
+        return messages.DebugAddress(address)
 
     def awake(self) -> ServiceProcess:
         """Its `vmm`, for what the guest must answer; UsageError when it is paused."""

@@ -36,6 +36,7 @@ enum crb_exit_reason {
     CRB_EXIT_RESET,      // SRST: `data` type (0 shutdown, 1 cold, 2 warm), `extra` reason
     CRB_EXIT_STOPPED,    // HSM stop: run again blocks until another hart starts this one
     CRB_EXIT_TRAP,       // USER mode only: `data` is scause, `extra` stval, pc in the state
+    CRB_EXIT_DEBUG,      // `data` CRB_STOP_*, `extra` the address; the pc is where to go on
     CRB_EXIT_CRASH, // the guest cannot go on: `data` scause, `extra` stval (trap in trap vector)
 };
 
@@ -114,6 +115,47 @@ int crb_machine_set_plic(crb_machine *machine, const uint8_t *state);
 // snapshot's time.
 uint64_t crb_machine_get_time(crb_machine *machine);
 void crb_machine_set_time(crb_machine *machine, uint64_t ticks);
+
+// What a debugger wants of a hart. While it wants anything, the hart is interpreted instruction by
+// instruction. Addresses are virtual. A hart stops before an instruction with a breakpoint (not
+// when it starts there) and behind one that touched what is watched.
+#define CRB_MAX_BREAKPOINTS 64
+#define CRB_MAX_WATCHPOINTS 16
+#define CRB_MAX_TRACE       65536
+
+#define CRB_STOP_STEP  1
+#define CRB_STOP_BREAK 2
+#define CRB_STOP_WATCH 3
+
+#define CRB_WATCH_WRITE 1
+#define CRB_WATCH_READ  2
+
+typedef struct crb_watchpoint {
+    uint64_t va;
+    uint32_t size;
+    uint32_t kind; // CRB_WATCH_*, or both
+} crb_watchpoint;
+
+typedef struct crb_debug {
+    uint32_t step; // stop behind one instruction; interrupts wait
+    uint32_t n_breakpoints, n_watchpoints;
+    uint32_t trace; // instructions to remember, the last ones; 0 none
+    uint64_t breakpoints[CRB_MAX_BREAKPOINTS];
+    crb_watchpoint watchpoints[CRB_MAX_WATCHPOINTS];
+} crb_debug;
+
+// Only while the hart is not running. NULL, or nothing wanted: at full speed again. 0 or -errno.
+int crb_hart_set_debug(crb_machine *machine, uint32_t hart, const crb_debug *debug);
+
+typedef struct crb_trace_entry {
+    uint64_t pc;
+    uint32_t insn; // the instruction's bytes; 0 when they could not be read
+    uint32_t privilege;
+} crb_trace_entry;
+
+// The oldest first; how many there are, at most `max`. Only while the hart is not running.
+uint32_t crb_hart_get_trace(crb_machine *machine, uint32_t hart, crb_trace_entry *entries,
+                            uint32_t max);
 
 typedef struct crb_hart_counters {
     uint64_t instructions, blocks_decoded, block_flushes, tlb_fills, tlb_flushes;

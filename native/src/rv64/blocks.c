@@ -394,12 +394,13 @@ static uint32_t decode_ops(crb_hart *hart, crb_code_page *code, const uint8_t *h
                            uint32_t offset, uint64_t *granules) {
     crb_op *const op = &hart->ops[hart->n_ops];
     crb_op_meta *const meta = &hart->meta[hart->n_ops];
-    const uint32_t first = hart->jit != NULL;
+    const uint32_t first = hart->jit != NULL && hart->debug == NULL;
+    const uint32_t most = hart->debug == NULL ? CRB_BLOCK_INSNS : 1;
     uint32_t count = 0;
     uint32_t slot = first;
     meta[0] = (crb_op_meta){.offset = (uint16_t)offset};
     if (first != 0) put_entry(op, hart->jit);
-    for (bool ended = false; !ended && count < CRB_BLOCK_INSNS && offset < CRB_PAGE_SIZE; count++) {
+    for (bool ended = false; !ended && count < most && offset < CRB_PAGE_SIZE; count++) {
         const uint64_t mask = granule_mask(offset, offset == CRB_PAGE_SIZE - 2 ? 2 : 4);
         if ((code->granules & mask) != mask) mark_code(hart, code, mask);
         *granules |= mask;
@@ -469,6 +470,20 @@ crb_op *crb_lookup(crb_hart *hart, uint64_t pc) {
     hart->jumps[crb_jump_slot(pc)] =
         (crb_jump){.pc = pc, .op = (uint32_t)(op - hart->ops), .gen = hart->jump_gen};
     return op;
+}
+
+uint32_t crb_fetch_word(crb_hart *hart, uint64_t pc) {
+    uint32_t word = 0;
+    for (uint32_t at = 0; at < 4; at += 2) {
+        uint64_t page;
+        uint64_t length = 2;
+        if (!exec_page(hart, pc + at, &page)) return word;
+        const uint8_t *host =
+            crb_translate(hart->machine->memory, crb_page_gpa(hart->machine, page), &length, false);
+        word |= load_half(host, (uint32_t)CRB_OFFSET(pc + at)) << 8 * at;
+        if ((word & 3) != 3) break;
+    }
+    return word;
 }
 
 // ---- Chaining

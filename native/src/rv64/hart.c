@@ -149,6 +149,10 @@ crb_result crb_wfi(crb_hart *hart) {
         halt(hart);
     }
     hart->waiting = 0;
+    if (hart->debug != NULL) { // that was an instruction, too
+        hart->budget--;
+        hart->retired_base--;
+    }
     return CRB_AGAIN;
 }
 
@@ -173,8 +177,12 @@ crb_result crb_stopped(crb_hart *hart) {
 // ---- Slices
 
 crb_result crb_slice(crb_hart *hart) {
-    hart->retired_base += SLICE;
-    hart->budget += SLICE;
+    if (CRB_UNLIKELY(hart->debug != NULL)) {
+        if (crb_debug_between(hart)) return CRB_LEAVE;
+    } else {
+        hart->retired_base += SLICE;
+        hart->budget += SLICE;
+    }
     const uint64_t now = crb_now_ns();
     if (now >= hart->next_poll_ns) {
         hart->next_poll_ns = now + POLL_NS;

@@ -195,6 +195,8 @@ typedef struct crb_hart {
     uint64_t next_poll_ns;
     crb_spin spin; // how WFI looks before it sleeps
 
+    struct crb_debugging *debug; // NULL: nobody debugs
+
     // Caches.
     uint32_t n_ops, n_blocks, n_code_pages, n_hashed;
     uint32_t hash_bits;
@@ -450,6 +452,18 @@ crb_result crb_fp(crb_hart *hart, const crb_op *op);
 bool crb_fp_more(crb_hart *hart, uint32_t insn);
 // Makes FS dirty before a load, store or operation of F or D; TRAP when it is off.
 crb_result crb_fp_touch(crb_hart *hart);
+
+// ---- debug.c
+
+void crb_debug_free(crb_hart *hart);
+// Between two instructions of a debugged hart: true when it stops here.
+bool crb_debug_between(crb_hart *hart);
+bool crb_debug_holds_interrupts(const crb_hart *hart);
+// An access that missed the TLB; a page with something watched always does.
+void crb_debug_access(crb_hart *hart, uint64_t va, uint32_t size, uint32_t kind);
+bool crb_debug_watches_page(const crb_hart *hart, uint64_t va);
+// The instruction at a virtual address, 0 when there is none. blocks.c
+uint32_t crb_fetch_word(crb_hart *hart, uint64_t pc);
 
 // ---- hart.c
 

@@ -98,6 +98,7 @@ static void free_hart(crb_hart *hart) {
     if (hart == NULL) return;
     crb_blocks_free(hart);
     crb_jit_free(hart);
+    crb_debug_free(hart);
     if (hart->wake_fd >= 0) close(hart->wake_fd);
     unmap(hart, sizeof *hart);
 }

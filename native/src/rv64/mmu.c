@@ -337,6 +337,8 @@ static uint8_t *fill(crb_hart *hart, uint64_t va, bool write, crb_result *result
     *gpa = out.gpa;
     uint8_t *host = ram(hart, out.gpa & CRB_PAGE_MASK, write, page);
     if (host == NULL) return NULL;
+    if (CRB_UNLIKELY(hart->debug != NULL) && crb_debug_watches_page(hart, va))
+        return host + CRB_OFFSET(va);
     const uint64_t tag = va & CRB_PAGE_MASK;
     const uint32_t index = tag >> CRB_PAGE_SHIFT & (CRB_TLB_SIZE - 1);
     const uint64_t addend = (uintptr_t)host - tag;
@@ -441,6 +443,7 @@ static crb_result at_va(crb_hart *hart, crb_result result, uint64_t va) {
 }
 
 crb_result crb_load_slow(crb_hart *hart, uint64_t va, uint32_t size, uint64_t *value) {
+    if (CRB_UNLIKELY(hart->debug != NULL)) crb_debug_access(hart, va, size, CRB_WATCH_READ);
     if (CRB_OFFSET(va) + size > CRB_PAGE_SIZE) return load_across(hart, va, size, value);
     crb_result result;
     uint64_t gpa;
@@ -466,6 +469,7 @@ static crb_result store_code(crb_hart *hart, crb_tlb_entry *entry, uint64_t va, 
 }
 
 crb_result crb_store_slow(crb_hart *hart, uint64_t va, uint32_t size, uint64_t value) {
+    if (CRB_UNLIKELY(hart->debug != NULL)) crb_debug_access(hart, va, size, CRB_WATCH_WRITE);
     if (CRB_OFFSET(va) + size > CRB_PAGE_SIZE) return store_across(hart, va, size, value);
     crb_tlb_entry *entry = &hart->tlb->write[va >> CRB_PAGE_SHIFT & (CRB_TLB_SIZE - 1)];
     if (entry->tag == ((va & CRB_PAGE_MASK) | CRB_TLB_CODE))
@@ -489,6 +493,8 @@ uint8_t *crb_atomic_slow(crb_hart *hart, uint64_t va, uint32_t size, bool write)
     crb_result result;
     uint64_t gpa;
     uint64_t page;
+    if (CRB_UNLIKELY(hart->debug != NULL))
+        crb_debug_access(hart, va, size, write ? CRB_WATCH_READ | CRB_WATCH_WRITE : CRB_WATCH_READ);
     uint8_t *host = fill(hart, va, write, &result, &gpa, &page);
     if (result != CRB_NEXT) return NULL;
     if (host == NULL)
@@ -502,6 +508,7 @@ crb_result crb_zero_block(crb_hart *hart, uint64_t va) {
     crb_result result;
     uint64_t gpa;
     uint64_t page;
+    if (CRB_UNLIKELY(hart->debug != NULL)) crb_debug_access(hart, va & ~63ull, 64, CRB_WATCH_WRITE);
     uint8_t *host = fill(hart, va & ~63ull, true, &result, &gpa, &page);
     if (result != CRB_NEXT) return at_va(hart, result, va);
     if (host == NULL) return access_fault(hart, va, CRB_WRITE);

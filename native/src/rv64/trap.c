@@ -43,7 +43,7 @@ crb_result crb_take_trap(crb_hart *hart) {
 
 bool crb_take_interrupt(crb_hart *hart) {
     const uint32_t pending = crb_pending(hart);
-    if (pending == 0) return false;
+    if (pending == 0 || crb_debug_holds_interrupts(hart)) return false;
     if (hart->privilege == 1 && (hart->status & CRB_STATUS_SIE) == 0) return false;
     // Priority: external, software, timer.
     const uint64_t cause = (pending & CRB_SEIP) != 0 ? 9 : (pending & CRB_SSIP) != 0 ? 1 : 5;

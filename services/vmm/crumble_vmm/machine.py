@@ -55,6 +55,8 @@ class Machine:
         self._turn = threading.Condition()
         self.paused = False
         self._held = self._stopping = self._ended = False
+        self._only: int | None = None  # of the vCPUs, a debugger lets this one run
+        self.on_debug: Callable[[int, Exit], None] = lambda _cpu, _exit: None
         self._parked = 0
         self._time = 0  # of the guest, while it is paused
 
@@ -78,10 +80,11 @@ class Machine:
         self._park(paused=True)
         self._time = self.vm.time
 
-    def resume(self) -> None:
-        """Lets the vCPUs run again."""
+    def resume(self, only: int | None = None) -> None:
+        """Lets the vCPUs run again, or one of them."""
         self.vm.set_time(self._time)
         with self._turn:
+            self._only = only
             self.paused = False
             self._turn.notify_all()
 
@@ -130,9 +133,11 @@ class Machine:
     def _run_cpu(self, cpu: VirtualCPU) -> None:
         """A vCPU's thread."""
         try:
-            while self._may_run():
+            while self._may_run(cpu.index):
                 stop = cpu.run()
-                if stop.reason not in (ExitReason.CANCELED, ExitReason.HALT):
+                if stop.reason is ExitReason.DEBUG:
+                    self._debug(cpu.index, stop)
+                elif stop.reason not in (ExitReason.CANCELED, ExitReason.HALT):
                     self._end(stop)
                     break
         except Exception as error:  # noqa: BLE001  a bug here must end the VM, with a report
@@ -142,17 +147,25 @@ class Machine:
             self._parked += 1
             self._turn.notify_all()
 
-    def _may_run(self) -> bool:
+    def _debug(self, cpu: int, stop: Exit) -> None:
+        """Nothing runs any more when the debugger hears of it."""
+        with self._turn:
+            self.paused = True
+            self._cancel_all()
+        self._loop.call_soon_threadsafe(lambda: self.on_debug(cpu, stop))
+
+    def _may_run(self, cpu: int) -> bool:
         """Waits while paused; False when it is time to end."""
         with self._turn:
             self._parked += 1
             self._turn.notify_all()
-            self._turn.wait_for(self._may_go)
+            self._turn.wait_for(lambda: self._may_go(cpu))
             self._parked -= 1
             return not (self._stopping or self._ended)
 
-    def _may_go(self) -> bool:
-        return not (self.paused or self._held) or self._stopping or self._ended
+    def _may_go(self, cpu: int) -> bool:
+        stands = self.paused or self._held or self._only not in (None, cpu)
+        return not stands or self._stopping or self._ended
 
     def _end(self, stop: Exit) -> None:
         """The guest is over; the first reason counts."""

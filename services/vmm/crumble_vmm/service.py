@@ -33,6 +33,7 @@ from crumble_vmm.boards.base import Ends
 from crumble_vmm.builder import build_machine
 from crumble_vmm.config import MachineConfig
 from crumble_vmm.console_log import ConsoleLog
+from crumble_vmm.debug.requests import Debugging
 from crumble_vmm.devices.uart8250 import Uart8250
 from crumble_vmm.devices.virtio.console import Port
 from crumble_vmm.guest.protocol import INIT_FAILED, PORT_NAME
@@ -74,6 +75,7 @@ class VmmService(Service[VmConfig]):
         self.agent_port = Port(PORT_NAME, self._from_agent, self._agent_opened)
         self._machine: Machine | None = None
         self._holds: Holds | None = None
+        self._debugging: Debugging | None = None
         self._restored: VmState | None = None
         self._boot_timer: Timer | None = None
         self._panic_timer: Timer | None = None
@@ -110,6 +112,7 @@ class VmmService(Service[VmConfig]):
         resumed = self._restored is not None
         captures = Captures(machine, context.loop, self._captured, restored=resumed)
         self._holds = Holds(machine, captures, context.take_fd, self._collect)
+        self._debugging = Debugging(machine, context.loop, context.take_fd)
         self.timeline.skip()
         # However this process ends: no vCPU may run while the interpreter takes itself apart.
         atexit.register(self._machine.stop)
@@ -196,6 +199,8 @@ class VmmService(Service[VmConfig]):
                 reply.ok()
             case messages.Pause() | messages.Resume() | messages.Freeze() | messages.Thaw():
                 self._hold(message, reply)
+            case messages.DebugStart() | messages.DebugTrace() if self._debugging is not None:
+                self._debugging.handle(message, reply)
             case _:
                 self._ask_agent(message, reply)
         self._pump()
@@ -384,5 +389,7 @@ class VmmService(Service[VmConfig]):
             self._agent_event(event)
         if self._holds is not None:
             self._holds.close()
+        if self._debugging is not None:
+            self._debugging.close()
         if self._machine is not None:
             self._machine.stop()

@@ -31,6 +31,8 @@ class ExitReason(enum.Enum):
     """The guest asked to be switched off."""
     CRASH = "crash"
     """The guest cannot go on: a trap inside its trap vector, or a state the CPU cannot be in."""
+    DEBUG = "debug"
+    """What a debugger asked for happened; `Exit.debug` says what and where."""
     TRIPLE_FAULT = "triple_fault"
     """x86's way to crash, which some kernels use to reboot."""
 
@@ -41,6 +43,7 @@ class Exit:
 
     reason: ExitReason
     detail: str = ""
+    debug: tuple[int, int] = (0, 0)
 
 
 class GuestEnds(Exception):  # noqa: N818  nothing is wrong
@@ -77,6 +80,10 @@ class VirtualCPU(ABC):
     @abstractmethod
     def cancel(self) -> None:
         """Makes `run` return CANCELED soon, also when it is called only later."""
+
+    def debug_hart(self) -> Any:
+        """The soft CPU's `rv64.Hart`, for debuggers; None where there is none."""
+        return None
 
     @abstractmethod
     def get_state(self) -> dict[str, Any]:

@@ -174,6 +174,10 @@ class SoftCpu(VirtualCPU):
         """Any thread, also from a signal handler."""
         self._hart.cancel()
 
+    def debug_hart(self) -> rv64.Hart:
+        """For debuggers."""
+        return self._hart
+
     def get_state(self) -> dict[str, Any]:
         """rv64.HartState."""
         return dataclasses.asdict(self._hart.get_state())
@@ -218,6 +222,8 @@ def _outcome(stop: rv64.Exit) -> Exit:
     """What a hart's exit means for the machine."""
     if stop.reason == rv64.EXIT_CANCELED:
         return Exit(ExitReason.CANCELED)
+    if stop.reason == rv64.EXIT_DEBUG:
+        return Exit(ExitReason.DEBUG, debug=(stop.data, stop.extra))
     if stop.reason == rv64.EXIT_STOPPED:
         return Exit(ExitReason.HALT)
     if stop.reason == rv64.EXIT_RESET:
