@@ -53,7 +53,7 @@ def test_illegal_instruction_leaves_itself_in_stval(instruction: tuple[int | str
     assert one(*instruction).trap() == (2, encode(*instruction), CODE)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("raw", [b"\0\0", b"\x02\x90\x00\x00"[2:], b"\x00\x80"])
+@pytest.mark.parametrize("raw", [b"\0\0", b"\x02\x90\x00\x00"[2:], b"\x00\x9c"])
 def test_illegal_compressed_instruction(raw: bytes) -> None:
     board = Board()
     board.memory.write(CODE, raw)
