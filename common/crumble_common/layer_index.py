@@ -94,7 +94,7 @@ class Entry:
 class LayerIndex:
     """A mapped index. Row 0 is the root; its name is empty and it is its own parent."""
 
-    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
+    def __init__(self, path: str | Path, mapped: mmap.mmap) -> None:
         self._path = path
         self._map = mapped
         if len(mapped) < _HEADER.size:
@@ -115,13 +115,15 @@ class LayerIndex:
     @classmethod
     def open(cls, path: str | Path) -> LayerIndex:
         """Maps the index at `path`; raises HostError "store.corrupt", or "store.missing"."""
-        path = Path(path)
         try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                size = os.fstat(fd).st_size
                 if size == 0:  # an empty file cannot be mapped
                     _raise_corrupt(path, "is empty")
-                mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+                mapped = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+            finally:
+                os.close(fd)
         except OSError as error:
             raise HostError(
                 f"Cannot open the layer index {path}: {error.strerror}.",
@@ -365,7 +367,7 @@ def _unpack_extra(data: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     return target, xattrs
 
 
-def _raise_corrupt(path: Path, why: str) -> NoReturn:
+def _raise_corrupt(path: str | Path, why: str) -> NoReturn:
     raise HostError(
         f"The layer index {path} {why}.",
         code="store.corrupt",

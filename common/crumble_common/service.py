@@ -158,6 +158,11 @@ class Service(ABC, Generic[C]):
         """Enters its namespaces, while there is one thread."""
         return sandbox.isolate(network=cls.network, keep_ids=cls.keep_ids) if cls.isolated else {}
 
+    def __init_subclass__(cls) -> None:
+        """Once for all that are forked off a process that has imported the service."""
+        if hasattr(cls, "config_type"):
+            wire.prepare(cls.config_type)
+
     def __init__(self, context: Context) -> None:
         self.context = context
 

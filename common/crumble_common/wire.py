@@ -234,6 +234,14 @@ def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
+def prepare(kind: Any) -> None:
+    """Reads the types of a message, and of what is in it, ahead of its first arrival."""
+    for hint in _hints(kind).values():
+        for inner in (hint, *typing.get_args(hint)):
+            if hasattr(inner, "__dataclass_fields__"):
+                prepare(inner)
+
+
 def validate(kind: type[M], value: Any, where: str = "") -> M:
     """Builds dataclass `kind` from a plain map, checking every field's type; raises WireError."""
     where = where or kind.__name__

@@ -16,6 +16,8 @@ from crumble_fsd.tree import Tree, split_path
 from crumble_fsd.union_parts import LayerFiles
 from crumble_fsd.upper import MemoryUpper, Upper
 
+_OPERATIONS = table()  # made before services are forked off
+
 
 def options_for(upper: Upper, *, shared: bool, remote_locks: bool = False) -> Options:
     """What to offer: a tree that is one guest's alone needs far fewer round trips than a shared one."""
@@ -72,4 +74,4 @@ def new_session(
     commit: Callable[[], None] = lambda: None,
 ) -> Session:
     """A session over the nodes."""
-    return Session(nodes, filesystems, options, table(), complete, commit)
+    return Session(nodes, filesystems, options, _OPERATIONS, complete, commit)
