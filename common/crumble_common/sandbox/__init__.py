@@ -9,6 +9,7 @@ the kernel lacks never stops a service, and `crumble doctor` shows it (`probe`).
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import resource
 import socket
@@ -84,8 +85,13 @@ def seal(profile: Profile) -> dict[str, str]:
 
 
 def _no_sockets() -> str:
-    native.seccomp_load(seccomp.denying(["socket", "connect", "bind", "listen"]))
+    native.seccomp_load(_without_sockets())
     return "on"
+
+
+@functools.cache
+def _without_sockets() -> bytes:
+    return seccomp.denying(["socket", "connect", "bind", "listen"])
 
 
 def _layer(enter: Callable[[], str]) -> str:
@@ -128,10 +134,14 @@ def _limit(profile: Profile) -> str:
 
 def python_paths() -> list[str]:
     """Where modules not imported yet may be read from."""
-    folders = {os.path.realpath(path) for path in sys.path if path}
     # An editable install's packages lie elsewhere: the rooms of those that were imported.
-    folders |= {os.path.realpath(f"{room}/..") for room in _packages()}
-    folders |= {os.path.realpath(prefix) for prefix in (sys.prefix, sys.base_prefix)}
+    rooms = [f"{room}/.." for room in _packages()]
+    return _folders((*filter(None, sys.path), *rooms, sys.prefix, sys.base_prefix))
+
+
+@functools.lru_cache(maxsize=4)
+def _folders(paths: tuple[str, ...]) -> list[str]:
+    folders = {os.path.realpath(path) for path in paths}
     return sorted(path for path in folders if Path(path).is_dir() and path != "/")
 
 
@@ -158,12 +168,25 @@ def _confine(profile: Profile) -> str:
 def _filter(profile: Profile) -> str:
     if not seccomp.supported():
         raise OSError(errno.ENOSYS, "no table of system calls for this architecture")
-    families = [socket.AF_UNIX]
-    if profile.network:
-        families += [socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK]
-    allowed = BASE | profile.syscalls | (WRITE_FILES if profile.write else frozenset())
-    native.seccomp_load(seccomp.program(allowed, families))
+    native.seccomp_load(_program(profile.syscalls, bool(profile.write), profile.network))
     return "on"
+
+
+@functools.lru_cache(maxsize=8)
+def _program(syscalls: frozenset[str], writes: bool, network: bool) -> bytes:
+    families = [socket.AF_UNIX]
+    if network:
+        families += [socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK]
+    allowed = BASE | syscalls | (WRITE_FILES if writes else frozenset())
+    return seccomp.program(allowed, families)
+
+
+def warm(profile: Profile) -> None:
+    """For a process that forks others: has at hand what `apply` and `seal` would work out in each."""
+    python_paths()
+    if seccomp.supported():
+        _program(profile.syscalls, bool(profile.write), profile.network)
+        _without_sockets()
 
 
 def probe() -> dict[str, str]:

@@ -37,5 +37,8 @@ def isolate(*, network: bool, keep_ids: bool) -> str:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # a text file would import its encoding first
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)

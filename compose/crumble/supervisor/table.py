@@ -38,7 +38,11 @@ TABLE: Table = {
             warm="crumble_vmm.guest.warm",
         ),
         Row(
-            "fsd", "crumble_fsd.service:FsdService", "vm", ("page_state", "memory_base", "root_fs")
+            "fsd",
+            "crumble_fsd.service:FsdService",
+            "vm",
+            ("page_state", "memory_base", "root_fs"),
+            warm="crumble_fsd.warm",
         ),
     )
 }
@@ -52,4 +56,5 @@ SHARED = (
     "platformdirs",
 )
 # What the forkserver imports before it is asked, before the services: a fork of it starts at once.
-PRELOAD = (*SHARED, "crumble_common.service")
+# (Text files are in ASCII where the locale is C.)
+PRELOAD = (*SHARED, "crumble_common.service", "encodings.ascii")
