@@ -159,7 +159,15 @@ def sanitize() -> None:
         "PYTHONMALLOC": "malloc",
     }
     run(
-        BIN / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/native", env=env
+        BIN / "python",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/unit/native",
+        "tests/quest",
+        env=env,
     )
 
 

@@ -86,7 +86,7 @@ def _group(device: Path) -> str:
 
 def virtualized_cpu() -> bool | None:
     """Whether an x86 CPU has VT-x or AMD-V; None for what cannot be said."""
-    if os.uname().machine != "x86_64":
+    if not _is_x86():
         return None
     try:
         text = _CPUINFO.read_text("ascii", "replace")
@@ -94,6 +94,10 @@ def virtualized_cpu() -> bool | None:
         return None
     flags = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
     return "vmx" in flags or "svm" in flags
+
+
+def _is_x86() -> bool:
+    return os.uname().machine == "x86_64"
 
 
 def _error(code: str, what: str, hint: str) -> HostError:
