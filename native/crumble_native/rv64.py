@@ -191,8 +191,10 @@ class Machine:
         mode: int = SYSTEM,
         timebase: int = 10_000_000,
         plic: int = 0x0C00_0000,
+        deterministic: bool = False,
     ) -> None:
-        """timebase: ticks of `time` a second. plic: guest-physical base of its registers.
+        """timebase: ticks of `time` a second. plic: guest-physical base of its registers. deterministic: one
+        hart, whose clock counts instructions.
 
         Raises ValueError for a configuration there is no machine for, OSError when memory is short.
         """
@@ -202,7 +204,13 @@ class Machine:
             )
         config = ffi.new(
             "crb_machine_config *",
-            {"harts": harts, "mode": mode, "timebase_hz": timebase, "plic_gpa": plic},
+            {
+                "harts": harts,
+                "mode": mode,
+                "timebase_hz": timebase,
+                "plic_gpa": plic,
+                "deterministic": deterministic,
+            },
         )
         made = lib.crb_machine_new(memory.handle, config)
         if made == ffi.NULL and ffi.errno == errno.ENOMEM:

@@ -48,12 +48,16 @@ def busybox_initramfs(busybox: Path, init: str) -> bytes:
 class SoftMachine:
     """RAM, harts, UART. `output` is what the guest printed."""
 
-    def __init__(self, memory_mib: int = 256, harts: int = 1) -> None:
+    def __init__(self, memory_mib: int = 256, harts: int = 1, *, seed: bytes = b"") -> None:
+        """seed: the guest's entropy; then the machine is deterministic."""
+        self.seed = seed or os.urandom(64)
         self.size = memory_mib << 20
         self.ram = mmap.mmap(-1, self.size)
         self.memory = Memory()
         self.memory.add(RAM, self.ram)
-        self.machine = rv64.Machine(self.memory, harts, timebase=TIMEBASE, plic=PLIC)
+        self.machine = rv64.Machine(
+            self.memory, harts, timebase=TIMEBASE, plic=PLIC, deterministic=bool(seed)
+        )
         self.harts = harts
         self.output = bytearray()
         line = Line("uart", UART_IRQ, Trigger.LEVEL, self.machine.set_line)
@@ -64,7 +68,7 @@ class SoftMachine:
         root = Node("").set("#address-cells", 2).set("#size-cells", 2)
         root.set("compatible", "riscv-virtio").set("model", "soft-machine")
         chosen = root.add("chosen").set("bootargs", command_line)
-        chosen.set("stdout-path", "/soc/serial@10000000").set("rng-seed", os.urandom(64))
+        chosen.set("stdout-path", "/soc/serial@10000000").set("rng-seed", self.seed)
         chosen.set("linux,initrd-start", cells(initramfs[0]))
         chosen.set("linux,initrd-end", cells(initramfs[1]))
         root.add(f"memory@{RAM:x}").set("device_type", "memory").set("reg", cells(RAM, self.size))

@@ -19,6 +19,9 @@ typedef struct crb_machine_config {
     uint32_t mode;        // CRB_MODE_*
     uint64_t timebase_hz; // rate of `time`
     uint64_t plic_gpa;    // base of the PLIC's register window (0x4000000 bytes)
+    // One hart whose clock counts its instructions (a nanosecond each; WFI skips to the timer): the
+    // same inputs at the same instructions give the same memory and state, bit for bit.
+    uint32_t deterministic;
 } crb_machine_config;
 
 // SYSTEM is what a kernel sees. USER runs one hart in U-mode over bare physical addresses, where an

@@ -75,6 +75,16 @@ void crb_timer_changed(crb_hart *hart) {
     hart->stip = crb_time(hart->machine) >= hart->stimecmp ? CRB_STIP : 0;
 }
 
+// A deterministic machine waits for its timer in no time.
+static bool skip_to_timer(crb_hart *hart) {
+    crb_machine *machine = hart->machine;
+    if (!machine->deterministic || (hart->sie & CRB_STIP) == 0 || hart->stimecmp == UINT64_MAX)
+        return false;
+    crb_poll_calls(machine);
+    if (crb_pending(hart) == 0) crb_machine_set_time(machine, hart->stimecmp);
+    return true;
+}
+
 // True when there is a reason to go on: an enabled interrupt or another thread's wish.
 static bool awake(crb_hart *hart) {
     crb_poll_calls(hart->machine);
@@ -146,7 +156,7 @@ crb_result crb_wfi(crb_hart *hart) {
         if (attend(hart)) return CRB_LEAVE;
         crb_timer_changed(hart);
         if (crb_pending(hart) != 0) break;
-        halt(hart);
+        if (!skip_to_timer(hart)) halt(hart);
     }
     hart->waiting = 0;
     if (hart->debug != NULL) { // that was an instruction, too

@@ -264,6 +264,7 @@ struct crb_machine {
     uint32_t n_harts;
     uint64_t timebase_hz;
     uint64_t time_offset_ns; // time = (now - offset) in ticks
+    bool deterministic;      // then now is crb_machine_ns()
     uint64_t plic_gpa;
     crb_hart *harts[CRB_MAX_HARTS];
 
@@ -469,6 +470,8 @@ uint32_t crb_fetch_word(crb_hart *hart, uint64_t pc);
 
 uint64_t crb_now_ns(void);
 uint64_t crb_time(crb_machine *machine);
+// The machine's clock: the host's, or what its instructions took.
+uint64_t crb_machine_ns(const crb_machine *machine);
 crb_result crb_slice(crb_hart *hart);
 crb_result crb_wfi(crb_hart *hart);
 // Stopped by HSM: sleeps until started or canceled.

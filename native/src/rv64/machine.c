@@ -123,7 +123,7 @@ static crb_hart *new_hart(crb_machine *machine, uint32_t id) {
         free_hart(hart);
         return NULL;
     }
-    crb_jit_init(hart);
+    if (!machine->deterministic) crb_jit_init(hart);
     crb_tlb_flush(hart);
     crb_status_changed(hart);
     return hart;
@@ -133,6 +133,8 @@ static bool valid(const crb_memory *memory, const crb_machine_config *config) {
     if (config->harts < 1 || config->harts > CRB_MAX_HARTS) return false;
     if (config->mode > CRB_MODE_USER) return false;
     if (config->mode == CRB_MODE_USER && config->harts != 1) return false;
+    if (config->deterministic > 1 || (config->deterministic == 1 && config->harts != 1))
+        return false;
     // A memory whose page state is another machine's would lose it with that machine.
     if (memory->header != NULL && memory->header->magic == OWN_STATE) return false;
     return memory->n_regions > 0 && config->timebase_hz > 0 && config->timebase_hz <= 1000000000;
@@ -150,7 +152,8 @@ crb_machine *crb_machine_new(crb_memory *memory, const crb_machine_config *confi
     machine->mode = config->mode;
     machine->timebase_hz = config->timebase_hz;
     machine->plic_gpa = config->plic_gpa;
-    machine->time_offset_ns = crb_now_ns();
+    machine->deterministic = config->deterministic == 1;
+    machine->time_offset_ns = machine->deterministic ? 0 : crb_now_ns();
     for (uint32_t i = 0; i < memory->n_regions; i++)
         machine->copy_on_read |= memory->regions[i].base != NULL && config->harts > 1;
     pthread_mutex_init(&machine->lock, NULL);
@@ -376,8 +379,14 @@ int crb_machine_set_plic(crb_machine *machine, const uint8_t *state) {
 
 // ---- Time
 
+uint64_t crb_machine_ns(const crb_machine *machine) {
+    const crb_hart *hart = machine->harts[0];
+    return machine->deterministic ? hart->retired_base - (uint64_t)hart->budget : crb_now_ns();
+}
+
 uint64_t crb_time(crb_machine *machine) {
-    const uint64_t ns = crb_now_ns() - __atomic_load_n(&machine->time_offset_ns, __ATOMIC_RELAXED);
+    const uint64_t ns =
+        crb_machine_ns(machine) - __atomic_load_n(&machine->time_offset_ns, __ATOMIC_RELAXED);
     if (1000000000 % machine->timebase_hz == 0) return ns / (1000000000 / machine->timebase_hz);
     return (uint64_t)((unsigned __int128)ns * machine->timebase_hz / 1000000000);
 }
@@ -388,7 +397,7 @@ uint64_t crb_machine_get_time(crb_machine *machine) {
 
 void crb_machine_set_time(crb_machine *machine, uint64_t ticks) {
     const uint64_t ns = (uint64_t)((unsigned __int128)ticks * 1000000000 / machine->timebase_hz);
-    __atomic_store_n(&machine->time_offset_ns, crb_now_ns() - ns, __ATOMIC_RELAXED);
+    __atomic_store_n(&machine->time_offset_ns, crb_machine_ns(machine) - ns, __ATOMIC_RELAXED);
     for (uint32_t id = 0; id < machine->n_harts; id++)
         crb_attract(machine->harts[id], CRB_ATTENTION_IRQ);
 }
