@@ -6,12 +6,20 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define SIZE (CRB_JIT_CODE + CRB_JIT_SITES)
+#define SIZE        (CRB_JIT_CODE + CRB_JIT_SITES)
+#define NOEXEC_SEAL 0x0008u // MFD_NOEXEC_SEAL
 
 // ---- Storage: one memfd seen twice, so that nothing is ever writable and executable
 
+// Not to be executed as a program; kernels before 6.3 do not know the flag, and some later ones
+// refuse who leaves it out.
+static int code_file(void) {
+    const int fd = memfd_create("crumble-jit", MFD_CLOEXEC | NOEXEC_SEAL);
+    return fd >= 0 ? fd : memfd_create("crumble-jit", MFD_CLOEXEC);
+}
+
 static bool map_code(struct crb_jit *jit) {
-    const int fd = memfd_create("crumble-jit", MFD_CLOEXEC);
+    const int fd = code_file();
     if (fd < 0) return false;
     if (ftruncate(fd, SIZE) == 0) {
         jit->rw = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

@@ -97,6 +97,19 @@ static void shift_add(crb_translation *t, const crb_op *op, uint32_t amount, boo
     crb_jit_set(t, op->rd, RAX);
 }
 
+// rs1, or zero when the condition holds for rs2.
+static void zero_if(crb_translation *t, const crb_op *op, int condition) {
+    crb_emit *e = &t->e;
+    crb_jit_get(t, RAX, op->rs1);
+    x86_mov_imm(e, RCX, 0);
+    if (crb_jit_host[op->rs2] >= 0)
+        x86_rr(e, true, 0x85, crb_jit_host[op->rs2], crb_jit_host[op->rs2]);
+    else
+        x86_alu_mi(e, true, ALU_CMP, RBP, GUEST(op->rs2), 0);
+    x86_rr(e, true, 0x0f40 | (uint32_t)condition, RAX, RCX);
+    crb_jit_set(t, op->rd, RAX);
+}
+
 // bts and its like: 0f ab bts, b3 btr, bb btc; the register's low six bits say which.
 static void single_bit(crb_translation *t, const crb_op *op, uint32_t opcode) {
     crb_jit_get(t, RAX, op->rs1);
@@ -559,13 +572,19 @@ static bool rotations(crb_translation *t, const crb_op *op) {
     case CRB_OP_BEXTI:
         extract_bit_imm(t, op);
         return true;
+    case CRB_OP_CZERO_EQZ:
+        zero_if(t, op, CC_E);
+        return true;
+    case CRB_OP_CZERO_NEZ:
+        zero_if(t, op, CC_NE);
+        return true;
     default:
         return false;
     }
 }
 
 bool crb_jit_integer(crb_translation *t, const crb_op *op) {
-    if (op->kind > CRB_OP_BSETI) return false;
+    if (op->kind > CRB_OP_CZERO_NEZ) return false;
     if (op->rd == CRB_SINK) return true;
     return base(t, op) || two_sources(t, op) || multiplication(t, op) || addresses(t, op) ||
            bits(t, op) || rotations(t, op);

@@ -119,7 +119,7 @@ static bool is_safe(const crb_translation *t, const crb_op *op) {
     if ((op->kind >= CRB_OP_FP && op->kind <= CRB_OP_FNMADD_D) || op->kind == CRB_OP_CSR)
         return crb_jit_float_in_place(op);
     return op->kind < CRB_OP_MULH || op->kind == CRB_OP_MULW ||
-           (op->kind > CRB_OP_REMUW && op->kind <= CRB_OP_BSETI && op->kind != CRB_OP_ORC_B);
+           (op->kind > CRB_OP_REMUW && op->kind <= CRB_OP_CZERO_NEZ && op->kind != CRB_OP_ORC_B);
 }
 
 static bool writes(const crb_op *op, uint32_t x) {
