@@ -88,11 +88,17 @@ async def _materials(vm: Vm, on_progress: OnProgress) -> tuple[Image, Kernel]:
         request.pull,  # type: ignore[arg-type]  # checked where the request arrived
         request.operation,
     )
+    known = vm.host.materials.known(request, architecture)
+    if known is not None:
+        return known
     if request.kernel:
-        return await ask(get, on_progress), Kernel(architecture, "", "", request.kernel, [])
-    image = Task(ask(get, on_progress))
-    kernel = Task(ask(KernelGet(architecture, "", request.operation), on_progress))
-    return await both(image, kernel)
+        found = await ask(get, on_progress), Kernel(architecture, "", "", request.kernel, [])
+    else:
+        image = Task(ask(get, on_progress))
+        kernel = Task(ask(KernelGet(architecture, "", request.operation), on_progress))
+        found = await both(image, kernel)
+    vm.host.materials.remember(request, architecture, found)
+    return found
 
 
 def _spawn(vm: Vm, service: str, config: FsConfig | VmConfig, fds: dict[str, int]) -> None:

@@ -106,6 +106,10 @@ class ServiceProcess:
         else:
             self.kill()
 
+    def may_end(self) -> None:
+        """It will end by itself, soon: then nothing has gone wrong."""
+        self._expected = True
+
     def kill(self) -> None:
         """Ends it at once."""
         if self.child is not None and self.state != "ended":

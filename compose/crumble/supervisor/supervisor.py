@@ -24,6 +24,7 @@ from crumble.supervisor.ground import Ground
 from crumble.supervisor.images import REQUESTS as IMAGE_REQUESTS
 from crumble.supervisor.images import Images
 from crumble.supervisor.mainprocess import MainProcess
+from crumble.supervisor.materials import Materials
 from crumble.supervisor.origin import Origin
 from crumble.supervisor.services import Services
 from crumble.supervisor.spawner import Spawner
@@ -77,6 +78,7 @@ class Supervisor:
         self.fds = FdStore()
         self.services = Services(self.loop, self._context, self.instance.path, self._spawning)
         self.images = Images(self.services, self.table["ocid"])
+        self.materials = Materials()
         self.store = Store()
         self.captures = Captures(self, self.store)
         self.vms: dict[str, Vm] = {}

@@ -268,6 +268,8 @@ class Vm:
                 await limited(self.host.loop, self.saving, _SAVING, _late)
         if running and grace > 0:
             await self._shut_down(vmms[0], grace)
+        for service in others:
+            service.may_end()  # as soon as it has nobody to serve
         for service in vmms:
             service.stop(min(grace, 1.0))
         for service in vmms:
