@@ -41,6 +41,7 @@ def snapshot(vm: SnapshotVm) -> Iterator[Snapshot]:
             ]
         )
     )
+    vm.shell("until [ -e /count ]; do usleep 1000; done")
     made = capture(vm)
     vm.write("/note", b"after\n")
     yield made
