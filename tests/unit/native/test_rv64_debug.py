@@ -114,5 +114,5 @@ def test_more_than_there_is_room_for_is_refused(board: Board) -> None:
         Debug(trace=rv64.MAX_TRACE + 1),
         Debug(watchpoints=((0, 0, 1),)),
     ):
-        with pytest.raises(ValueError, match="breakpoints|debugged"):
+        with pytest.raises(ValueError, match=r"breakpoints|debugged"):
             board.hart.set_debug(wanted)
