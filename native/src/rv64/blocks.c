@@ -29,9 +29,10 @@ int crb_blocks_init(crb_hart *hart) {
     hart->hash = map_pages(hash_bytes(hart));
     hart->young = map_pages(CRB_MAX_YOUNG * sizeof *hart->young);
     hart->stored = map_pages(hart->machine->n_pages / 8 + sizeof *hart->stored);
+    hart->loaded = map_pages(hart->machine->n_pages / 8 + sizeof *hart->loaded);
     if (hart->ops == NULL || hart->meta == NULL || hart->blocks == NULL ||
         hart->code_pages == NULL || hart->page_index == NULL || hart->hash == NULL ||
-        hart->young == NULL || hart->stored == NULL)
+        hart->young == NULL || hart->stored == NULL || hart->loaded == NULL)
         return -1;
     hart->n_ops = hart->n_blocks = hart->n_code_pages = 1;
     return 0;
@@ -50,6 +51,7 @@ void crb_blocks_free(crb_hart *hart) {
     unmap(hart->hash, hash_bytes(hart));
     unmap(hart->young, CRB_MAX_YOUNG * sizeof *hart->young);
     unmap(hart->stored, hart->machine->n_pages / 8 + sizeof *hart->stored);
+    unmap(hart->loaded, hart->machine->n_pages / 8 + sizeof *hart->loaded);
 }
 
 static uint8_t *page_state(const crb_machine *machine, uint64_t page) {

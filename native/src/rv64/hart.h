@@ -211,6 +211,7 @@ typedef struct crb_hart {
     uint32_t *page_index; // page number to code page, 0 none
     uint64_t *hash;
     uint64_t *stored; // a bit a page: was ever in a write TLB
+    uint64_t *loaded; // the same of a read TLB
     uint32_t *young;  // code pages other harts may have written unseen
     uint32_t n_young;
 

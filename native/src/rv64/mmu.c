@@ -86,8 +86,9 @@ void crb_moved(crb_hart *hart) {
 }
 
 // After a move of this hart's own: only what shows the page in its base goes.
-static void moved_page(crb_hart *hart, const uint8_t *base) {
+static void moved_page(crb_hart *hart, const uint8_t *base, uint64_t page) {
     hart->moved_seen++;
+    if ((hart->loaded[page / 64] >> (page % 64) & 1) == 0) return;
     for (int mode = 0; mode < CRB_MODES; mode++)
         purge(&hart->tlbs[mode], hart->tlbs[mode].read, (uintptr_t)base & CRB_PAGE_MASK);
 }
@@ -95,7 +96,7 @@ static void moved_page(crb_hart *hart, const uint8_t *base) {
 // The host address of RAM that may have a base, or whose state a write changes. With several harts
 // a page of the base is copied when it is first read: another hart's first write could not
 // otherwise be seen without a fence (see README.md).
-static CRB_COLD uint8_t *translate(crb_hart *hart, uint64_t gpa, bool write) {
+static CRB_COLD uint8_t *translate(crb_hart *hart, uint64_t gpa, bool write, uint64_t page) {
     crb_machine *machine = hart->machine;
     uint64_t length = 1;
     const uint64_t before = __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE);
@@ -108,7 +109,7 @@ static CRB_COLD uint8_t *translate(crb_hart *hart, uint64_t gpa, bool write) {
     const uint64_t after = __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE);
     // One move in between, and this page's was in between: so it was that one.
     if (host != from && after == before + 1 && hart->moved_seen == before)
-        moved_page(hart, from);
+        moved_page(hart, from, page);
     else if (after != hart->moved_seen)
         crb_moved(hart);
     return host;
@@ -137,7 +138,7 @@ static inline uint8_t *ram(crb_hart *hart, uint64_t gpa, bool write, uint64_t *p
             __atomic_load_n(hart->moved_count, __ATOMIC_ACQUIRE) != hart->moved_seen)
             crb_moved(hart);
         if (over && (!write || (state & CRB_PAGE_DIRTY) != 0)) return region->overlay + offset;
-        return translate(hart, gpa, write);
+        return translate(hart, gpa, write, *page);
     }
     return NULL;
 }
@@ -347,6 +348,7 @@ static uint8_t *fill(crb_hart *hart, uint64_t va, bool write, crb_result *result
     log_fill(tlb, index);
     hart->counters.tlb_fills++;
     if (!write) {
+        hart->loaded[*page / 64] |= 1ull << (*page % 64);
         tlb->read[index] = (crb_tlb_entry){.tag = tag, .addend = addend};
     } else {
         hart->stored[*page / 64] |= 1ull << (*page % 64);
