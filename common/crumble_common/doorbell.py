@@ -30,7 +30,8 @@ class Served:
 
     serve: handles a chain; returns the bytes written, after which the chain is pushed, or None when the
     device keeps it and calls `QueuePump.finish` later. notify: interrupts the driver; called after pushes when
-    the driver wants it. broken: the guest broke the ring; it is no longer served.
+    the driver wants it. broken: the guest broke the ring; it is no longer served. after: called when a
+    burst of chains has been served, with what they have in common to do.
     """
 
     queue: Virtqueue
@@ -38,6 +39,7 @@ class Served:
     serve: Callable[[Chain], int | None]
     notify: Callable[[], None]
     broken: Callable[[RingError], None]
+    after: Callable[[], None] | None = None
 
 
 class QueuePump:
@@ -136,6 +138,8 @@ class QueuePump:
             served.broken(error)
         self.chains += count
         self._notify(served)
+        if count and served.after is not None:
+            served.after()
         return count
 
     def _notify(self, served: Served) -> None:

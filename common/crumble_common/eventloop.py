@@ -133,6 +133,13 @@ class EventLoop:
         self._watch(fd, kind).on_writable = on_writable
         self._update(fd)
 
+    def set_readable(self, fd: int, kind: str, on_readable: Callback | None) -> None:
+        """`add_fd`; None ends that, and leaves what `set_writable` asked for."""
+        if on_readable is None and fd not in self._watches:
+            return
+        self._watch(fd, kind).on_readable = on_readable
+        self._update(fd)
+
     def remove_fd(self, fd: int) -> None:
         """Forgets `fd`; call it before closing the fd. Unknown fds are fine."""
         if self._watches.pop(fd, None):

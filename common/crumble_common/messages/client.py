@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from crumble_common.messages.fs import Share
 from crumble_common.messages.image import ImageConfig
+from crumble_common.messages.net import Forward, NetPolicy
 from crumble_common.messages.vm import ProcessStart
 from crumble_common.record import dataclass, field
 from crumble_common.wire import message
@@ -22,9 +23,10 @@ class VmCreate:
     Progress (pulls), VmEvent and, with `dmesg`, ConsoleOutput events of it. detach: the VM outlives
     the requester's connection, and runs `main`, whose output goes to its log and whose end is its end.
     An empty `main.argv` is the image's own command; entrypoint replaces the image's, None keeps it.
-    boot_timeout: seconds from the kernel's entry to the agent's first word.
+    boot_timeout: seconds from the kernel's entry to the agent's first word. network: "user" (the host's,
+    through `netd`) or "none"; publish: port forwards; policy: what it may talk to; capture: a file.
 
-    snapshot: goes on from this snapshot; image, cpus, memory, kernel and cmdline are then its own.
+    snapshot: goes on from this snapshot; image, cpus, memory, kernel, cmdline and network are then its own.
     boot_snapshot: may go on from where another VM like it had booted, and leave that for the next one.
     """
 
@@ -46,6 +48,10 @@ class VmCreate:
     operation: str = ""
     snapshot: str = ""
     boot_snapshot: bool = True
+    network: str = "user"
+    publish: list[Forward] = field(default_factory=list)
+    policy: NetPolicy = field(default_factory=NetPolicy)
+    capture: str = ""
 
 
 @dataclass(frozen=True)

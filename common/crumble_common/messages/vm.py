@@ -16,6 +16,20 @@ class VirtioFs:
     socket_fd: str
 
 
+@dataclass(frozen=True)
+class VirtioNet:
+    """A virtio-net device: the fd name of its connected vhost-user socket, and what the guest is told.
+
+    address: ADDRESS/BITS of IPv4. IPv6 the guest learns from the network.
+    """
+
+    socket_fd: str
+    mac: str
+    mtu: int
+    address: str
+    gateway: str
+
+
 @message("vm.config")
 @dataclass(frozen=True)
 class VmConfig:
@@ -40,6 +54,7 @@ class VmConfig:
     filesystems: list[VirtioFs] = field(default_factory=list)
     boot_limit: float = 0.0
     restore: bytes = b""
+    network: VirtioNet | None = None
 
 
 @message("vm.event")

@@ -43,6 +43,8 @@ class Profile:
 
     read, write: paths. network: internet sockets. syscalls: names beside BASE (and WRITE_FILES when
     there is anything to write). nofile: limit on open files, 0 keeps it. capabilities: bit mask kept.
+    families: of sockets that may still be made when the control plane is connected, without any of
+    `network`'s files. sealed: system calls refused from then on.
     """
 
     read: Sequence[str] = ()
@@ -51,6 +53,8 @@ class Profile:
     syscalls: frozenset[str] = frozenset()
     nofile: int = 0
     capabilities: int = 0
+    families: Sequence[int] = ()
+    sealed: frozenset[str] = frozenset()
 
 
 def isolate(*, network: bool = False, keep_ids: bool = False) -> dict[str, str]:
@@ -81,11 +85,16 @@ def seal(profile: Profile) -> dict[str, str]:
     """
     if profile.network:
         return {}
-    return {"sockets": _layer(_no_sockets)}
+    return {"sockets": _layer(lambda: _seal(profile))}
 
 
-def _no_sockets() -> str:
-    native.seccomp_load(_without_sockets())
+def _seal(profile: Profile) -> str:
+    if profile.families:
+        native.seccomp_load(seccomp.only_sockets(profile.families))
+    else:
+        native.seccomp_load(_without_sockets())
+    if profile.sealed:
+        native.seccomp_load(seccomp.denying(profile.sealed))
     return "on"
 
 
@@ -153,6 +162,7 @@ def _packages() -> list[str]:
         "crumble_vmm",
         "crumble_fsd",
         "crumble_ocid",
+        "crumble_netd",
     )
     found = [sys.modules[name] for name in ours if name in sys.modules]
     return [path for module in found for path in getattr(module, "__path__", ())]
@@ -162,19 +172,24 @@ def _confine(profile: Profile) -> str:
     read = [*_SYSTEM_PATHS, *python_paths(), *profile.read]
     if profile.network:
         read += _NETWORK_PATHS
-    return landlock.restrict(read, ["/dev/null", *profile.write], network=profile.network)
+    internet = profile.network or bool(profile.families)
+    return landlock.restrict(read, ["/dev/null", *profile.write], network=internet)
 
 
 def _filter(profile: Profile) -> str:
     if not seccomp.supported():
         raise OSError(errno.ENOSYS, "no table of system calls for this architecture")
-    native.seccomp_load(_program(profile.syscalls, bool(profile.write), profile.network))
+    native.seccomp_load(
+        _program(profile.syscalls, bool(profile.write), profile.network, tuple(profile.families))
+    )
     return "on"
 
 
 @functools.lru_cache(maxsize=8)
-def _program(syscalls: frozenset[str], writes: bool, network: bool) -> bytes:
-    families = [socket.AF_UNIX]
+def _program(
+    syscalls: frozenset[str], writes: bool, network: bool, more: tuple[int, ...]
+) -> bytes:
+    families: list[int] = [socket.AF_UNIX, *more]
     if network:
         families += [socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK]
     allowed = BASE | syscalls | (WRITE_FILES if writes else frozenset())
@@ -185,7 +200,9 @@ def warm(profile: Profile) -> None:
     """For a process that forks others: has at hand what `apply` and `seal` would work out in each."""
     python_paths()
     if seccomp.supported():
-        _program(profile.syscalls, bool(profile.write), profile.network)
+        _program(
+            profile.syscalls, bool(profile.write), profile.network, tuple(profile.families)
+        )
         _without_sockets()
 
 

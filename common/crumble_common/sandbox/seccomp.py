@@ -79,6 +79,16 @@ def denying(names: Iterable[str], machine: str = "") -> bytes:
     return code + _op(_RETURN, _ALLOW)
 
 
+def only_sockets(families: Iterable[int], machine: str = "") -> bytes:
+    """A filter on top of another: sockets of other families, and pairs of them, get EPERM."""
+    machine = machine or platform.machine()
+    code = _op(_LOAD, _NR)
+    for number in numbers(["socketpair"], machine):
+        code += _when(number, _ERRNO | errno.EPERM)
+    code += _sockets(numbers(["socket"], machine)[0], families)
+    return code + _op(_RETURN, _ALLOW)
+
+
 def program(allowed: Iterable[str], families: Iterable[int], machine: str = "") -> bytes:
     """The filter for `machine` (default: this one) as struct sock_filter instructions."""
     machine = machine or platform.machine()

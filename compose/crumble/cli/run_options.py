@@ -54,6 +54,24 @@ def run_parser() -> Parser:
         help="go on from it; no IMAGE then",
     )
     add("--no-snapshot", action="store_true", help="boot, whether or not that was captured before")
+    add("--network", choices=("user", "none"), default="user", help="the host's, or none at all")
+    add(
+        "-p",
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[IP:]HOST:GUEST[/udp]",
+        help="forward a port of the host (of its loopback, without IP) to the guest",
+    )
+    add(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="let the guest talk to ADDRESS[/BITS], host or any, then [:PORT[-PORT]][/tcp|/udp]",
+    )
+    add("--deny", action="append", default=[], metavar="RULE", help="the reverse of --allow; wins")
+    add("--pcap", default="", metavar="FILE", help="capture the guest's packets")
     add("--dmesg", action="store_true", help="show the guest kernel's messages on stderr")
     add("--timeline", action="store_true", help="show where the time went on stderr")
     add("image", metavar="IMAGE", nargs="?", default="")

@@ -22,7 +22,9 @@ from crumble.supervisor.command import argv
 from crumble.supervisor.names import invent
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages import client as messages
+from crumble_common.messages.net import NetPolicy
 from crumble_common.messages.vm import ConsoleOutput, ProcessStart, VmEvent
+from crumble_common.publish import parse_forward
 
 if TYPE_CHECKING:
     from crumble.supervisor.ground import Ground
@@ -89,6 +91,10 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
         snapshot=options.snapshot,
         boot_snapshot=not options.no_snapshot,
         operation="run",
+        network=options.network,
+        publish=[parse_forward(text) for text in options.publish],
+        policy=NetPolicy(options.allow, options.deny),
+        capture=str(Path(options.pcap).absolute()) if options.pcap else "",
     )
 
 

@@ -22,6 +22,8 @@ from crumble.supervisor.names import invent
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages import client as messages
 from crumble_common.messages import vm as guest
+from crumble_common.messages.net import NetPolicy
+from crumble_common.publish import parse_forward
 
 if TYPE_CHECKING:
     from crumble.sdk.captured import Snapshot
@@ -37,8 +39,10 @@ class VM:
 
     image: as `crumble run` takes it. memory: bytes, or "512m". volumes: {host: guest} or
     ["host:guest[:ro]"]. kernel: a path; the default one otherwise. pull: "missing", "always", "never".
-    boot_timeout: seconds its kernel and init may take. snapshot: the name of one to go on from, instead of
-    an image. boot_snapshot: False boots it whether or not that was captured before. on_event: gets Progress, VmEvent and, with
+    boot_timeout: seconds its kernel and init may take. network: "user" or "none". publish: ports,
+    ["8080:80"]. allow, deny: what it may talk to, ["host:5432/tcp"]. capture: a pcap file. snapshot: the
+    name of one to go on from, instead of an image. boot_snapshot: False boots it whether or not that was
+    captured before. on_event: gets Progress, VmEvent and, with
     dmesg, ConsoleOutput messages, in another thread.
     """
 
@@ -59,6 +63,11 @@ class VM:
         dmesg: bool = False,
         boot_timeout: float = 120.0,
         boot_snapshot: bool = True,
+        network: str = "user",
+        publish: Sequence[str] = (),
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        capture: str | os.PathLike[str] = "",
         on_event: OnEvent | None = None,
     ) -> None:
         self._request = messages.VmCreate(
@@ -77,6 +86,10 @@ class VM:
             snapshot=snapshot,
             boot_snapshot=boot_snapshot,
             operation="boot",
+            network=network,
+            publish=[parse_forward(text) for text in publish],
+            policy=NetPolicy(list(allow), list(deny)),
+            capture=str(Path(capture).absolute()) if os.fspath(capture) else "",
         )
         self._on_event = on_event
         self._info: messages.VmInfo | None = None

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
+from crumble.supervisor.network import NETWORKS
 from crumble_common.errors import UsageError
 from crumble_common.messages.client import VmCreate
 from crumble_common.messages.image import PullPolicy
@@ -63,6 +64,18 @@ def check(request: VmCreate) -> None:
             f"{request.hostname!r} is no host name.",
             code="vm.hostname",
             hint="Use letters, digits, dots and hyphens, at most 64.",
+        )
+    if request.network not in NETWORKS:
+        raise UsageError(
+            f"There is no network {request.network!r:.80}.",
+            code="vm.network",
+            hint="Choose user or none.",
+        )
+    if request.network == "none" and request.publish:
+        raise UsageError(
+            "A VM without a network has no ports to forward to.",
+            code="vm.network",
+            hint="Leave out --network none, or the forwards.",
         )
     for share in request.shares:
         _check_share(share.source, share.target)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Self
 
 from crumble.supervisor import bootkey, limits, rename
 from crumble.supervisor.backend import choose
 from crumble.supervisor.images import OnProgress
 from crumble.supervisor.tasks import Task, both, in_thread, limited
-from crumble_common.errors import GuestError
+from crumble_common.errors import GuestError, UsageError
 from crumble_common.guest_memory import GuestMemory
 from crumble_common.messages.fs import FsConfig, InjectedFile
 from crumble_common.messages.image import Image, ImageGet, Kernel, KernelGet
+from crumble_common.messages.net import NetConfig
 from crumble_common.messages.vm import VirtioFs, VmConfig
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
         vm.backend = await in_thread(vm.host.loop, lambda: choose(wanted))
         image, kernel = await _materials(vm, on_progress)
         vm.image = image
-        vm.boot_key = bootkey.of(vm, image, kernel, _resolv_conf())
+        vm.boot_key = bootkey.of(vm, image, kernel)
         if origin := vm.host.captures.booted(vm):
             vm.go_on_from(origin)
         else:
@@ -71,11 +74,13 @@ def _start(vm: Vm, vm_config: VmConfig, fs_config: FsConfig) -> None:
         vm.host.fds.put(vm.id, name, fd)
     if vm.origin is not None:
         fds["memory_base"] = vm.host.fds.get(vm.id, "memory_base")
-    device_side, driver_side = socket.socketpair()
-    with device_side, driver_side:
+    with _Pair() as root, _Pair() as net:
         # vmm first: it has more to do before they meet.
-        _spawn(vm, "vmm", vm_config, {**fds, "root_fs": driver_side.fileno()})
-        _spawn(vm, "fsd", fs_config, {**fds, "root_fs": device_side.fileno()})
+        _spawn(vm, "vmm", vm_config, {**fds, "root_fs": root.driver, "net": net.driver})
+        _spawn(vm, "fsd", fs_config, {**fds, "root_fs": root.device})
+        if vm.network.on:
+            with _capture(vm.request.capture) as capture:
+                _spawn(vm, "netd", vm.network.netd_config(vm), {"net": net.device, **capture})
 
 
 async def _materials(vm: Vm, on_progress: OnProgress) -> tuple[Image, Kernel]:
@@ -101,7 +106,38 @@ async def _materials(vm: Vm, on_progress: OnProgress) -> tuple[Image, Kernel]:
     return found
 
 
-def _spawn(vm: Vm, service: str, config: FsConfig | VmConfig, fds: dict[str, int]) -> None:
+class _Pair:
+    """A connection between a device and its driver."""
+
+    def __enter__(self) -> Self:
+        self._sockets = socket.socketpair()
+        self.device, self.driver = (end.fileno() for end in self._sockets)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for end in self._sockets:
+            end.close()
+
+
+@contextlib.contextmanager
+def _capture(path: str) -> Iterator[dict[str, int]]:
+    """The file of a packet capture, open while it is handed over."""
+    if not path:
+        yield {}
+        return
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(f"Cannot write {path}: {error.strerror}.", code="net.capture") from error
+    try:
+        yield {"capture": fd}
+    finally:
+        os.close(fd)
+
+
+def _spawn(
+    vm: Vm, service: str, config: FsConfig | VmConfig | NetConfig, fds: dict[str, int]
+) -> None:
     row = vm.host.table[service]
     given = {name: fds[name] for name in row.fds if name in fds}
     name = f"{service}.{vm.name}"
@@ -117,18 +153,9 @@ def _fs_config(vm: Vm, image: Image) -> FsConfig:
         shares=vm.request.shares,
         injected=[
             *(InjectedFile(path, data) for path, data in rename.files(vm.hostname).items()),
-            InjectedFile("/etc/resolv.conf", _resolv_conf()),
+            InjectedFile("/etc/resolv.conf", vm.network.resolv_conf()),
         ],
     )
-
-
-def _resolv_conf() -> bytes:
-    """The host's; there is no network to use it on yet, but programs expect the file."""
-    try:
-        with open("/etc/resolv.conf", "rb") as file:
-            return file.read(16 << 10)
-    except OSError:
-        return b""
 
 
 def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
@@ -138,12 +165,13 @@ def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
         kernel=os.path.abspath(kernel.image),  # noqa: PTH100  a link stays a link
         memory=vm.memory,
         cpus=vm.cpus,
-        modules=kernel.modules,
+        modules=vm.network.modules(kernel.modules),
         cmdline=request.cmdline,
         hypervisor=vm.backend.name,
         hostname=vm.hostname,
         dmesg=request.dmesg,
         filesystems=[VirtioFs(ROOT_TAG, "root_fs")],
+        network=vm.network.device(),
     )
 
 

@@ -13,7 +13,9 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Row:
-    """One service. fds: the names it is given at spawn, of those there are. warm: imported ahead of a second one."""
+    """One service. fds: the names it is given at spawn, of those that there are. warm: imported ahead
+    of a second one.
+    """
 
     name: str
     entry: str
@@ -34,7 +36,7 @@ TABLE: Table = {
             "vmm",
             "crumble_vmm.service:VmmService",
             "vm",
-            ("memory", "page_state", "memory_base", "root_fs"),
+            ("memory", "page_state", "memory_base", "root_fs", "net"),
             warm="crumble_vmm.guest.warm",
         ),
         Row(
@@ -44,6 +46,7 @@ TABLE: Table = {
             ("page_state", "memory_base", "root_fs"),
             warm="crumble_fsd.warm",
         ),
+        Row("netd", "crumble_netd.service:NetdService", "vm", ("net", "capture")),
     )
 }
 
@@ -52,6 +55,7 @@ SHARED = (
     "crumble_common.link",
     "crumble_common.messages.vm",
     "crumble_common.messages.fs",
+    "crumble_common.messages.net",
     "crumble_common.messages.image",
     "platformdirs",
 )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from crumble.supervisor import backend, capture, debug, limits
 from crumble.supervisor.command import with_defaults
+from crumble.supervisor.network import Network
 from crumble.supervisor.services import ServiceProcess
 from crumble.supervisor.tasks import Future, Task, limited
 from crumble.supervisor.vmlog import VmLog
@@ -68,6 +69,7 @@ class Vm:
         self.request = request
         self.cpus, self.memory = request.cpus, limits.rounded_memory(request.memory)
         self.hostname = request.hostname or name.replace("_", "-").strip("-.")
+        self.network = Network(request)
         self.created = time.time()
         self.state = "starting"
         self.detail = ""

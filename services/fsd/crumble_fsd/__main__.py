@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 
 from crumble_common.errors import CrumbleError, UsageError
+from crumble_common.listen import listen_at
 from crumble_common.messages.fs import FsConfig, Layer, Share
 from crumble_common.service import service_main
-from crumble_fsd.service import FsdService, listen_at
+from crumble_fsd.service import FsdService
 
 _CAPABILITIES = {"type": "fs", "features": []}
 

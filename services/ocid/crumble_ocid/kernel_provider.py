@@ -24,20 +24,12 @@ from crumble_ocid.debian.resolve import parse_relations
 from crumble_ocid.debian.version import version_key
 from crumble_ocid.files import host_errors, sync_directory, write_atomically
 from crumble_ocid.images import collect_garbage
-from crumble_ocid.kernels import kernels_home, stored_kernel
+from crumble_ocid.kernels import WANTED, WANTED_FILE, WANTED_TEXT, kernels_home, stored_kernel
 from crumble_ocid.progress import Reporter
 from crumble_ocid.store import Store
 from crumble_ocid.transfer import Transport
 
 DEFAULT_SUITE = "trixie"
-# Modules a guest needs before it has its root file system, with the kernel option each belongs to.
-WANTED = {
-    "virtio_mmio": "CONFIG_VIRTIO_MMIO",
-    "virtio_pci": "CONFIG_VIRTIO_PCI",
-    "virtio_console": "CONFIG_VIRTIO_CONSOLE",
-    "virtio_rng": "CONFIG_HW_RANDOM_VIRTIO",
-    "virtiofs": "CONFIG_VIRTIO_FS",
-}
 _BOOT = re.compile(r"boot/(vmlinu[xz]|config)-(.+)")
 _MODULE = re.compile(r"(?:usr/)?lib/modules/[^/]+/kernel/(?:.*/)?([A-Za-z0-9_-]+)\.ko(?:\.[a-z]+)?")
 _MAX_IMAGE = 512 << 20
@@ -114,6 +106,7 @@ class KernelProvider:
             modules = KernelPackage(blob, step.set).extract(made)
             step.finish()
             kernel = Kernel(architecture, target.name, digest, "image", modules)
+            write_atomically(made / WANTED_FILE, WANTED_TEXT.encode())
             write_atomically(made / "kernel.json", json.dumps(asdict(kernel)).encode())
             if target.exists():  # incomplete: `stored_kernel` would have given it
                 shutil.rmtree(target)

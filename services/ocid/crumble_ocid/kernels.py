@@ -1,7 +1,7 @@
 """Kernels in the store, and nothing of how they get there: finding one must cost no imports.
 
 A kernel stays at kernels/ARCHITECTURE/RELEASE/: `image`, `NAME.ko` (decompressed) and `kernel.json`,
-which lists them. It appears by rename. `default` beside it names the one that was newest when the
+which lists them, and `wanted`, which says what was looked for. It appears by rename. `default` beside it names the one that was newest when the
 default was last asked of the archive.
 """
 
@@ -21,6 +21,19 @@ _ALIASES = {"x86_64": "amd64", "aarch64": "arm64"}
 _RELEASE = re.compile(r"[0-9][0-9A-Za-z.+~-]{0,120}")
 
 
+# Modules a guest needs before it has its root file system and its network, with the kernel option each
+# belongs to. A stored kernel that was searched for others is fetched again.
+WANTED = {
+    "virtio_mmio": "CONFIG_VIRTIO_MMIO",
+    "virtio_pci": "CONFIG_VIRTIO_PCI",
+    "virtio_console": "CONFIG_VIRTIO_CONSOLE",
+    "virtio_rng": "CONFIG_HW_RANDOM_VIRTIO",
+    "virtiofs": "CONFIG_VIRTIO_FS",
+    "virtio_net": "CONFIG_VIRTIO_NET",
+}
+WANTED_FILE, WANTED_TEXT = "wanted", "\n".join(sorted(WANTED))
+
+
 def kernels_home(store: Store, architecture: str, version: str) -> Path:
     """Where the kernels of an architecture are; UsageError when it or the version cannot be one."""
     architecture = _ALIASES.get(architecture, architecture)
@@ -38,6 +51,8 @@ def stored_kernel(home: Path, version: str) -> Kernel | None:
     try:
         name = version or (home / "default").read_text("ascii")
         if not _RELEASE.fullmatch(name):
+            return None
+        if (home / name / WANTED_FILE).read_text("ascii") != WANTED_TEXT:
             return None
         kernel = Kernel(**json.loads((home / name / "kernel.json").read_bytes()))
         paths = [home / name / item for item in (kernel.image, *kernel.modules)]

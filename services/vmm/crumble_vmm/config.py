@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crumble_common.errors import UsageError
-from crumble_common.messages.vm import VmConfig
+from crumble_common.messages.vm import VirtioNet, VmConfig
 
 MIB = 1 << 20
 # Guest memory comes in pages of 2 MiB, the unit of huge pages and of the kernel's alignment.
@@ -39,6 +40,26 @@ class Filesystem:
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """A virtio-net device. mac: 6 bytes. address: ADDRESS/BITS; gateway: ADDRESS; both IPv4."""
+
+    socket_fd: str
+    mac: bytes
+    mtu: int
+    address: str
+    gateway: str
+
+    @classmethod
+    def from_message(cls, message: VirtioNet) -> Network:
+        """Raises UsageError for what is no MAC address."""
+        try:
+            mac = bytes.fromhex(message.mac.replace(":", ""))
+        except ValueError:
+            mac = b""
+        return cls(message.socket_fd, mac, message.mtu, message.address, message.gateway)
+
+
+@dataclass(frozen=True, slots=True)
 class MachineConfig:
     """One VM. memory: bytes. modules: in load order. The first file system is the guest's root.
 
@@ -58,6 +79,7 @@ class MachineConfig:
     filesystems: tuple[Filesystem, ...] = field(default=())
     boot_limit: float = 0.0
     restore: bytes = b""
+    network: Network | None = None
 
     def __post_init__(self) -> None:
         for check in _CHECKS:
@@ -79,6 +101,7 @@ class MachineConfig:
             filesystems=tuple(Filesystem(item.tag, item.socket_fd) for item in message.filesystems),
             boot_limit=max(0.0, message.boot_limit),
             restore=message.restore,
+            network=Network.from_message(message.network) if message.network else None,
         )
 
 
@@ -168,6 +191,24 @@ def _check_filesystems(config: MachineConfig) -> None:
             )
 
 
+def _check_network(config: MachineConfig) -> None:
+    network = config.network
+    if network is None:
+        return
+    try:
+        ipaddress.IPv4Interface(network.address)
+        ipaddress.IPv4Address(network.gateway)
+        fine = len(network.mac) == 6 and not network.mac[0] & 1 and 68 <= network.mtu <= 65_535
+    except ValueError:
+        fine = False
+    if not fine:
+        raise UsageError(
+            "The network device has an address, MAC address or MTU that cannot be.",
+            code="vmm.network",
+            hint="Give an IPv4 address with its prefix length, and a MAC address of a host.",
+        )
+
+
 _CHECKS: tuple[Callable[[MachineConfig], None], ...] = (
     _check_memory,
     _check_cpus,
@@ -175,4 +216,5 @@ _CHECKS: tuple[Callable[[MachineConfig], None], ...] = (
     _check_hostname,
     _check_files,
     _check_filesystems,
+    _check_network,
 )

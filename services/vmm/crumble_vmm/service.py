@@ -87,10 +87,10 @@ class VmmService(Service[VmConfig]):
         self.config = MachineConfig.from_message(config)
         self.session = AgentSession(self.config.hostname)
         context = self.context
-        sockets = {
-            item.socket_fd: socket.socket(fileno=context.fd(item.socket_fd))
-            for item in self.config.filesystems
-        }
+        names = [item.socket_fd for item in self.config.filesystems]
+        if self.config.network is not None:
+            names.append(self.config.network.socket_fd)
+        sockets = {name: socket.socket(fileno=context.fd(name)) for name in names}
         ends = Ends(
             loop=context.loop,
             memory=(context.fd("memory"), context.fd("page_state")),

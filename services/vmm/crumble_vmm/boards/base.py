@@ -27,9 +27,9 @@ from crumble_vmm.devices.virtio.console import Console, Port
 from crumble_vmm.devices.virtio.device import VirtioDevice
 from crumble_vmm.devices.virtio.mmio import MmioTransport
 from crumble_vmm.devices.virtio.rng import Rng
-from crumble_vmm.devices.virtio.vhost_user import virtio_fs
+from crumble_vmm.devices.virtio.vhost_user import virtio_fs, virtio_net
 from crumble_vmm.guest.build import module_path
-from crumble_vmm.guest.protocol import ROOT_PARAMETER
+from crumble_vmm.guest.protocol import NETWORK_PARAMETER, ROOT_PARAMETER
 from crumble_vmm.hypervisor.address_space import AddressSpace, Region
 from crumble_vmm.hypervisor.base import VirtualCPU, VirtualMachine
 from crumble_vmm.timeline import Timeline
@@ -119,6 +119,11 @@ class Board(ABC):
             sock = ends.sockets[item.socket_fd]
             name = f"fs {item.tag}"
             self._add_slot(virtio_fs(name, item.tag, sock, regions, ends.loop, ends.lost))
+        if net := config.network:
+            sock = ends.sockets[net.socket_fd]
+            self._add_slot(
+                virtio_net("net", net.mac, net.mtu, sock, regions, ends.loop, ends.lost)
+            )
 
     def _add_slot(self, device: VirtioDevice) -> None:
         slot, self._slots = self._slots, self._slots + 1
@@ -163,6 +168,8 @@ class Board(ABC):
         words.append(self.base_cmdline)
         if config.filesystems:
             words.append(ROOT_PARAMETER + config.filesystems[0].tag)
+        if network := config.network:
+            words.append(f"{NETWORK_PARAMETER}{network.address},{network.gateway}")
         words.append(config.cmdline)
         line = " ".join(filter(None, words))
         if len(line) > self.max_cmdline:

@@ -215,11 +215,16 @@ def _is_ours() -> bool:
 
 def loopback_up() -> None:
     """ifconfig lo up."""
+    fd = linux.socket(linux.AF_INET, linux.SOCK_DGRAM | linux.SOCK_CLOEXEC, 0)
+    interface_up(fd, b"lo", 2)
+    linux.close(fd)
+
+
+def interface_up(fd: i64, name: ptr[u8], size: i64) -> None:
+    """ifconfig NAME up, over any socket."""
     request: InterfaceRequest
     memory.clear(ptr[u8](request), sizeof(InterfaceRequest))
-    fd = linux.socket(linux.AF_INET, linux.SOCK_DGRAM | linux.SOCK_CLOEXEC, 0)
-    memory.copy(request.name, b"lo", 2)
+    memory.copy(request.name, name, size)
     if linux.ioctl(fd, linux.SIOCGIFFLAGS, request) == 0:
         request.flags = request.flags | linux.IFF_UP
         linux.ioctl(fd, linux.SIOCSIFFLAGS, request)
-    linux.close(fd)

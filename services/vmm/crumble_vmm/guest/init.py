@@ -21,7 +21,7 @@ from crumble_ir.dialect import (
     u64,
 )
 from crumble_ir.runtime import memory
-from crumble_vmm.guest import agent, devices, mounts, phases, state, system
+from crumble_vmm.guest import agent, devices, mounts, network, phases, state, system
 
 USAGE = 2
 FAILED = 70
@@ -90,6 +90,7 @@ def _initialize() -> None:
     else:
         mounts.populate(b"")
     devices.loopback_up()
+    network.configure()
     phases.mark("port")
     fd = devices.wait_for_port()
     devices.stop_listening()

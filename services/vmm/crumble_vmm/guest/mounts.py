@@ -15,6 +15,7 @@ MAX_TAG = 36  # virtio-fs's own limit (virtio 1.2 §5.11.4)
 SAFE = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 _command_line = static(array[u8, 4096])
+parameter = static(ptr[u8])
 _tag = static(array[u8, MAX_TAG + 1])
 _path = static(array[u8, 64])
 
@@ -39,6 +40,12 @@ def _mount(source: ptr[u8], target: ptr[u8], kind: ptr[u8], flags: i64, options:
 
 def find_root() -> bool:
     """Reads the root's tag from the kernel's command line; False when none is named."""
+    return find_parameter(protocol.ROOT_PARAMETER) and _take_tag(parameter)
+
+
+def find_parameter(name: ptr[u8]) -> bool:
+    """Finds `name` ("…=") on the kernel's command line: `parameter` is what follows it, up to a space."""
+    global parameter
     fd = linux.openat(linux.AT_FDCWD, b"/proc/cmdline", linux.O_RDONLY | linux.O_CLOEXEC, 0)
     count = linux.read(fd, _command_line, len(_command_line) - 1)
     linux.close(fd)
@@ -47,8 +54,9 @@ def find_root() -> bool:
     _command_line[count] = 0
     at: i64 = 0
     while at < count:
-        if memory.starts_with(_command_line + at, protocol.ROOT_PARAMETER):
-            return _take_tag(_command_line + (at + len(protocol.ROOT_PARAMETER)))
+        if memory.starts_with(_command_line + at, name):
+            parameter = _command_line + (at + memory.length(name))
+            return True
         while at < count and _command_line[at] != SPACE:
             at += 1
         at += 1

@@ -33,6 +33,7 @@ MAX_PAYLOAD = 65536
 # The kernel parameter naming the virtio-fs tag of the root, and what init prints on the console
 # (followed by a sentence) before it powers off when it cannot go on.
 ROOT_PARAMETER = "crumble.root="
+NETWORK_PARAMETER = "crumble.network="
 INIT_FAILED = "crumble: init failed: "
 
 STDIN_WINDOW = 65536

@@ -40,6 +40,15 @@ from crumble_vmm.snapshot.state import RingState
 
 T = TypeVar("T")
 
+NET_DEVICE_ID = 1
+# virtio 1.2 §5.1.3: CSUM, GUEST_CSUM, MTU, MAC, GUEST_TSO4/6, HOST_TSO4/6, MRG_RXBUF, STATUS.
+_NET_FEATURES = sum(1 << bit for bit in (0, 1, 3, 5, 7, 8, 11, 12, 15, 16))
+# §5.1.4: mac, status, max_virtqueue_pairs, mtu
+_NET_CONFIG = struct.Struct("<6sHHH")
+_NET_LINK_UP = 1
+# §5.1.2: receive, transmit.
+_NET_QUEUES = (256, 256)
+
 FS_DEVICE_ID = 26
 # virtio 1.2 §5.11.4: tag, num_request_queues
 _FS_CONFIG = struct.Struct("<36sI")
@@ -340,6 +349,23 @@ class VhostUserDevice(VirtioDevice):
             self._unwatch()
             self._wiring.broken(error.message)
         self._lost(error)
+
+
+def virtio_net(
+    name: str,
+    mac: bytes,
+    mtu: int,
+    sock: socket.socket,
+    regions: Sequence[MemoryRegion],
+    loop: Loop,
+    lost: Callable[[CrumbleError], None],
+) -> VhostUserDevice:
+    """A network device (virtio 1.2 §5.1), its link up."""
+    config = _NET_CONFIG.pack(mac, _NET_LINK_UP, 1, mtu)
+    return VhostUserDevice(
+        name, NET_DEVICE_ID, sock, regions, _NET_QUEUES, loop, lost,
+        own_features=_NET_FEATURES, config=config,
+    )  # fmt: skip
 
 
 def virtio_fs(

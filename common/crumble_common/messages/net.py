@@ -1,0 +1,104 @@
+"""`netd`: a virtual network, as it is configured, changed while it runs, and looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from crumble_common.wire import message
+
+# What a network looks like unless it is told otherwise.
+NETWORK, GATEWAY, HOST, GUEST = "10.0.2.0/24", "10.0.2.1", "10.0.2.2", "10.0.2.15"
+NETWORK6 = "fd63:7275:6d62:6c65::/64"
+# The largest IP packet that is a multiple of 8 in size: 64 KiB of data are one packet.
+MTU = 65_520
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What comes to `host_port` of the host's address `host` goes to `guest_port` of the guest."""
+
+    host_port: int
+    guest_port: int
+    host: str = "127.0.0.1"
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+
+@dataclass(frozen=True)
+class NetPolicy:
+    """What a guest may talk to; rules as in crumble_netd.policy. internet: what no rule speaks of, may be."""
+
+    allow: list[str] = field(default_factory=list)
+    deny: list[str] = field(default_factory=list)
+    internet: bool = True
+
+
+@message("net.config")
+@dataclass(frozen=True)
+class NetConfig:
+    """`netd`'s configuration. Fds given at spawn, by name: `socket_fd` (vhost-user), `capture_fd` if any.
+
+    name: the guest's, NAME.internal. mac: "" learns it from the guest's first frame. resolvers: addresses
+    of DNS servers, "" or ADDRESS:PORT; none: those of the host's resolv.conf. capture_fd: gets a packet
+    capture of at most `snaplen` bytes a frame.
+    """
+
+    socket_fd: str
+    name: str = ""
+    mac: str = ""
+    mtu: int = MTU
+    network: str = NETWORK
+    gateway: str = GATEWAY
+    host: str = HOST
+    guest: str = GUEST
+    network6: str = NETWORK6
+    resolvers: list[str] = field(default_factory=list)
+    policy: NetPolicy = field(default_factory=NetPolicy)
+    forwards: list[Forward] = field(default_factory=list)
+    capture_fd: str = ""
+    snaplen: int = 262_144
+
+
+@message("net.forward.add")
+@dataclass(frozen=True)
+class ForwardAdd:
+    """Adds a port forward. Reply: Ok. Error: "net.forward"."""
+
+    forward: Forward
+
+
+@message("net.forward.remove")
+@dataclass(frozen=True)
+class ForwardRemove:
+    """Ends a port forward; connections through it go on. Reply: Ok."""
+
+    forward: Forward
+
+
+@message("net.inspect")
+@dataclass(frozen=True)
+class NetInspect:
+    """Reply: NetState."""
+
+
+@dataclass(frozen=True)
+class FlowInfo:
+    """One flow. guest, remote: ADDRESS:PORT as the guest sees them. seconds: since it began."""
+
+    protocol: str
+    guest: str
+    remote: str
+    state: str
+    sent: int
+    received: int
+    seconds: float
+
+
+@message("net.state")
+@dataclass(frozen=True)
+class NetState:
+    """A network as it is now."""
+
+    forwards: list[Forward]
+    flows: list[FlowInfo]
+    counters: dict[str, int]

@@ -1,0 +1,47 @@
+"""Port forwards: what comes to a host address and port goes to a guest's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crumble_netd.commands import Kind
+from crumble_netd.port import Port
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRule:
+    """kind: tcp or udp. host: the address listened at. guest: whom it is for."""
+
+    number: int
+    kind: Kind
+    host: bytes
+    host_port: int
+    port: int
+    guest: bytes
+    guest_port: int
+
+
+class ForwardRules:
+    """The rules in force, by number."""
+
+    def __init__(self, ports: dict[int, Port]) -> None:
+        self._ports = ports
+        self._rules: dict[int, ForwardRule] = {}
+
+    def add(self, rule: ForwardRule) -> None:
+        """From now on."""
+        self._rules[rule.number] = rule
+
+    def remove(self, number: int) -> ForwardRule | None:
+        """No longer; the rule, if there was one."""
+        return self._rules.pop(number, None)
+
+    def target(self, number: int) -> tuple[ForwardRule, Port] | None:
+        """Rule and guest; None when either is gone, or the guest has not been heard of."""
+        rule = self._rules.get(number)
+        port = self._ports.get(rule.port) if rule else None
+        return (rule, port) if rule and port and port.mac else None
+
+    def all(self) -> list[ForwardRule]:
+        """Every rule."""
+        return list(self._rules.values())

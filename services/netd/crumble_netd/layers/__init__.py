@@ -1,0 +1,1 @@
+"""The stack's layers: each takes what its name says, without I/O."""

@@ -1,0 +1,348 @@
+"""TCP between a guest and the host side: every connection ends here, and another one begins.
+
+A guest's SYN is answered when the host side has connected, so that "refused" and "unreachable" reach the
+guest as what they are. Flow control is end to end: a connection's receive window closes by what the host's
+kernel has not taken; the host side is read only as far as the guest's side has room (HostRead).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from crumble_netd.commands import (
+    Adopt,
+    HostClose,
+    HostConnect,
+    HostRead,
+    HostSend,
+    HostShutdown,
+    Refuse,
+)
+from crumble_netd.events import Accepted
+from crumble_netd.flow_table import Flow, Key
+from crumble_netd.header import tcp
+from crumble_netd.header.tcp import ACK, RST, SYN, Segment
+from crumble_netd.port import Port
+from crumble_netd.tcp.connection import Connection
+from crumble_netd.tcp.outputs import Data, Ended, Established, Freed, Output, PeerClosed, Send
+from crumble_netd.tcp.sequence import MASK, add, before
+from crumble_netd.tcp.settings import Settings
+from crumble_netd.tcp.state import State
+
+if TYPE_CHECKING:
+    from crumble_netd.layers.ip import Packet
+    from crumble_netd.stack import Stack
+
+# Bytes read ahead of the guest's acknowledgements: at first, and at most.
+CREDIT_START, CREDIT_MAX = 1 << 16, 2 << 20
+DNS_PORT = 53
+_HEADERS4, _HEADERS6 = 40, 60
+
+
+@dataclass(eq=False, slots=True)
+class TcpFlow(Flow):
+    """A connection. syn: the guest's, until the host side has connected."""
+
+    connection: Connection | None = None
+    syn: Segment | None = None
+    service: Literal["nat", "forward", "dns"] = "nat"
+    credit: int = 0
+    granted: int = 0
+    window: int = 0
+    freed: int = 0
+
+
+class TcpLayer:
+    """All connections."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._secret = stack.random(16)
+        self._dirty: dict[TcpFlow, None] = {}
+        self._waiting: dict[TcpFlow, None] = {}  # in TIME-WAIT, oldest first
+
+    # From guests.
+
+    def receive(self, port: Port, packet: Packet) -> None:
+        """A segment from a guest; raises Malformed."""
+        stack = self._stack
+        segment = tcp.parse(packet.payload, packet.pseudo(), trusted=packet.trusted)
+        if packet.destination[0] >= (0xFF if packet.ipv6 else 224):
+            port.counts["drop.tcp_group"] += 1
+            return
+        key = Key(
+            "tcp", port.number, packet.source, segment.source,
+            packet.destination, segment.destination,
+        )  # fmt: skip
+        flow = stack.flows.find(key)
+        if isinstance(flow, TcpFlow) and self._reused(flow, segment):
+            self._forget(flow)
+            flow = None
+        if isinstance(flow, TcpFlow):
+            if flow.connection is not None:
+                flow.connection.arrive(segment, stack.now())
+                self._serve(flow)
+            elif segment.flags & RST:
+                self._drop(flow)
+        elif segment.flags & (SYN | ACK | RST) == SYN:
+            self._begin(port, packet, key, segment)
+        elif not segment.flags & RST:
+            self._reset(port, key, segment)
+
+    @staticmethod
+    def _reused(flow: TcpFlow, segment: Segment) -> bool:
+        """A new connection between ends of which the last one is in TIME-WAIT (RFC 9293 §3.10.7.4)."""
+        if flow.connection is None or segment.flags & (SYN | ACK | RST) != SYN:
+            return False
+        block = flow.connection.block
+        if block.state is State.CLOSED:
+            return True
+        return block.state is State.TIME_WAIT and before(block.rcv_nxt, segment.seq)
+
+    def _begin(self, port: Port, packet: Packet, key: Key, segment: Segment) -> None:
+        stack = self._stack
+        if not self._room(port):
+            self._reset(port, key, segment)
+            return
+        flow = TcpFlow(key, port, begun=stack.now(), last=stack.now(), syn=segment)
+        if packet.destination in stack.addresses.owned() and segment.destination == DNS_PORT:
+            flow.service = "dns"
+            stack.flows.add(flow)
+            self._accept(flow)
+            return
+        target = stack.resolve_target(port, "tcp", packet.destination, segment.destination)
+        if target is None:
+            self._reset(port, key, segment)
+            return
+        flow.target = (target, segment.destination)
+        stack.flows.add(flow)
+        stack.emit(HostConnect(flow.number, "tcp", *flow.target))
+
+    def _room(self, port: Port) -> bool:
+        """Whether a guest may have one more; what only waits out TIME-WAIT makes room."""
+        flows = self._stack.flows
+        if flows.full(port, "tcp"):
+            oldest = next((flow for flow in self._waiting if flow.port is port), None)
+            if oldest is None:
+                port.counts["limit.tcp"] += 1
+                return False
+            self._drop(oldest)
+        return True
+
+    def _reset(self, port: Port, key: Key, segment: Segment) -> None:
+        """RFC 9293 §3.10.7.1: the RST that fits a segment nobody expects."""
+        if segment.flags & ACK:
+            seq, ack, flags = segment.ack, 0, RST
+        else:
+            seq, ack, flags = 0, add(segment.seq, segment.length), RST | ACK
+        head = tcp.build(key.remote_port, key.guest_port, seq, ack, flags, 0)
+        self._stack.ip.send_tcp(port, key.remote, key.guest, head, [], 0)
+
+    def path_mtu(self, key: Key, mss: int) -> None:
+        """A guest says that larger segments do not get through."""
+        flow = self._stack.flows.find(key)
+        if isinstance(flow, TcpFlow) and flow.connection is not None:
+            flow.connection.path_mtu(mss, self._stack.now())
+            self._serve(flow)
+
+    # From the host side.
+
+    def connected(self, flow: TcpFlow) -> None:
+        """The host side has connected."""
+        if flow.connection is None and flow.syn is not None:
+            self._accept(flow)
+
+    def _accept(self, flow: TcpFlow) -> None:
+        assert flow.syn is not None
+        flow.connection = self._new(flow)
+        flow.connection.accept(flow.syn, self._stack.now())
+        flow.syn = None
+        self._serve(flow)
+
+    def incoming(self, event: Accepted) -> None:
+        """Somebody connected to a forward."""
+        stack = self._stack
+        found = stack.forwards.target(event.rule)
+        if found is None or not self._room(found[1]):
+            stack.emit(Refuse(event.token))
+            return
+        rule, port = found
+        remote = stack.visible_peer(event.peer, rule.guest)
+        key = Key("tcp", port.number, rule.guest, rule.guest_port, *remote)
+        if stack.flows.find(key) is not None:
+            stack.emit(Refuse(event.token))
+            return
+        flow = TcpFlow(
+            key, port, target=event.peer, begun=stack.now(), last=stack.now(), service="forward"
+        )
+        stack.flows.add(flow)
+        stack.emit(Adopt(event.token, flow.number))
+        flow.connection = self._new(flow)
+        flow.connection.open(stack.now())
+        self._serve(flow)
+
+    def failed(self, flow: TcpFlow, why: int) -> None:
+        """The host side could not connect, or its connection broke."""
+        connection = flow.connection
+        if connection is not None:
+            connection.abort(self._stack.now())
+            self._serve(flow)
+            return
+        assert flow.syn is not None
+        if why in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT, errno.EACCES):
+            self._stack.icmp.flow_error(flow, why)
+        else:
+            self._reset(flow.port, flow.key, flow.syn)
+        self._drop(flow)
+
+    def received(self, flow: TcpFlow, data: bytes) -> None:
+        """Bytes from the host side."""
+        if flow.connection is not None:
+            flow.granted -= len(data)
+            flow.received += len(data)
+            flow.connection.write(data, self._stack.now())
+            self._serve(flow)
+
+    def closed(self, flow: TcpFlow) -> None:
+        """The host side will send no more."""
+        if flow.connection is not None:
+            flow.connection.shutdown(self._stack.now())
+            self._serve(flow)
+
+    def took(self, flow: TcpFlow, size: int) -> None:
+        """The host's kernel has bytes that the guest sent."""
+        connection = flow.connection
+        if connection is None:
+            return
+        connection.consumed(size, self._stack.now())
+        self._serve(flow)
+
+    # Time, and the way to the guest.
+
+    def tick(self, flow: TcpFlow) -> None:
+        """A deadline of the flow."""
+        if flow.connection is not None:
+            flow.connection.tick(self._stack.now())
+            self._serve(flow)
+
+    def flush(self) -> None:
+        """The end of a batch of frames: the ACKs that are due."""
+        dirty, self._dirty = self._dirty, {}
+        for flow in dirty:
+            if flow.connection is not None:
+                flow.connection.flush(self._stack.now())
+                self._serve(flow)
+
+    def pause(self, port: Port, *, paused: bool) -> None:
+        """A guest's receive ring has no room, or has some again."""
+        for flow in self._stack.flows.all():
+            if isinstance(flow, TcpFlow) and flow.port is port and flow.connection is not None:
+                flow.connection.paused = paused
+                if not paused:
+                    flow.connection.resume(self._stack.now())
+                    self._serve(flow)
+
+    # Inside.
+
+    def _new(self, flow: TcpFlow) -> Connection:
+        key, stack, port = flow.key, self._stack, flow.port
+        material = key.guest + key.remote + bytes(str((key.guest_port, key.remote_port)), "ascii")
+        digest = hashlib.blake2s(material, key=self._secret, digest_size=8).digest()
+        # RFC 6528: a clock of 4 us, and a secret's word on these ends.
+        iss = (int(stack.now() * 250_000) + int.from_bytes(digest[:4], "big")) & MASK
+        six = len(key.guest) == 16
+        settings = Settings(
+            mss=port.mtu - (_HEADERS6 if six else _HEADERS4),
+            max_segment=65_535 if port.segments(ipv6=six) else 0,
+        )
+        offset = int.from_bytes(digest[4:], "big")
+        connection = Connection(iss, settings, ts_offset=offset)
+        connection.paused = stack.paused(port)
+        connection.grow = stack.budget.take
+        flow.window = connection.block.rcv_limit
+        return connection
+
+    def _serve(self, flow: TcpFlow) -> None:
+        """Carries out what a connection wants."""
+        connection = flow.connection
+        assert connection is not None
+        flow.last = self._stack.now()
+        while connection.outputs:
+            for output in connection.take():
+                self._do(flow, connection, output)
+        if flow.connection is None:
+            return
+        self._stack.timers.set(("tcp", flow.number), connection.deadline())
+        if connection.ack_wanted:
+            self._dirty[flow] = None
+        if connection.block.state is State.TIME_WAIT:
+            self._waiting[flow] = None
+
+    def _do(self, flow: TcpFlow, connection: Connection, output: Output) -> None:
+        emit, number = self._stack.emit, flow.number
+        if isinstance(output, Send):
+            self._send(flow, output)
+        elif isinstance(output, Data):
+            flow.sent += len(output.data)
+            if flow.service == "dns":
+                connection.consumed(len(output.data), self._stack.now())
+                self._stack.dns.stream(flow, output.data)
+            else:
+                emit(HostSend(number, output.data))
+        elif isinstance(output, Freed):
+            self._credit(flow, output.size)
+        elif isinstance(output, Established):
+            flow.credit = flow.granted = CREDIT_START
+            if flow.service != "dns":
+                emit(HostRead(number, CREDIT_START))
+        elif isinstance(output, PeerClosed):
+            if flow.service == "dns":
+                connection.shutdown(self._stack.now())
+            else:
+                emit(HostShutdown(number))
+        elif isinstance(output, Ended):
+            self._ended(flow, output)
+
+    def _credit(self, flow: TcpFlow, size: int) -> None:
+        """The guest has bytes: as many more may be read; twice as many when it keeps up."""
+        flow.freed += size
+        if flow.freed >= flow.credit and flow.credit < CREDIT_MAX:
+            flow.freed = 0
+            if self._stack.budget.take(flow.credit):
+                size += flow.credit
+                flow.credit *= 2
+        flow.granted += size
+        if flow.service != "dns":
+            self._stack.emit(HostRead(flow.number, size))
+
+    def _send(self, flow: TcpFlow, send: Send) -> None:
+        key = flow.key
+        options = tcp.build_options(send.options)
+        head = tcp.build(
+            key.remote_port, key.guest_port, send.seq, send.ack, send.flags, send.window, options
+        )
+        self._stack.ip.send_tcp(flow.port, key.remote, key.guest, head, send.payload, send.mss)
+
+    def _ended(self, flow: TcpFlow, output: Ended) -> None:
+        orderly = output.reason == "closed"
+        if flow.service != "dns":
+            self._stack.emit(HostClose(flow.number, reset=not orderly))
+        self._forget(flow)
+
+    def _drop(self, flow: TcpFlow) -> None:
+        self._stack.emit(HostClose(flow.number, reset=True))
+        self._forget(flow)
+
+    def _forget(self, flow: TcpFlow) -> None:
+        stack, connection = self._stack, flow.connection
+        stack.timers.set(("tcp", flow.number), 0)
+        if connection is not None:
+            stack.budget.give(max(flow.credit - CREDIT_START, 0))
+            stack.budget.give(connection.block.rcv_limit - flow.window)
+            flow.connection = None
+        self._waiting.pop(flow, None)
+        stack.dns.gone(flow)
+        stack.flows.remove(flow)

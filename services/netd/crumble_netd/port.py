@@ -1,0 +1,55 @@
+"""A guest's connection to the network: who it is, what its device can do, what was counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from crumble_netd.addresses import LINK_LOCAL6
+from crumble_netd.header import ipv6, virtio_net
+from crumble_netd.policy import Policy
+
+
+@dataclass(slots=True)
+class Port:
+    """mac: empty until the guest's first frame tells it. ipv4: the one address it may use.
+
+    mtu: of its interface. features: virtio-net's, as the driver took them. neighbours6: addresses that
+    the guest was seen to use, for forwards.
+    """
+
+    number: int
+    mac: bytes
+    ipv4: bytes
+    mtu: int
+    policy: Policy
+    name: str = ""
+    features: int = 0
+    ipv6: bytes = b""
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def checksums(self) -> bool:
+        """The driver fills checksums in, or does without."""
+        return bool(self.features & virtio_net.F_GUEST_CSUM)
+
+    def segments(self, *, ipv6: bool) -> bool:
+        """The driver takes TCP segments larger than its MTU."""
+        wanted = virtio_net.F_GUEST_TSO6 if ipv6 else virtio_net.F_GUEST_TSO4
+        return bool(self.features & wanted)
+
+    def link_local(self) -> bytes:
+        """The address its MAC makes."""
+        return ipv6.eui64(LINK_LOCAL6, self.mac)
+
+    def may_use(self, address: bytes, network6: bytes) -> bool:
+        """Anti-spoofing: whether the guest may send from `address`."""
+        if len(address) == 4:
+            return address == self.ipv4
+        if address[:8] == network6:
+            return address[8:] not in _RESERVED
+        return ipv6.is_link_local(address) and address[8:] not in _RESERVED
+
+
+# The interface identifiers of gateway and host.
+_RESERVED = tuple(number.to_bytes(8, "big") for number in range(3))

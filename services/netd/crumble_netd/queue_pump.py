@@ -1,0 +1,230 @@
+"""The virtio-net device (virtio 1.2 §5.1) behind vhost-user: frames between a guest's rings and the stack.
+
+Queue 0 is what the guest receives, queue 1 what it sends. A frame for a guest whose ring has no buffers
+waits; the stack is told, so that TCP does not send into a full ring. What the driver did not negotiate the
+stack does not use: it knows the features from the port.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from crumble_common import doorbell, log
+from crumble_common.doorbell import QueuePump, Served
+from crumble_common.eventloop import EventLoop
+from crumble_common.vhost_user import (
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_VERSION_1,
+    Ring,
+)
+from crumble_common.virtqueue import Chain, RingError, Virtqueue
+from crumble_netd.commands import Frame
+from crumble_netd.header import Malformed, virtio_net
+from crumble_netd.layers.ethernet import MAX_FRAME
+from crumble_netd.pcap import Capture
+from crumble_netd.port import Port
+from crumble_netd.stack import Stack
+
+RX, TX = 0, 1
+ETHERNET_MTU = 1500
+# Frames that wait for a guest's buffers; what comes on top is dropped, as by any full queue.
+_BACKLOG_FRAMES, _BACKLOG_BYTES = 1024, 4 << 20
+# Frames from a guest after which others get their turn: ACKs, and the host side.
+_BATCH = 64
+
+OFFLOADS = (
+    virtio_net.F_CSUM | virtio_net.F_GUEST_CSUM | virtio_net.F_HOST_TSO4 | virtio_net.F_HOST_TSO6
+    | virtio_net.F_GUEST_TSO4 | virtio_net.F_GUEST_TSO6 | virtio_net.F_MRG_RXBUF
+)  # fmt: skip
+CONFIGURED = virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS
+
+
+class NetDevice:
+    """A crumble_common.vhost_user.Device for one port of the stack.
+
+    settle: has the stack's commands carried out; called after each batch of frames.
+    """
+
+    features = (
+        VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC | OFFLOADS | CONFIGURED
+    )
+    queues = 2
+    config = None
+
+    def __init__(
+        self, loop: EventLoop, stack: Stack, port: Port, settle: Callable[[], None]
+    ) -> None:
+        self.pump = QueuePump(loop)
+        self.capture: Capture | None = None
+        self._loop = loop
+        self._stack, self._port = stack, port
+        self._settle = settle
+        self._mtu = port.mtu
+        self._ring: Ring | None = None
+        self._tx: Virtqueue | None = None
+        self._spare: deque[Chain] = deque()
+        self._backlog: deque[Frame] = deque()
+        self._waiting = 0
+        self._pushed = False
+        self._batch = 0
+
+    def negotiated(self, features: int) -> None:
+        """Of vhost_user.Device."""
+        self._port.features = features
+        self._port.mtu = self._mtu if features & virtio_net.F_MTU else min(self._mtu, ETHERNET_MTU)
+
+    def start(self, ring: Ring) -> None:
+        """Of vhost_user.Device."""
+        assert ring.queue is not None
+        if ring.index == RX:
+            self._ring = ring
+            ring.queue.disable_kicks()
+            if ring.kick_fd >= 0:
+                self._loop.add_fd(ring.kick_fd, "kick rx", self._kicked)
+            return
+        self._tx = ring.queue
+
+        def broken(error: RingError) -> None:
+            log.warning("ring broken", queue=ring.index, reason=error.message)
+            ring.fail()
+
+        def notify() -> None:
+            doorbell.ring(ring.call_fd)
+
+        self.pump.add(Served(ring.queue, ring.kick_fd, self._serve, notify, broken, self._settle))
+
+    def stop(self, index: int) -> None:
+        """Of vhost_user.Device."""
+        if index == TX and self._tx is not None:
+            self.pump.remove(self._tx)
+            self._tx = None
+        if index == RX and self._ring is not None:
+            ring, self._ring = self._ring, None
+            if ring.kick_fd >= 0:
+                self._loop.remove_fd(ring.kick_fd)
+            assert ring.queue is not None
+            for chain in self._spare:
+                ring.queue.push(chain, 0)
+            self._spare.clear()
+            self._drop_backlog()
+
+    def reset(self) -> None:
+        """Of vhost_user.Device."""
+
+    # From the guest.
+
+    def _serve(self, chain: Chain) -> int:
+        """One frame the guest sends."""
+        if chain.readable_len <= virtio_net.SIZE + MAX_FRAME:
+            data = chain.read()
+            try:
+                offload = virtio_net.parse(data)
+            except Malformed as error:
+                self._port.counts[f"drop.{error.reason}"] += 1
+                return 0
+            frame = memoryview(data)[virtio_net.SIZE :]
+            if self.capture is not None:
+                self.capture.frame([frame])
+            self._stack.frame(self._port.number, frame, offload)
+        else:
+            self._port.counts["drop.ethernet.length"] += 1
+        self._batch += 1
+        if self._batch >= _BATCH:
+            self._batch = 0
+            self._settle()
+        return 0
+
+    # To the guest.
+
+    def transmit(self, frame: Frame) -> None:
+        """Puts a frame on the guest's ring, or keeps it until there is room."""
+        counts = self._port.counts
+        if self._ring is None:
+            counts["tx.dropped"] += 1
+            return
+        if self.capture is not None:
+            self.capture.frame((frame.head, *frame.payload))
+        counts["tx.frames"] += 1
+        counts["tx.bytes"] += frame.size
+        if not self._backlog and self._put(frame):
+            return
+        if len(self._backlog) >= _BACKLOG_FRAMES or self._waiting >= _BACKLOG_BYTES:
+            counts["tx.dropped"] += 1
+            return
+        self._backlog.append(frame)
+        self._waiting += frame.size
+        self._stack.pause(self._port.number, paused=True)
+
+    def _put(self, frame: Frame) -> bool:
+        """True when the frame has been dealt with."""
+        ring = self._ring
+        assert ring is not None
+        queue = ring.queue
+        assert queue is not None
+        size = virtio_net.SIZE + frame.size
+        try:
+            chains = self._chains(queue, size)
+        except RingError as error:
+            log.warning("ring broken", queue=ring.index, reason=error.message)
+            ring.fail()
+            self.stop(RX)
+            return True
+        if not chains:
+            return False
+        view = memoryview(
+            b"".join((virtio_net.build(frame.offload, len(chains)), frame.head, *frame.payload))
+        )
+        for chain in chains:
+            written = chain.write(view)
+            view = view[written:]
+            queue.push(chain, written)
+        if view:
+            self._port.counts["tx.too_large"] += 1
+        self._pushed = True
+        return True
+
+    def _chains(self, queue: Virtqueue, size: int) -> list[Chain]:
+        """Buffers for `size` bytes; none when there are not enough of them."""
+        merge = bool(self._port.features & virtio_net.F_MRG_RXBUF)
+        room = sum(chain.writable_len for chain in self._spare)
+        while not self._spare or (merge and room < size):
+            chain = queue.pop()
+            if chain is None and queue.enable_kicks():
+                continue
+            if chain is None:
+                return []
+            self._spare.append(chain)
+            room += chain.writable_len
+        found = [self._spare.popleft()]
+        room = found[0].writable_len
+        while merge and room < size:
+            found.append(self._spare.popleft())
+            room += found[-1].writable_len
+        return found
+
+    def _kicked(self) -> None:
+        """The guest gave buffers while frames waited for some."""
+        ring = self._ring
+        if ring is None or ring.queue is None:
+            return
+        doorbell.drain(ring.kick_fd)
+        while self._backlog and self._ring is not None and self._put(self._backlog[0]):
+            if self._backlog:
+                self._waiting -= self._backlog.popleft().size
+        if not self._backlog:
+            ring.queue.disable_kicks()
+            self._stack.pause(self._port.number, paused=False)
+        self._settle()
+
+    def _drop_backlog(self) -> None:
+        self._backlog.clear()
+        self._waiting = 0
+        self._stack.pause(self._port.number, paused=False)
+
+    def flush(self) -> None:
+        """Interrupts the guest for what was put on its ring, if it wants to be."""
+        if self._pushed and self._ring is not None:
+            self._ring.notify()
+        self._pushed = False

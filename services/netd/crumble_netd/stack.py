@@ -1,0 +1,245 @@
+"""The stack: frames from guests, events from the host side and time in; commands out. No I/O.
+
+    stack = Stack(addresses, clock=time.monotonic)
+    stack.add_port(port)
+    stack.frame(1, frame, offload)          # from a guest
+    stack.event(Connected(flow))            # from the host side
+    stack.tick()                            # when stack.deadline() has come
+    stack.flush()                           # at the end of a batch
+    for command in stack.take(): ...        # to be carried out in order
+
+Layers: ethernet (with ARP) → ip (both versions, fragments) → icmp (with neighbours), udp (with dhcp, dns), tcp.
+Nothing that a guest sends raises: what is malformed is dropped and counted by its port.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable
+
+from crumble_netd import events
+from crumble_netd.addresses import Addresses
+from crumble_netd.commands import Command, Kind
+from crumble_netd.flow_table import Budget, Flow, FlowTable, Limits
+from crumble_netd.forward_rules import ForwardRules
+from crumble_netd.header import Malformed
+from crumble_netd.header.virtio_net import NOTHING, Offload
+from crumble_netd.layers.dhcp import DhcpLayer
+from crumble_netd.layers.dns import DnsLayer, Resolver
+from crumble_netd.layers.ethernet import EthernetLayer
+from crumble_netd.layers.icmp import IcmpLayer
+from crumble_netd.layers.ip import IpLayer
+from crumble_netd.layers.neighbours import NeighbourLayer
+from crumble_netd.layers.tcp import TcpFlow, TcpLayer
+from crumble_netd.layers.udp import UdpLayer
+from crumble_netd.policy import LOOPBACK4, LOOPBACK6, Policy
+from crumble_netd.port import Port
+from crumble_netd.timers import Timers
+
+Refused = Callable[[Port, Kind, bytes, int], None]
+
+
+class Stack:
+    """One virtual network. clock: seconds, never back. random: unguessable bytes."""
+
+    def __init__(
+        self,
+        addresses: Addresses,
+        clock: Callable[[], float],
+        *,
+        resolvers: list[Resolver] | None = None,
+        limits: Limits | None = None,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.addresses = addresses
+        self.now = clock
+        self.random = random
+        self.ports: dict[int, Port] = {}
+        self.timers = Timers()
+        self.flows = FlowTable(limits or Limits())
+        self.budget = Budget(self.flows.limits.buffers)
+        self.forwards = ForwardRules(self.ports)
+        self.nobody = Port(-1, b"", b"", 1500, Policy())
+        self.on_refused: Refused = lambda *_: None
+        self._commands: list[Command] = []
+        self._paused: set[int] = set()
+        self.ethernet = EthernetLayer(self)
+        self.neighbours = NeighbourLayer(self)
+        self.ip = IpLayer(self)
+        self.icmp = IcmpLayer(self)
+        self.udp = UdpLayer(self)
+        self.dhcp = DhcpLayer(self)
+        self.dns = DnsLayer(self, resolvers or [])
+        self.tcp = TcpLayer(self)
+
+    # In.
+
+    def add_port(self, port: Port) -> None:
+        """A guest, whose names are known from now on."""
+        self.ports[port.number] = port
+        self._name_all()
+
+    def remove_port(self, number: int) -> None:
+        """A guest has gone: so have its flows."""
+        port = self.ports.pop(number, None)
+        for flow in self.flows.all():
+            if flow.port is port:
+                self.abandon(flow)
+        self._name_all()
+
+    def _name_all(self) -> None:
+        addresses = self.addresses
+        self.dns.names = {
+            (b"host",): (addresses.host4, addresses.host6),
+            (b"gateway",): (addresses.gateway4, addresses.gateway6),
+        }
+        for port in self.ports.values():
+            if port.name:
+                self.dns.names[tuple(port.name.lower().encode().split(b"."))] = (port.ipv4,)
+
+    def frame(self, number: int, frame: bytes | memoryview, offload: Offload = NOTHING) -> None:
+        """A frame from a guest."""
+        port = self.ports[number]
+        port.counts["rx.frames"] += 1
+        port.counts["rx.bytes"] += len(frame)
+        try:
+            self.ethernet.receive(port, memoryview(frame), offload)
+        except Malformed as error:
+            port.counts[f"drop.{error.reason}"] += 1
+
+    def event(self, event: events.Event) -> None:
+        """Something happened on the host side. Events of flows that have ended are passed over."""
+        if isinstance(event, events.Accepted):
+            self.tcp.incoming(event)
+            return
+        if isinstance(event, events.Incoming):
+            self.udp.incoming(event)
+            return
+        flow = self.flows.get(event.flow)
+        if flow is None:
+            return
+        if self.dns.owns(flow):
+            self._dns_event(flow, event)
+        elif isinstance(flow, TcpFlow):
+            self._tcp_event(flow, event)
+        else:
+            self._datagram_event(flow, event)
+
+    def _dns_event(self, flow: Flow, event: events.Event) -> None:
+        if isinstance(event, events.Received):
+            self.dns.received(flow, event.data)
+        elif isinstance(event, events.Failed | events.Closed):
+            self.dns.failed(flow)
+
+    def _tcp_event(self, flow: TcpFlow, event: events.Event) -> None:
+        if isinstance(event, events.Received):
+            self.tcp.received(flow, event.data)
+        elif isinstance(event, events.Took):
+            self.tcp.took(flow, event.size)
+        elif isinstance(event, events.Connected):
+            self.tcp.connected(flow)
+        elif isinstance(event, events.Closed):
+            self.tcp.closed(flow)
+        elif isinstance(event, events.Failed):
+            self.tcp.failed(flow, event.errno)
+
+    def _datagram_event(self, flow: Flow, event: events.Event) -> None:
+        icmp = flow.key.kind == "icmp"
+        if isinstance(event, events.Received):
+            if icmp:
+                self.icmp.received(flow, event.data)
+            else:
+                self.udp.received(flow, event.data)
+        elif isinstance(event, events.Failed):
+            if icmp:
+                self.icmp.failed(flow)
+            else:
+                self.udp.failed(flow, event.errno)
+
+    def flush(self) -> None:
+        """The end of a batch of frames or events: ACKs that waited for company go out."""
+        self.tcp.flush()
+
+    def pause(self, number: int, *, paused: bool) -> None:
+        """A guest's receive ring is full, or has room again: TCP waits rather than lose."""
+        if paused == (number in self._paused) or number not in self.ports:
+            return
+        self._paused ^= {number}
+        self.tcp.pause(self.ports[number], paused=paused)
+
+    def paused(self, port: Port) -> bool:
+        """Whether a guest's receive ring is full."""
+        return port.number in self._paused
+
+    # Time.
+
+    def deadline(self) -> float:
+        """When `tick` is to be called; 0: not at all. A call too early does no harm."""
+        return self.timers.next()
+
+    def tick(self) -> None:
+        """Serves what is due."""
+        for key in self.timers.due(self.now()):
+            self._tick(key)
+
+    def _tick(self, key: Hashable) -> None:
+        assert isinstance(key, tuple)
+        what, number = key
+        if what == "advertise":
+            if number in self.ports:
+                self.neighbours.advertise(self.ports[number])
+            return
+        flow = self.flows.get(number)
+        if flow is None:
+            return
+        if isinstance(flow, TcpFlow):
+            self.tcp.tick(flow)
+        elif what == "dns":
+            self.dns.failed(flow)
+        else:
+            self.udp.close(flow)
+
+    # Out.
+
+    def emit(self, command: Command) -> None:
+        """For layers: something to do."""
+        self._commands.append(command)
+
+    def take(self) -> list[Command]:
+        """What is to be done, in order."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    # For layers.
+
+    def resolve_target(self, port: Port, kind: Kind, address: bytes, number: int) -> bytes | None:
+        """Where a guest's flow goes on the host's side; None when it may not."""
+        addresses = self.addresses
+        if address in (addresses.host4, addresses.host6):
+            if port.policy.allows_host(number, kind):
+                return LOOPBACK4 if len(address) == 4 else LOOPBACK6
+        elif not addresses.inside(address) and port.policy.allows(address, number, kind):
+            return address
+        self.refused(port, kind, address, number)
+        return None
+
+    def refused(self, port: Port, kind: Kind, address: bytes, number: int) -> None:
+        """Policy said no."""
+        port.counts["refused"] += 1
+        self.on_refused(port, kind, address, number)
+
+    def visible_peer(self, peer: tuple[bytes, int], guest: bytes) -> tuple[bytes, int]:
+        """Whom a guest sees behind a forwarded connection: the peer itself where that is possible."""
+        address, number = peer
+        public = not self.addresses.inside(address) and Policy().allows(address, number, "tcp")
+        if public and len(address) == len(guest):
+            return peer
+        gateway = self.addresses.gateway4 if len(guest) == 4 else self.addresses.gateway6
+        return gateway, number
+
+    def abandon(self, flow: Flow) -> None:
+        """Ends a flow from this side, whatever it is doing."""
+        if isinstance(flow, TcpFlow):
+            self.tcp.failed(flow, 0)
+        else:
+            self.udp.close(flow)

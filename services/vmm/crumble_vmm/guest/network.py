@@ -1,0 +1,161 @@
+"""The guest's network interface, as the kernel's command line says. In the dialect of crumble_ir.
+
+crumble.network=ADDRESS/BITS,GATEWAY gives eth0 its IPv4 address and default route. IPv6 configures itself
+from the router's advertisements; there is nobody to share the link with, so nothing waits for duplicates.
+"""
+
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+from crumble_ir import linux
+from crumble_ir.dialect import (
+    array,
+    format_into,
+    i16,
+    i64,
+    ptr,
+    sizeof,
+    static,
+    struct,
+    u8,
+    u16,
+    u32,
+    u64,
+)
+from crumble_ir.runtime import memory
+from crumble_vmm.guest import devices, mounts, protocol, state
+
+SLASH, COMMA, DOT, ZERO = b"/"[0], b","[0], b"."[0], b"0"[0]
+IPV6 = b"/proc/sys/net/ipv6/conf/eth0/"
+
+
+@struct
+class Address:
+    family: u16
+    port: u16
+    address: u32
+    zero: u64
+
+
+@struct
+class AddressRequest:
+    name: array[u8, 16]
+    address: Address
+    rest: u64
+
+
+@struct
+class Route:
+    pad1: u64
+    destination: Address
+    gateway: Address
+    mask: Address
+    flags: u16
+    pad2: i16
+    pad3: u32
+    pad4: u64
+    tos: u8
+    klass: u8
+    pad5: array[i16, 3]
+    metric: i16
+    device: ptr[u8]
+    mtu: u64
+    window: u64
+    irtt: u16
+
+
+_text = static(ptr[u8])
+_path = static(array[u8, 96])
+
+
+def configure() -> None:
+    """Brings up eth0, when the command line says how; a guest without a network is a guest, too."""
+    if not mounts.find_parameter(protocol.NETWORK_PARAMETER):
+        return
+    _set_text(mounts.parameter)
+    address = _number4()
+    bits = _after(SLASH)
+    _skip(COMMA)
+    gateway = _number4()
+    fd = linux.socket(linux.AF_INET, linux.SOCK_DGRAM | linux.SOCK_CLOEXEC, 0)
+    if fd < 0:
+        return
+    _write(b"accept_dad", b"0")
+    _write(b"router_solicitation_delay", b"0")
+    if _set(fd, linux.SIOCSIFADDR, address) and _set(fd, linux.SIOCSIFNETMASK, _mask(bits)):
+        devices.interface_up(fd, b"eth0", 4)
+        _route(fd, gateway)
+    linux.close(fd)
+
+
+def _set_text(text: ptr[u8]) -> None:
+    global _text
+    _text = text
+
+
+def _decimal() -> u32:
+    value: u32 = 0
+    while _text[0] >= ZERO and _text[0] <= ZERO + 9:
+        value = value * 10 + u32(_text[0] - ZERO)
+        _set_text(_text + 1)
+    return value
+
+
+def _skip(character: u8) -> None:
+    if _text[0] == character:
+        _set_text(_text + 1)
+
+
+def _after(character: u8) -> u32:
+    _skip(character)
+    return _decimal()
+
+
+def _number4() -> u32:
+    """A dotted address, as it lies in memory in network order."""
+    value = _decimal()
+    for index in range(1, 4):
+        value = value | _after(DOT) << u32(index * 8)
+    return value
+
+
+def _mask(bits: u32) -> u32:
+    """The netmask of so many bits, in network order."""
+    value: u32 = 0
+    for index in range(min(bits, u32(32))):
+        value = value | u32(0x80 >> (index & 7)) << u32(index & 0x18)
+    return value
+
+
+def _fill(target: ptr[Address], address: u32) -> None:
+    target.family = linux.AF_INET
+    target.port = 0
+    target.address = address
+    target.zero = 0
+
+
+def _set(fd: i64, request: i64, address: u32) -> bool:
+    data: AddressRequest
+    memory.clear(ptr[u8](data), sizeof(AddressRequest))
+    memory.copy(data.name, b"eth0", 4)
+    _fill(data.address, address)
+    return linux.ioctl(fd, request, data) == 0
+
+
+def _route(fd: i64, gateway: u32) -> None:
+    route: Route
+    memory.clear(ptr[u8](route), sizeof(Route))
+    _fill(route.destination, 0)
+    _fill(route.mask, 0)
+    _fill(route.gateway, gateway)
+    route.flags = linux.RTF_UP | linux.RTF_GATEWAY
+    linux.ioctl(fd, linux.SIOCADDRT, route)
+
+
+def _write(name: ptr[u8], value: ptr[u8]) -> None:
+    format_into(_path, f"{IPV6}{name:s}")
+    fd = linux.openat(linux.AT_FDCWD, _path, linux.O_WRONLY | linux.O_CLOEXEC, 0)
+    if state.error_of(fd) == 0:
+        linux.write(fd, value, memory.length(value))
+        linux.close(fd)
