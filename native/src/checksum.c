@@ -3,7 +3,8 @@
 #include <string.h>
 
 // Sums native words, eight bytes at a time, into 64 bits: byte order only swaps the folded result
-// (RFC 1071 section 2 B), and carries out of 32-bit halves cannot overflow 64 bits below 2^32 words.
+// (RFC 1071 section 2 B), and carries out of 32-bit halves cannot overflow 64 bits below 2^32
+// words.
 uint32_t crb_checksum_sum(const uint8_t *data, size_t size, uint32_t initial) {
     uint64_t sum = 0;
     size_t at = 0;

@@ -1,4 +1,4 @@
-"""Stand-ins for vmm, fsd and ocid: real processes with the real control protocol, without a guest.
+"""Stand-ins for vmm, fsd, netd and ocid: real processes with the real control protocol, without a guest.
 
 The fake vmm runs a VM's processes as processes of this host, in a directory of its own, with the
 same credits, signals, ptys and errors, so that what is above it (supervisor, SDK, CLI) is tested end to
@@ -24,7 +24,7 @@ import msgpack
 
 from crumble.supervisor.table import Row, Table
 from crumble_common.errors import GuestError, InternalError, RemoteError, UsageError
-from crumble_common.messages import fs, image, vm
+from crumble_common.messages import fs, image, net, vm
 from crumble_common.messages.service import Ok
 from crumble_common.service import Context, Reply, Service
 from framework.fake_process import FakeProcess
@@ -76,6 +76,21 @@ class FakeFsd(Unconfined):
         reply.ok(fs.FsFrozen(b"fsd" if message.capture_fd else b"", True, 8))
 
 
+class FakeNetd(Unconfined):
+    name = "netd"
+    config_type = net.NetConfig
+
+    def open(self, config: net.NetConfig) -> None:
+        self.socket = socket.socket(fileno=self.context.fd(config.socket_fd))
+
+    def start(self) -> None:
+        self.context.loop.add_fd(self.socket.fileno(), "vhost-user", self.driver_gone)
+
+    def driver_gone(self) -> None:
+        if not self.socket.recv(64):
+            self.context.finish()
+
+
 class FakeVmm(Unconfined):
     name = "vmm"
     config_type = vm.VmConfig
@@ -106,6 +121,8 @@ class FakeVmm(Unconfined):
         assert os.fstat(self.context.fd("memory")).st_size == config.memory
         os.fstat(self.context.fd("page_state"))
         self.socket = socket.socket(fileno=self.context.fd(config.filesystems[0].socket_fd))
+        if config.network is not None:
+            self.net = socket.socket(fileno=self.context.fd(config.network.socket_fd))
 
     def start(self) -> None:
         loop = self.context.loop
@@ -313,10 +330,11 @@ TABLE: Table = {
         "vmm",
         "framework.fake_services:FakeVmm",
         "vm",
-        ("memory", "page_state", "memory_base", "root_fs"),
+        ("memory", "page_state", "memory_base", "root_fs", "net"),
     ),
     "fsd": Row(
         "fsd", "framework.fake_services:FakeFsd", "vm", ("page_state", "memory_base", "root_fs")
     ),
+    "netd": Row("netd", "framework.fake_services:FakeNetd", "vm", ("net",)),
     "ocid": Row("ocid", "framework.fake_services:FakeOcid", "user", restart=True),
 }

@@ -210,7 +210,7 @@ def test_a_killed_exec_takes_its_process_with_it(box: World) -> None:
 def test_ps_and_inspect(box: World) -> None:
     (vm,) = json.loads(box.run("ps", "--json").stdout)
     assert (vm["name"], vm["state"], vm["hypervisor"]) == ("box", "running", "soft")
-    assert {service["name"] for service in vm["services"]} == {"vmm.box", "fsd.box"}
+    assert {service["name"] for service in vm["services"]} == {"vmm.box", "fsd.box", "netd.box"}
     for service in vm["services"]:
         assert service["sandbox"]
     assert json.loads(box.run("inspect", "--vm", "box").stdout)["id"] == vm["id"]

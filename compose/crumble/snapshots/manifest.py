@@ -53,7 +53,7 @@ class SavedImage:
 
 @dataclass(frozen=True)
 class Manifest:
-    """memory: bytes. key: what a boot snapshot was made of, for people. parent: "" or another's name."""
+    """memory: bytes. network: it has a network device, or "none". key: what a boot snapshot was made of, for people. parent: "" or another's name."""
 
     kind: str
     name: str
@@ -67,6 +67,7 @@ class Manifest:
     parent: str = ""
     shares: list[str] = field(default_factory=list)
     cmdline: str = ""
+    network: str = "none"
     architecture: str = ARCHITECTURE
     hypervisor: str = HYPERVISOR
     format: int = FORMAT

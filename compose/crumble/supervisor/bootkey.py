@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from crumble.supervisor.vm import Vm
 
 # Whose code decides what a booted guest looks like, init and agent among it.
-_CODE = ("crumble_vmm", "crumble_fsd", "crumble_common", "crumble_ir", "crumble_native")
+_CODE = ("crumble_vmm", "crumble_fsd", "crumble_netd", "crumble_common", "crumble_ir", "crumble_native")
 
 
-def of(vm: Vm, image: Image, kernel: Kernel, resolv_conf: bytes) -> dict[str, str]:
+def of(vm: Vm, image: Image, kernel: Kernel) -> dict[str, str]:
     """Everything that goes in; empty when such a VM has no boot snapshot."""
     request = vm.request
     if not request.boot_snapshot or request.dmesg or request.shares:
@@ -38,7 +38,8 @@ def of(vm: Vm, image: Image, kernel: Kernel, resolv_conf: bytes) -> dict[str, st
         "cmdline": request.cmdline,
         "image": image.id,
         "layers": _digest(" ".join(layer.index for layer in image.layers)),
-        "resolv.conf": hashlib.sha256(resolv_conf).hexdigest(),
+        "resolv.conf": hashlib.sha256(vm.network.resolv_conf()).hexdigest(),
+        "network": vm.network.kind,
         "cpus": str(vm.cpus),
         "memory": str(vm.memory),
     }

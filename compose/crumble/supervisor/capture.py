@@ -126,6 +126,7 @@ def about(vm: Vm, kind: str, name: str, key: dict[str, str]) -> Manifest:
         ),
         files={},
         key=key,
+        network=vm.network.kind,
         shares=[share.target for share in vm.request.shares],
         crumble=__version__,
     )

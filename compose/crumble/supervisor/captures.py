@@ -229,5 +229,5 @@ def _clone(vm: Vm, request: messages.Fork, number: int) -> messages.VmCreate:
     assert vm.image is not None
     return dataclasses.replace(
         vm.request, name=name, hostname="", image=vm.request.image or vm.image.reference,
-        snapshot="", detach=request.detach, main=None, dmesg=False,
+        snapshot="", detach=request.detach, main=None, dmesg=False, publish=[], capture="",
     )  # fmt: skip

@@ -71,12 +71,6 @@ def check(request: VmCreate) -> None:
             code="vm.network",
             hint="Choose user or none.",
         )
-    if request.network == "none" and request.publish:
-        raise UsageError(
-            "A VM without a network has no ports to forward to.",
-            code="vm.network",
-            hint="Leave out --network none, or the forwards.",
-        )
     for share in request.shares:
         _check_share(share.source, share.target)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crumble_common.errors import UsageError
 from crumble_common.messages import net
 from crumble_common.messages.client import VmCreate
 from crumble_common.messages.net import NetConfig
@@ -20,23 +20,32 @@ NETWORKS = ("user", "none")
 _MODULES = frozenset(("failover", "net_failover", "virtio_net"))
 _DOMAIN = "internal"
 _SOCKET = "net"
+# Every guest is alone on its network; so clones of a snapshot, which all have one address, are none to
+# each other.
+_MAC = "02:63:72:75:6d:02"
 
 
 class Network:
-    """Of one VM. on: it has one."""
+    """Of one VM. kind: one of NETWORKS. on: it has one."""
 
-    def __init__(self, request: VmCreate) -> None:
-        self.on = request.network != "none"
-        # Locally administered, of one host.
-        self.mac = "02" + "".join(f":{byte:02x}" for byte in secrets.token_bytes(5))
+    def __init__(self, kind: str, request: VmCreate) -> None:
+        if kind == "none" and request.publish:
+            raise UsageError(
+                "A VM without a network has no ports to forward to.",
+                code="vm.network",
+                hint="Leave out --network none, or the forwards; a snapshot keeps what it had.",
+            )
+        self.kind = kind
+        self.on = kind != "none"
+        self._request = request
 
     def netd_config(self, vm: Vm) -> NetConfig:
         """What `netd` is told."""
-        request = vm.request
+        request = self._request
         return NetConfig(
             socket_fd=_SOCKET,
             name=vm.hostname,
-            mac=self.mac,
+            mac=_MAC,
             policy=request.policy,
             forwards=request.publish,
             capture_fd="capture" if request.capture else "",
@@ -47,7 +56,7 @@ class Network:
         if not self.on:
             return None
         bits = ipaddress.ip_network(net.NETWORK).prefixlen
-        return VirtioNet(_SOCKET, self.mac, net.MTU, f"{net.GUEST}/{bits}", net.GATEWAY)
+        return VirtioNet(_SOCKET, _MAC, net.MTU, f"{net.GUEST}/{bits}", net.GATEWAY)
 
     def modules(self, paths: list[str]) -> list[str]:
         """Those of a kernel's modules that this guest needs."""

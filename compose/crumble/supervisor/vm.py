@@ -69,7 +69,7 @@ class Vm:
         self.request = request
         self.cpus, self.memory = request.cpus, limits.rounded_memory(request.memory)
         self.hostname = request.hostname or name.replace("_", "-").strip("-.")
-        self.network = Network(request)
+        self.network = Network(request.network, request)
         self.created = time.time()
         self.state = "starting"
         self.detail = ""
@@ -98,6 +98,7 @@ class Vm:
 
     def go_on_from(self, origin: Origin) -> None:
         """Will not boot, but be what `origin` was."""
+        self.network = Network(origin.about.network, self.request)
         origin.take()
         self.origin = origin
         self.cpus, self.memory = origin.about.cpus, origin.about.memory

@@ -371,7 +371,7 @@ def test_a_kernel_and_what_its_modules_need(library: Library, archive: DebianArc
     assert len(archive.registry.requests) == asked
     left = [path.name for path in library.store.root.rglob("*") if path.is_file()]
     assert sorted(left) == sorted(
-        ["lock", "default", "image", "kernel.json", *(Path(p).name for p in kernel.modules),
+        ["lock", "default", "image", "kernel.json", "wanted", *(Path(p).name for p in kernel.modules),
          next(n for n in left if n.endswith(".sqlite"))]
     )  # fmt: skip
 

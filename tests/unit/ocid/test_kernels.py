@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from crumble_common.errors import UsageError
-from crumble_ocid.kernels import kernels_home, stored_kernel
+from crumble_ocid.kernels import WANTED_FILE, WANTED_TEXT, kernels_home, stored_kernel
 from crumble_ocid.store import Store
 
 RELEASE = "6.12.1-riscv64"
@@ -25,6 +25,7 @@ def home(tmp_path: Path) -> Path:
     (made / RELEASE / "kernel.json").write_text(json.dumps(said))
     for name in ("image", "a.ko"):
         (made / RELEASE / name).touch()
+    (made / RELEASE / WANTED_FILE).write_text(WANTED_TEXT)
     (made / "default").write_text(RELEASE)
     return made
 
@@ -38,9 +39,14 @@ def test_a_whole_kernel_is_found_with_its_paths(home: Path, version: str) -> Non
     assert kernel.modules == [str(home / RELEASE / "a.ko")]
 
 
-@pytest.mark.parametrize("lost", ["image", "a.ko", "kernel.json"])
+@pytest.mark.parametrize("lost", ["image", "a.ko", "kernel.json", WANTED_FILE])
 def test_a_kernel_that_lacks_a_file_is_none(home: Path, lost: str) -> None:
     (home / RELEASE / lost).unlink()
+    assert stored_kernel(home, "") is None
+
+
+def test_a_kernel_that_was_searched_for_other_modules_is_none(home: Path) -> None:
+    (home / RELEASE / WANTED_FILE).write_text("virtiofs")
     assert stored_kernel(home, "") is None
 
 

@@ -107,7 +107,7 @@ def consumed(conn: Connection, count: int, now: float) -> None:
     block.taken += count
     if block.taken >= block.rcv_limit:
         block.taken = 0
-        limit = conn.settings.rcv_max if block.scale_ok else MAX_SCALED
+        limit = min(conn.settings.rcv_max, 1 << 30 if block.scale_ok else MAX_SCALED)
         step = min(block.rcv_limit, limit - block.rcv_limit)
         if step > 0 and conn.grow(step):
             block.rcv_limit += step

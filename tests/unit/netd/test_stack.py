@@ -1,0 +1,478 @@
+"""The stack by frames and events: what a guest sends, what it gets, what the host side is asked."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import Any
+
+import pytest
+
+from crumble_netd import events
+from crumble_netd.addresses import packed
+from crumble_netd.commands import (
+    Adopt,
+    HostClose,
+    HostConnect,
+    HostRead,
+    HostSend,
+    HostShutdown,
+    Refuse,
+)
+from crumble_netd.flow_table import Limits
+from crumble_netd.forward_rules import ForwardRule
+from crumble_netd.header import arp, dhcp, icmp, ipv4, ipv6, tcp, udp, virtio_net
+from crumble_netd.header.virtio_net import Offload
+from crumble_netd.policy import Policy
+from framework.netd_guest import (
+    GATEWAY,
+    GATEWAY6,
+    GATEWAY_MAC,
+    GUEST,
+    GUEST6,
+    HOST,
+    INTERNET,
+    INTERNET6,
+    LINK6,
+    MAC,
+    ROUTER6,
+    FakeNetwork,
+)
+
+WEB = (INTERNET, 80)
+ALL_OFFLOADS = (
+    virtio_net.F_CSUM | virtio_net.F_GUEST_CSUM | virtio_net.F_GUEST_TSO4 | virtio_net.F_HOST_TSO4
+)
+
+
+@pytest.fixture
+def net() -> FakeNetwork:
+    return FakeNetwork()
+
+
+def one(found: list[Any]) -> Any:
+    (only,) = found
+    return only
+
+
+def connect(net: FakeNetwork, to: tuple[bytes, int] = WEB, port: int = 50000) -> tuple[int, int]:
+    """The guest opens a connection that the host side makes: flow, and our next sequence number."""
+    options = tcp.Options(mss=1460)
+    net.guest.tcp(to, tcp.SYN, 1000, port=port, options=options)
+    asked = one(net.asked())
+    assert isinstance(asked, HostConnect)
+    net.event(events.Connected(asked.flow))
+    answer = one(net.packets()).message
+    assert answer.flags == tcp.SYN | tcp.ACK
+    assert answer.ack == 1001
+    net.guest.tcp(to, tcp.ACK, 1001, answer.seq + 1, port=port)
+    read = one(net.asked())
+    assert isinstance(read, HostRead)
+    return asked.flow, answer.seq + 1
+
+
+# -- Link -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [GATEWAY, HOST])
+def test_arp_is_answered_for_gateway_and_host(net: FakeNetwork, target: bytes) -> None:
+    net.guest.arp(target)
+    answer = one(net.packets()).message
+    assert answer == arp.Arp(arp.REPLY, GATEWAY_MAC, target, MAC, GUEST)
+
+
+def test_arp_for_others_and_probes_of_its_own_address_are_not_answered(net: FakeNetwork) -> None:
+    net.guest.arp(packed("10.0.2.99"))
+    net.guest.arp(GUEST, sender=bytes(4))
+    assert net.packets() == []
+
+
+def test_spoofed_senders_are_dropped(net: FakeNetwork) -> None:
+    net.guest.arp(GATEWAY, sender=packed("10.0.2.16"))
+    net.guest.arp(GATEWAY, mac=b"\x02\0\0\0\0\x07")
+    net.guest.udp(WEB, b"x", source=packed("10.0.2.16"))
+    net.guest.udp((INTERNET6, 80), b"x", source=packed("2001:db8::1"))
+    net.guest.udp((INTERNET6, 80), b"x", source=GATEWAY6)
+    frame = bytearray(64)
+    frame[6:12] = b"\x02\0\0\0\0\x07"
+    net.frame(bytes(frame))
+    assert net.packets() == []
+    assert net.asked() == []
+    assert net.drops == {"spoofed": 6}
+
+
+def test_land_is_dropped(net: FakeNetwork) -> None:
+    net.guest.tcp((GUEST, 80), tcp.SYN, 1)
+    assert net.drops == {"land": 1}
+
+
+def test_a_guest_without_a_mac_is_known_by_its_first_frame() -> None:
+    net = FakeNetwork()
+    net.port.mac = b""
+    net.guest.arp(GATEWAY)
+    kinds = [packet.kind for packet in net.packets()]
+    assert kinds == ["icmp", "arp"]  # a router advertisement, at once, and the answer
+    assert net.port.mac == MAC
+
+
+# -- Echo -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [GATEWAY, HOST, GATEWAY6])
+def test_the_gateway_answers_pings(net: FakeNetwork, target: bytes) -> None:
+    net.guest.ping(target)
+    packet = one(net.packets())
+    assert packet.source == target
+    assert packet.message.type in (icmp.ECHO_REPLY, icmp.ECHO_REPLY6)
+    assert bytes(packet.message.body) == b"ping"
+
+
+def test_pings_of_others_go_through_the_hosts_ping_sockets(net: FakeNetwork) -> None:
+    net.guest.ping(INTERNET)
+    connect, send = net.asked()
+    assert (connect.kind, connect.address) == ("icmp", INTERNET)
+    assert send.data[0] == icmp.ECHO
+    reply = icmp.build(icmp.ECHO_REPLY, 0, 0x99990001, b"ping")  # the kernel's own identifier
+    net.event(events.Received(connect.flow, reply))
+    packet = one(net.packets())
+    assert packet.source == INTERNET
+    assert packet.message.rest == 0x12340001
+    net.wait(31)
+    assert net.asked() == [HostClose(connect.flow)]
+
+
+# -- IPv6 -----------------------------------------------------------------------------------------
+
+
+def test_router_solicitation_is_answered(net: FakeNetwork) -> None:
+    net.guest.icmp6(packed("ff02::2"), icmp.ROUTER_SOLICITATION, 0, b"", source=LINK6)
+    packet = one(net.packets())
+    assert packet.source == ROUTER6
+    assert packet.destination == ipv6.ALL_NODES
+    assert packet.mac == bytes.fromhex("333300000001")
+    body = bytes(packet.message.body)
+    assert GATEWAY_MAC in body
+    assert GATEWAY6 in body
+    assert struct.pack("!I", 1500) in body
+    net.wait(1801)
+    assert one(net.packets()).message.type == icmp.ROUTER_ADVERTISEMENT
+
+
+def test_neighbours_are_found(net: FakeNetwork) -> None:
+    asked = ipv6.solicited_node(GATEWAY6)
+    net.guest.icmp6(asked, icmp.NEIGHBOR_SOLICITATION, 0, GATEWAY6 + b"\x01\x01" + MAC)
+    packet = one(net.packets())
+    assert packet.destination == GUEST6
+    assert bytes(packet.message.body) == GATEWAY6 + b"\x02\x01" + GATEWAY_MAC
+    assert packet.message.rest >> 29 == 0b111
+
+
+def test_discovery_from_afar_is_dropped(net: FakeNetwork) -> None:
+    net.guest.icmp6(packed("ff02::2"), icmp.ROUTER_SOLICITATION, 0, b"", source=LINK6, hops=64)
+    assert net.packets() == []
+    assert net.drops == {"nd.hops": 1}
+
+
+# -- DHCP -----------------------------------------------------------------------------------------
+
+
+def dhcp_message(kind: int, **options: bytes) -> bytes:
+    head = struct.pack("!BBBBIHH4s4s4s4s16s192x4s", 1, 1, 6, 0, 7, 0, 0, bytes(4), bytes(4),
+                       bytes(4), bytes(4), MAC.ljust(16, b"\0"), b"\x63\x82\x53\x63")  # fmt: skip
+    numbers = {"requested": dhcp.REQUESTED, "server": dhcp.SERVER}
+    body = bytes((dhcp.KIND, 1, kind))
+    for name, value in options.items():
+        body += bytes((numbers[name], len(value))) + value
+    return head + body + b"\xff"
+
+
+def dhcp_answer(net: FakeNetwork, message: bytes) -> tuple[bytes, bytes]:
+    net.guest.udp((ipv4.BROADCAST, 67), message, 68, source=ipv4.ANY)
+    packet = one(net.packets())
+    assert packet.destination == ipv4.BROADCAST
+    data = bytes(packet.message.payload)
+    return data[16:20], data[240:]
+
+
+def test_dhcp_gives_the_one_address(net: FakeNetwork) -> None:
+    yours, options = dhcp_answer(net, dhcp_message(dhcp.DISCOVER))
+    assert yours == GUEST
+    assert options.startswith(bytes((dhcp.KIND, 1, dhcp.OFFER)))
+    assert bytes((dhcp.ROUTER, 4)) + GATEWAY in options
+    assert bytes((dhcp.DNS, 4)) + GATEWAY in options
+    yours, options = dhcp_answer(net, dhcp_message(dhcp.WANT, requested=GUEST, server=GATEWAY))
+    assert yours == GUEST
+    assert options.startswith(bytes((dhcp.KIND, 1, dhcp.ACK)))
+    _, options = dhcp_answer(net, dhcp_message(dhcp.WANT, requested=packed("10.0.2.99")))
+    assert options.startswith(bytes((dhcp.KIND, 1, dhcp.NAK)))
+
+
+# -- UDP ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", [INTERNET, INTERNET6])
+def test_udp_flows(net: FakeNetwork, address: bytes) -> None:
+    net.guest.udp((address, 5000), b"question")
+    connect, send = net.asked()
+    assert connect == HostConnect(connect.flow, "udp", address, 5000)
+    assert send == HostSend(connect.flow, b"question")
+    net.guest.udp((address, 5000), b"again")
+    assert net.asked() == [HostSend(connect.flow, b"again")]
+    net.event(events.Received(connect.flow, b"answer"))
+    packet = one(net.packets())
+    assert (packet.source, packet.message.source, packet.message.destination) == (
+        address,
+        5000,
+        40000,
+    )
+    assert bytes(packet.message.payload) == b"answer"
+    net.wait(179)
+    assert net.asked() == []
+    net.wait(2)
+    assert net.asked() == [HostClose(connect.flow)]
+
+
+def test_a_refused_datagram_is_an_icmp_error(net: FakeNetwork) -> None:
+    net.guest.udp((INTERNET, 5000), b"question")
+    flow = net.asked()[0].flow  # type: ignore[union-attr]
+    net.event(events.Failed(flow, errno.ECONNREFUSED))
+    packet = one(net.packets())
+    assert packet.source == INTERNET
+    assert (packet.message.type, packet.message.code) == (icmp.UNREACHABLE, icmp.PORT)
+    quoted = ipv4.parse(memoryview(bytes(packet.message.body)))
+    assert (quoted.source, quoted.destination) == (GUEST, INTERNET)
+    assert bytes(packet.message.body)[20:24] == struct.pack("!HH", 40000, 5000)
+
+
+def test_large_datagrams_go_in_fragments_both_ways(net: FakeNetwork) -> None:
+    data = bytes(range(256)) * 16
+    pseudo_free = (
+        udp.build(40000, 5000, data, 0)[:6] + b"\0\0" + data
+    )  # no checksum: IPv4 allows it
+    for at in range(0, len(pseudo_free), 1480):
+        piece = pseudo_free[at : at + 1480]
+        net.guest.ip(GUEST, INTERNET, 17, piece, offset=at, more=at + 1480 < len(pseudo_free),
+                     identification=9)  # fmt: skip
+    _, send = net.asked()
+    assert send.data == data  # type: ignore[union-attr]
+    net.event(events.Received(send.flow, data))  # type: ignore[union-attr]
+    pieces = net.packets()
+    assert [piece.fragment for piece in pieces] == [(0, True), (1480, True), (2960, False)]
+    whole = b"".join(bytes(piece.message) for piece in pieces)  # type: ignore[call-overload]
+    assert whole[8:] == data
+
+
+def test_overlapping_fragments_are_refused(net: FakeNetwork) -> None:
+    net.guest.ip(GUEST, INTERNET, 17, bytes(24), offset=0, more=True, identification=9)
+    net.guest.ip(GUEST, INTERNET, 17, bytes(24), offset=16, more=True, identification=9)
+    net.guest.ip(GUEST, INTERNET, 17, bytes(24), offset=40, more=False, identification=9)
+    assert net.asked() == []
+    assert net.drops == {"fragment.overlap": 2}
+
+
+def test_the_oldest_flow_makes_room() -> None:
+    net = FakeNetwork(limits=Limits(udp=4))
+    for port in range(6):
+        net.guest.udp((INTERNET, 5000), b"x", 41000 + port)
+        net.wait(0.1)
+    assert sum(isinstance(command, HostClose) for command in net.asked()) == 2
+    assert net.port.counts["limit.udp"] == 2
+
+
+# -- TCP ------------------------------------------------------------------------------------------
+
+
+def test_a_connection_through_to_the_host_side(net: FakeNetwork) -> None:
+    flow, seq = connect(net)
+    net.guest.tcp(WEB, tcp.ACK | tcp.PSH, 1001, seq, b"GET /")
+    assert net.asked() == [HostSend(flow, b"GET /")]
+    assert one(net.packets()).message.ack == 1006
+    net.event(events.Took(flow, 5))
+    net.event(events.Received(flow, b"200 OK"))
+    answer = one(net.packets()).message
+    assert bytes(answer.payload) == b"200 OK"
+    net.guest.tcp(WEB, tcp.ACK, 1006, seq + 6)
+    assert net.asked() == [HostRead(flow, 6)]
+    net.event(events.Closed(flow))
+    assert one(net.packets()).message.flags & tcp.FIN
+    net.guest.tcp(WEB, tcp.ACK | tcp.FIN, 1006, seq + 7)
+    assert net.asked() == [HostShutdown(flow)]
+    net.wait(61)
+    assert net.asked() == [HostClose(flow)]
+
+
+def test_refused_is_a_reset_and_unreachable_an_icmp_error(net: FakeNetwork) -> None:
+    net.guest.tcp(WEB, tcp.SYN, 7)
+    asked = net.asked()[0]
+    net.event(events.Failed(asked.flow, errno.ECONNREFUSED))  # type: ignore[union-attr]
+    segment = one(net.packets()).message
+    assert (segment.flags, segment.ack) == (tcp.RST | tcp.ACK, 8)
+    net.asked()
+    net.guest.tcp(WEB, tcp.SYN, 7)
+    net.event(events.Failed(net.asked()[0].flow, errno.EHOSTUNREACH))  # type: ignore[union-attr]
+    packet = one(net.packets())
+    assert (packet.message.type, packet.message.code) == (icmp.UNREACHABLE, icmp.HOST)
+
+
+def test_a_host_side_that_breaks_resets_the_guest(net: FakeNetwork) -> None:
+    flow, seq = connect(net)
+    net.event(events.Failed(flow, errno.ECONNRESET))
+    segment = one(net.packets()).message
+    assert (segment.flags & tcp.RST, segment.seq) == (tcp.RST, seq)
+    assert net.asked() == [HostClose(flow, reset=True)]
+
+
+def test_a_guest_that_resets_resets_the_host_side(net: FakeNetwork) -> None:
+    flow, seq = connect(net)
+    net.guest.tcp(WEB, tcp.RST, 1001, seq)
+    assert net.asked() == [HostClose(flow, reset=True)]
+
+
+def test_segments_of_no_connection_are_reset(net: FakeNetwork) -> None:
+    net.guest.tcp(WEB, tcp.ACK, 5, 77)
+    segment = one(net.packets()).message
+    assert (segment.flags, segment.seq) == (tcp.RST, 77)
+    net.guest.tcp(WEB, tcp.RST, 5)
+    assert net.packets() == []
+
+
+def test_a_host_that_takes_nothing_closes_the_window(net: FakeNetwork) -> None:
+    flow, seq = connect(net)
+    at, window = 1001, 60000
+    for _ in range(200):
+        if window < 1000:
+            break
+        net.guest.tcp(WEB, tcp.ACK, at, seq, bytes(1000))
+        at += 1000
+        window = net.packets()[-1].message.window  # type: ignore[attr-defined]
+    assert window < 1000
+    sent = sum(len(c.data) for c in net.asked() if isinstance(c, HostSend))
+    assert sent == at - 1001 <= 1 << 16
+    net.event(events.Took(flow, sent))
+    assert one(net.packets()).message.window >= 1 << 15
+
+
+def test_a_guest_that_does_not_read_stops_the_host_side(net: FakeNetwork) -> None:
+    flow, _ = connect(net)
+    net.event(events.Received(flow, bytes(1 << 16)))
+    net.wait(5)
+    assert not any(isinstance(command, HostRead) for command in net.asked())
+
+
+def test_time_wait_is_left_by_a_new_connection(net: FakeNetwork) -> None:
+    flow, seq = connect(net)
+    net.event(events.Closed(flow))
+    net.guest.tcp(WEB, tcp.ACK | tcp.FIN, 1001, seq + 1)
+    net.packets()
+    net.asked()
+    net.guest.tcp(WEB, tcp.SYN, 900_000)
+    assert isinstance(one(net.asked()), HostConnect)
+
+
+def test_connections_are_limited_and_time_wait_makes_room() -> None:
+    net = FakeNetwork(limits=Limits(tcp=2))
+    flow, seq = connect(net, port=50001)
+    connect(net, port=50002)
+    net.guest.tcp(WEB, tcp.SYN, 1, port=50003)
+    assert one(net.packets()).message.flags & tcp.RST
+    assert net.port.counts["limit.tcp"] == 1
+    net.event(events.Closed(flow))
+    net.guest.tcp(WEB, tcp.ACK | tcp.FIN, 1001, seq + 1, port=50001)
+    net.packets()
+    net.asked()
+    net.guest.tcp(WEB, tcp.SYN, 1, port=50003)
+    assert any(isinstance(command, HostConnect) for command in net.asked())
+
+
+def test_offloads_make_one_packet_of_64_kib() -> None:
+    net = FakeNetwork(features=ALL_OFFLOADS)
+    flow, _ = connect(net)
+    net.event(events.Received(flow, bytes(14_000)))
+    packet = one(net.packets())
+    assert packet.offload.gso_type == virtio_net.GSO_TCPV4
+    assert packet.offload.gso_size == 1460
+    assert len(packet.message.payload) == 14_000
+
+
+def test_a_guests_large_segments_are_taken_whole() -> None:
+    net = FakeNetwork(features=ALL_OFFLOADS)
+    flow, seq = connect(net)
+    head = tcp.build(50000, 80, 1001, seq, tcp.ACK, 60000)
+    data = bytes(30_000)
+    frame = ipv4.build(GUEST, INTERNET, 6, len(head) + len(data)) + head + data
+    link = GATEWAY_MAC + MAC + b"\x08\x00"
+    net.frame(link + frame, Offload(virtio_net.NEEDS_CSUM, virtio_net.GSO_TCPV4, 54, 1460, 34, 16))
+    assert net.asked() == [HostSend(flow, data)]
+
+
+def test_offloads_that_were_not_negotiated_are_dropped(net: FakeNetwork) -> None:
+    net.frame(bytes(64), Offload(virtio_net.NEEDS_CSUM, 0, 0, 0, 34, 16))
+    net.frame(bytes(64), Offload(0, virtio_net.GSO_TCPV4, 54, 1460, 34, 16))
+    net.frame(bytes(64), Offload(0, virtio_net.GSO_UDP, 54, 1460, 34, 16))
+    assert sum(net.drops.values()) == 3
+
+
+# -- Policy ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "0.0.0.0", "169.254.169.254", "255.255.255.255", "::1", "::", "fe80::5", "10.0.2.77",
+     "::ffff:127.0.0.1", "::127.0.0.1", "10.0.2.2"],
+)  # fmt: skip
+def test_what_no_guest_may_reach_by_default(net: FakeNetwork, address: str) -> None:
+    net.guest.tcp((packed(address), 80), tcp.SYN, 1)
+    net.guest.udp((packed(address), 80), b"x")
+    if address != "10.0.2.2":
+        net.guest.ping(packed(address))
+    assert net.asked() == []
+
+
+def test_rules_decide() -> None:
+    policy = Policy.of(["93.184.0.0/16:443/tcp"], ["host:8080/tcp", "169.254.1.1"], internet=True)
+    net = FakeNetwork(policy=policy)
+    for address, port, reached in (
+        (INTERNET, 80, INTERNET), (INTERNET, 443, None), (HOST, 8080, packed("127.0.0.1")),
+        (HOST, 8081, None), (packed("169.254.1.1"), 80, packed("169.254.1.1")),
+    ):  # fmt: skip
+        net.guest.tcp((address, port), tcp.SYN, 1, port=port + 20000)
+        asked = [c.address for c in net.asked() if isinstance(c, HostConnect)]
+        assert asked == ([reached] if reached else [])
+    assert net.port.counts["refused"] == 2
+
+
+# -- Forwards -------------------------------------------------------------------------------------
+
+
+def test_forwarded_connections_reach_the_guest(net: FakeNetwork) -> None:
+    net.stack.forwards.add(ForwardRule(1, "tcp", packed("127.0.0.1"), 8080, 1, GUEST, 80))
+    net.event(events.Accepted(5, 1, (packed("127.0.0.1"), 33333)))
+    (adopt,) = net.asked()
+    assert adopt == Adopt(5, adopt.flow)  # type: ignore[union-attr]
+    packet = one(net.packets())
+    syn = packet.message
+    assert (packet.source, syn.source, syn.destination, syn.flags) == (GATEWAY, 33333, 80, tcp.SYN)
+    net.guest.tcp((GATEWAY, 33333), tcp.SYN | tcp.ACK, 500, syn.seq + 1, port=80)
+    assert isinstance(one(net.asked()), HostRead)
+    net.event(events.Accepted(6, 9, (packed("127.0.0.1"), 33334)))
+    assert net.asked() == [Refuse(6)]
+
+
+def test_a_guest_that_refuses_resets_the_peer(net: FakeNetwork) -> None:
+    net.stack.forwards.add(ForwardRule(1, "tcp", packed("127.0.0.1"), 8080, 1, GUEST, 80))
+    net.event(events.Accepted(5, 1, (packed("198.51.100.7"), 33333)))
+    flow = net.asked()[0].flow  # type: ignore[union-attr]
+    packet = one(net.packets())
+    assert packet.source == packed("198.51.100.7")  # seen as who it is
+    net.guest.tcp((packet.source, 33333), tcp.RST | tcp.ACK, 0, packet.message.seq + 1, port=80)
+    assert net.asked() == [HostClose(flow, reset=True)]
+
+
+def test_forwarded_datagrams_reach_the_guest_and_are_answered(net: FakeNetwork) -> None:
+    net.stack.forwards.add(ForwardRule(1, "udp", packed("127.0.0.1"), 8053, 1, GUEST, 53))
+    net.event(events.Incoming(5, 1, (packed("127.0.0.1"), 33333), b"question"))
+    (adopt,) = net.asked()
+    packet = one(net.packets())
+    assert (packet.source, packet.message.source) == (GATEWAY, 33333)
+    net.guest.udp((GATEWAY, 33333), b"answer", 53)
+    assert net.asked() == [HostSend(adopt.flow, b"answer")]  # type: ignore[union-attr]
