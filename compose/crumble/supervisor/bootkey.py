@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from crumble.supervisor.vm import Vm
 
 # Whose code decides what a booted guest looks like, init and agent among it.
-_CODE = ("crumble_vmm", "crumble_fsd", "crumble_netd", "crumble_common", "crumble_ir", "crumble_native")
+_CODE = (
+    "crumble_vmm",
+    "crumble_fsd",
+    "crumble_netd",
+    "crumble_common",
+    "crumble_ir",
+    "crumble_native",
+)
 
 
 def of(vm: Vm, image: Image, kernel: Kernel) -> dict[str, str]:

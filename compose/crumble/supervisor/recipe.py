@@ -80,7 +80,9 @@ def _start(vm: Vm, vm_config: VmConfig, fs_config: FsConfig) -> None:
         _spawn(vm, "fsd", fs_config, {**fds, "root_fs": root.device})
         if vm.network.on:
             with _capture(vm.request.capture) as capture:
-                _spawn(vm, "netd", vm.network.netd_config(vm), {"net": net.device, **capture})
+                _spawn(
+                    vm, "netd", vm.network.netd_config(vm), {**fds, "net": net.device, **capture}
+                )
 
 
 async def _materials(vm: Vm, on_progress: OnProgress) -> tuple[Image, Kernel]:

@@ -46,7 +46,12 @@ TABLE: Table = {
             ("page_state", "memory_base", "root_fs"),
             warm="crumble_fsd.warm",
         ),
-        Row("netd", "crumble_netd.service:NetdService", "vm", ("net", "capture")),
+        Row(
+            "netd",
+            "crumble_netd.service:NetdService",
+            "vm",
+            ("page_state", "memory_base", "net", "capture"),
+        ),
     )
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import socket
 from typing import Any
 
@@ -35,6 +37,7 @@ _NOFILE = 4096
 _FILES = frozenset(("open", "openat", "openat2"))
 _LOGGED = 100  # refusals written to the log, of each guest
 _MAX_FLOWS_TOLD = 1000
+_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
 class NetdService(Service[NetConfig]):
@@ -50,6 +53,7 @@ class NetdService(Service[NetConfig]):
         self._socket: socket.socket | None = None
         self._forwards: dict[int, Forward] = {}
         self._rules = 0
+        self._maps: dict[str, mmap.mmap] = {}
 
     def open(self, config: NetConfig) -> None:
         """Makes the stack, and listens for forwards: their ports are taken before the guest boots."""
@@ -62,6 +66,11 @@ class NetdService(Service[NetConfig]):
         self.host = HostSide(loop, self.stack)
         self.device = NetDevice(loop, self.stack, self.port, self.host.settle)
         self.host.devices[self.port.number] = self.device
+        # Of our own vmm: which layer of memory a page is in, and the layer below of a restored guest.
+        for name, access in (("page_state", _WRITE), ("memory_base", mmap.PROT_READ)):
+            if name in self.context.fds:
+                fd = self.context.fd(name)
+                self._maps[name] = mmap.mmap(fd, os.fstat(fd).st_size, prot=access)
         if config.capture_fd:
             self.device.capture = Capture(self.context.fd(config.capture_fd), config.snaplen)
         for forward in config.forwards:
@@ -93,7 +102,8 @@ class NetdService(Service[NetConfig]):
 
     def _serve(self, connection: socket.socket) -> None:
         self._socket = None
-        self._backend = Backend(connection, self.device)
+        page_state, base = (self._maps.get(name) for name in ("page_state", "memory_base"))
+        self._backend = Backend(connection, self.device, page_state=page_state, base=base)
         self.context.loop.add_fd(self._backend.fileno(), "vhost-user", self._readable)
 
     def _readable(self) -> None:

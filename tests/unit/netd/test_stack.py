@@ -441,6 +441,18 @@ def test_rules_decide() -> None:
     assert net.port.counts["refused"] == 2
 
 
+def test_the_hosts_loopback_is_tried_in_both_families() -> None:
+    net = FakeNetwork(policy=Policy.of([], ["host"], internet=True))
+    net.guest.tcp((HOST, 80), tcp.SYN, 1)
+    first = one(net.asked())
+    assert first.address == packed("127.0.0.1")
+    net.event(events.Failed(first.flow, errno.ECONNREFUSED))
+    second = one(net.asked())
+    assert (second.flow, second.address) == (first.flow, packed("::1"))
+    net.event(events.Failed(first.flow, errno.ECONNREFUSED))
+    assert one(net.packets()).message.flags & tcp.RST
+
+
 # -- Forwards -------------------------------------------------------------------------------------
 
 

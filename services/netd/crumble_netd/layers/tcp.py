@@ -25,6 +25,7 @@ from crumble_netd.events import Accepted
 from crumble_netd.flow_table import Flow, Key
 from crumble_netd.header import tcp
 from crumble_netd.header.tcp import ACK, RST, SYN, Segment
+from crumble_netd.policy import LOOPBACK4, LOOPBACK6
 from crumble_netd.port import Port
 from crumble_netd.tcp.connection import Connection
 from crumble_netd.tcp.outputs import Data, Ended, Established, Freed, Output, PeerClosed, Send
@@ -53,6 +54,7 @@ class TcpFlow(Flow):
     granted: int = 0
     window: int = 0
     freed: int = 0
+    retried: bool = False
 
 
 class TcpLayer:
@@ -192,11 +194,23 @@ class TcpLayer:
             self._serve(flow)
             return
         assert flow.syn is not None
+        if why == errno.ECONNREFUSED and self._try_other_loopback(flow):
+            return
         if why in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT, errno.EACCES):
             self._stack.icmp.flow_error(flow, why)
         else:
             self._reset(flow.port, flow.key, flow.syn)
         self._drop(flow)
+
+    def _try_other_loopback(self, flow: TcpFlow) -> bool:
+        """A service of the host may listen at 127.0.0.1 or ::1; guests know one name for both."""
+        other = {LOOPBACK4: LOOPBACK6, LOOPBACK6: LOOPBACK4}.get(flow.target[0])
+        if other is None or flow.retried:
+            return False
+        flow.retried = True
+        flow.target = (other, flow.target[1])
+        self._stack.emit(HostConnect(flow.number, "tcp", *flow.target))
+        return True
 
     def received(self, flow: TcpFlow, data: bytes) -> None:
         """Bytes from the host side."""
