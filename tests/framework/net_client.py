@@ -52,7 +52,7 @@ class NetClient:
         features: int = OFFLOADS,
         size: int = 256,
         buffer: int = 4096,
-        memory: int = 64 << 20,
+        memory: int = 256 << 20,
         spin_us: float = 0.0,
     ) -> None:
         self.master = Master(target, memory=memory)
@@ -103,6 +103,7 @@ class NetClient:
                 break
             self._sleep(min(left, self._next_deadline(left)))
             self._tick()
+            self._serve()
             self.tx.kick()
         self._tick()
         self._serve()
@@ -112,10 +113,10 @@ class NetClient:
         if self._spin:
             end = time.perf_counter() + min(seconds, self._spin / 1e6)
             while time.perf_counter() < end:
-                if self.rx.driver.used_idx() != self.rx.driver._used_seen:  # noqa: SLF001
+                if self.rx.driver.used_idx() != self.rx.driver._used_seen:
                     return
         self.rx.driver.interrupts(wanted=True)
-        if self.rx.driver.used_idx() != self.rx.driver._used_seen:  # noqa: SLF001
+        if self.rx.driver.used_idx() != self.rx.driver._used_seen:
             return
         from framework.ready import readable
 

@@ -54,23 +54,12 @@ def run_parser() -> Parser:
         help="go on from it; no IMAGE then",
     )
     add("--no-snapshot", action="store_true", help="boot, whether or not that was captured before")
-    add("--network", choices=("user", "none"), default="user", help="the host's, or none at all")
-    add(
-        "-p",
-        "--publish",
-        action="append",
-        default=[],
-        metavar="[IP:]HOST:GUEST[/udp]",
-        help="forward a port of the host (of its loopback, without IP) to the guest",
-    )
-    add(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="RULE",
-        help="let the guest talk to ADDRESS[/BITS], host or any, then [:PORT[-PORT]][/tcp|/udp]",
-    )
-    add("--deny", action="append", default=[], metavar="RULE", help="the reverse of --allow; wins")
+    add("--network", choices=("user", "none"), default="user", help="the host's, or none")
+    add("-p", "--publish", action="append", default=[], metavar="PORTS",
+        help="forward a port: [IP:]HOST:GUEST[/udp]")  # fmt: skip
+    add("--allow", action="append", default=[], metavar="RULE",
+        help="let it reach ADDRESS[/BITS], host or any [:PORT][/tcp]")  # fmt: skip
+    add("--deny", action="append", default=[], metavar="RULE", help="the reverse; wins")
     add("--pcap", default="", metavar="FILE", help="capture the guest's packets")
     add("--dmesg", action="store_true", help="show the guest kernel's messages on stderr")
     add("--timeline", action="store_true", help="show where the time went on stderr")

@@ -121,9 +121,7 @@ class Board(ABC):
             self._add_slot(virtio_fs(name, item.tag, sock, regions, ends.loop, ends.lost))
         if net := config.network:
             sock = ends.sockets[net.socket_fd]
-            self._add_slot(
-                virtio_net("net", net.mac, net.mtu, sock, regions, ends.loop, ends.lost)
-            )
+            self._add_slot(virtio_net("net", net.mac, net.mtu, sock, regions, ends.loop, ends.lost))
 
     def _add_slot(self, device: VirtioDevice) -> None:
         slot, self._slots = self._slots, self._slots + 1
