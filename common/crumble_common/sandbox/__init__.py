@@ -186,9 +186,7 @@ def _filter(profile: Profile) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _program(
-    syscalls: frozenset[str], writes: bool, network: bool, more: tuple[int, ...]
-) -> bytes:
+def _program(syscalls: frozenset[str], writes: bool, network: bool, more: tuple[int, ...]) -> bytes:
     families: list[int] = [socket.AF_UNIX, *more]
     if network:
         families += [socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK]
@@ -200,9 +198,7 @@ def warm(profile: Profile) -> None:
     """For a process that forks others: has at hand what `apply` and `seal` would work out in each."""
     python_paths()
     if seccomp.supported():
-        _program(
-            profile.syscalls, bool(profile.write), profile.network, tuple(profile.families)
-        )
+        _program(profile.syscalls, bool(profile.write), profile.network, tuple(profile.families))
         _without_sockets()
 
 
