@@ -163,6 +163,27 @@ class Block:
         register = self.destination(name) if name in LOADS else self.source()
         self.out.emit(name, register, base, offset)
 
+    def structure(self) -> None:
+        """Accesses by one pointer, as of a structure or a stack frame, others in between."""
+        base = self.rng.choice((SP, self.near))
+        names = self.rng.choice((LOADS, STORES))
+        for _ in range(self.rng.randrange(2, 8)):
+            name = self.rng.choice(names)
+            register = self.destination(name) if names is LOADS else self.source()
+            self.out.emit(name, register, base, self.rng.randrange(-100, 200))
+            if self.rng.random() < 0.3:
+                self.integer()
+            if self.rng.random() < 0.3:
+                self.elsewhere()
+
+    def elsewhere(self) -> None:
+        """An access by another pointer of those that programs like most."""
+        other = self.rng.choice(self.near_writable)
+        self.point(other, self.scratch + self.rng.randrange(SCRATCH_SIZE - 8))
+        name = self.rng.choice((*LOADS, *STORES))
+        register = self.source() if name in STORES else self.destination(name)
+        self.out.emit(name, register, other, 0)
+
     def atomic(self) -> None:
         name = self.rng.choice(AMOS)
         base = self.atomic_address()
@@ -282,7 +303,7 @@ class Block:
         return [value - (2 << max(bits)) if form.signed and value >> max(bits) & 1 else value]
 
     WEIGHTS = (
-        (integer, 24), (compressed, 20), (floating, 24), (memory, 14), (atomic, 5), (reservation, 1),
+        (integer, 24), (compressed, 20), (floating, 24), (memory, 12), (structure, 4), (atomic, 5), (reservation, 1),
         (branch, 8), (jump, 3), (loop, 2), (control_register, 3), (constant, 6),
     )  # fmt: skip
 

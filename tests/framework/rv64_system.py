@@ -17,7 +17,7 @@ import time
 from framework.rv64_asm import Assembler, encode
 from framework.rv64_board import CODE, DATA, RAM, SIZE, TRAP_VECTOR, A, Board, D, G, R, U, V, W, X
 from framework.rv64_engine import EAGER, HOT, INTERPRETER, engine
-from framework.rv64_stream import AMOS, LOADS, Block
+from framework.rv64_stream import AMOS, LOADS, STORES, Block
 from framework.rv64_values import float_register, integer
 
 PAGE = 4096
@@ -74,6 +74,20 @@ class KernelBlock(Block):
             self.out.emit(name, register, base, register)
         else:
             self.out.emit(name, register, base, 0)
+
+    def elsewhere(self) -> None:
+        """Also pages that are shared, read only or away, or just flushed."""
+        if self.rng.random() < 0.5:
+            super().elsewhere()
+            return
+        other = self.rng.choice(self.near_writable)
+        page = self.rng.choice(
+            (DATA_VA + PAGE * self.rng.randrange(DATA_PAGES), WILD_VA, WILD_VA + PAGE)
+        )
+        self.point(other, page + 8 * self.rng.randrange(512))
+        name = self.rng.choice((*LOADS, *STORES))
+        register = self.source() if name in STORES else self.destination(name)
+        self.out.emit(name, register, other, 0)
 
     def remap(self) -> None:
         """Another entry for a page, and the fence for it."""
