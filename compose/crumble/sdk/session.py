@@ -68,7 +68,12 @@ class Session:
     ) -> None:
         """Asks; `on_reply` is called in the loop's thread."""
         if not self._thread.is_alive():
-            on_reply(None, InternalError("The session was closed.", code="client.closed"))
+            error = InternalError(
+                "The session was closed.",
+                code="client.closed",
+                hint="Make another VM; a forked child has no part in its parent's.",
+            )
+            on_reply(None, error)
         else:
             self.post(lambda: self._client.request(body, on_reply, to=to, deadline=deadline))
 

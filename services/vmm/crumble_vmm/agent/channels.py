@@ -308,7 +308,7 @@ def file_error(path: str, number: int) -> CrumbleError:
     code = f"file.{errno.errorcode.get(number, str(number))}"
     message = f"{path}: {os.strerror(number)} (in the guest)."
     kind = HostError if number in (errno.ENOSPC, errno.EDQUOT) else UsageError
-    return kind(message, code=code)
+    return kind(message, code=code, hint="Check the path, and what the guest has there.")
 
 
 class Launch:
