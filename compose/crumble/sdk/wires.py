@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from crumble.supervisor.locate import is_locked
 from crumble_common import wire
 from crumble_common.errors import InternalError
 from crumble_common.eventloop import EventLoop
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _LENGTH = struct.Struct("<I")
 _READ = 256 << 10
+# A killed supervisor may lose its connections before its lock: waited for so long, looking so often, s.
+_DYING = 5.0
+_LOOK = 0.01
 
 
 class Wire(Protocol):
@@ -42,6 +46,7 @@ class StreamWire:
 
     def __init__(self, daemon: str) -> None:
         self._loop: EventLoop | None = None
+        self._daemon = daemon
         self._received = bytearray()
         self._socket = socket.socket(socket.AF_UNIX)
         try:
@@ -81,11 +86,24 @@ class StreamWire:
             except BlockingIOError:
                 return
         if not data:
-            self._on_gone()
+            assert self._loop is not None
+            self._loop.remove_fd(self._socket.fileno())
+            self._buried(self._loop.now() + _DYING)
             return
         self._received += data
         while self._loop is not None and (frame := self._next()) is not None:
             self._on_frame(frame)
+
+    def _buried(self, deadline: float) -> None:
+        """Says that it is gone when its lock is, too: who goes on must not find it while it dies."""
+        loop = self._loop
+        if loop is None:
+            return
+        with contextlib.suppress(OSError):
+            if loop.now() < deadline and is_locked(self._daemon):
+                loop.call_later(_LOOK, lambda: self._buried(deadline))
+                return
+        self._on_gone()
 
     def _next(self) -> bytes | None:
         if len(self._received) < _LENGTH.size:

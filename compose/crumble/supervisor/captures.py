@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Coroutine
@@ -34,6 +35,7 @@ class Captures:
     def __init__(self, host: Supervisor, store: Store) -> None:
         self._host = host
         self._store = store
+        self._swept = False
         self._making: set[str] = set()
         self._distrusted: set[str] = set()
         self._background: set[Task[Any]] = set()
@@ -46,6 +48,7 @@ class Captures:
 
     def booted(self, vm: Vm) -> Origin | None:
         """What a VM like `vm` was when it had booted, if there is that. A damaged one is dropped."""
+        self._sweep()
         if not vm.boot_key or (name := bootkey.name(vm.boot_key)) in self._distrusted:
             return None
         try:
@@ -54,6 +57,13 @@ class Captures:
             if error.code != "snapshot.unknown":
                 self._drop(name, error)
             return None
+
+    def _sweep(self) -> None:
+        """Once: what supervisors that were killed had begun."""
+        if not self._swept:
+            self._swept = True
+            with contextlib.suppress(CrumbleError, OSError):  # somebody else's, or read-only
+                self._store.sweep()
 
     def distrust(self, vm: Vm, error: CrumbleError) -> None:
         """A VM could not go on from its boot snapshot: nobody else shall try."""

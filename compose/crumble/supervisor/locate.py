@@ -18,11 +18,11 @@ def find_daemon() -> str:
     return path if is_locked(path) else ""
 
 
-def lock(path: str) -> int | None:
+def lock(path: str, how: int = fcntl.LOCK_EX) -> int | None:
     """Locks a directory for as long as the returned fd is open; None when somebody else has."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         return None
@@ -30,8 +30,8 @@ def lock(path: str) -> int | None:
 
 
 def is_locked(path: str) -> bool:
-    """Somebody lives there."""
-    fd = lock(path)
+    """Somebody lives there. Shared, so that several may look at once."""
+    fd = lock(path, fcntl.LOCK_SH)
     if fd is not None:
         os.close(fd)
     return fd is None
