@@ -17,7 +17,17 @@ check() {
 crumble() { timeout 300 python3 -m crumble.cli.main "$@"; }
 run() { crumble run --hv kvm -m 256m --boot-timeout 200 "$@"; }
 stays() {
-    run -d --name box oci:/image sleep 1000 && crumble exec box echo in the box
+    python3 -m crumble.cli.main up >/tmp/up.log 2>&1 &
+    for n in 1 2 3 4 5 6 7 8 9 10; do crumble ps >/dev/null 2>&1 && break; sleep 1; done
+    run -d --name box oci:/image sleep 1000 >/dev/null || return 1
+}
+changes() {
+    crumble exec box sh -c 'echo kept > /root/file' && crumble exec box cat /root/file
+}
+# Refused, with the reason.
+captured() {
+    crumble snapshot create box nothing 2>&1
+    return 0
 }
 eight() {
     for n in 1 2 3 4 5 6 7 8; do run oci:/image echo $n || return 1; done
@@ -25,9 +35,16 @@ eight() {
 check doctor '*kvm*usable*amd64*' crumble doctor
 check run 'hello Linux x86_64' run oci:/image sh -c 'echo hello $(uname -sm)'
 check auto x86_64 crumble run -m 256m oci:/image uname -m
-check files '2097152' run oci:/image sh -c 'dd if=/dev/zero of=/tmp/x bs=64k count=32 2>/dev/null; wc -c < /tmp/x'
+check files 2097152 run oci:/image sh -c 'dd if=/dev/zero of=/tmp/x bs=64k count=32 2>/dev/null; wc -c < /tmp/x'
+check status 3 sh -c 'timeout 300 python3 -m crumble.cli.main run --hv kvm -m 256m oci:/image sh -c "exit 3"; echo $?'
 check smp 2 run -c 2 oci:/image nproc
-check times "1
+check detached '' stays
+check exec kept changes
+check ps '*box*kvm*' crumble ps
+check 'no capture yet' '*cannot be captured yet*' captured
+check stop '*' crumble stop box
+check down '*' crumble down
+check eight "1
 2
 3
 4

@@ -44,10 +44,22 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
             _start(vm, _vm_config(vm, kernel), _fs_config(vm, image))
     if vm.origin is not None:
         limit = min(limit, _WAKE)
+        _check_origin(vm)
         _go_on(vm, vm.origin)
     await limited(vm.host.loop, vm.agent, limit, lambda: _no_agent(limit))
     if vm.origin is not None:
         await rename.rename(vm, vm.origin.about)
+
+
+def _check_origin(vm: Vm) -> None:
+    """UsageError when the back end that is asked for is not the snapshot's."""
+    if vm.request.hypervisor not in ("auto", vm.backend.name):
+        raise UsageError(
+            f"The snapshot was made on {vm.backend.name}, and cannot go on on "
+            f"{vm.request.hypervisor}.",
+            code="snapshot.hypervisor",
+            hint="Leave --hv away.",
+        )
 
 
 def _go_on(vm: Vm, origin: Origin) -> None:
