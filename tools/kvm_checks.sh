@@ -17,9 +17,7 @@ check() {
 crumble() { timeout 300 python3 -m crumble.cli.main "$@"; }
 run() { crumble run --hv kvm -m 256m --boot-timeout 200 "$@"; }
 stays() {
-    python3 -m crumble.cli.main up >/tmp/up.log 2>&1 &
-    for n in 1 2 3 4 5 6 7 8 9 10; do crumble ps >/dev/null 2>&1 && break; sleep 1; done
-    run -d --name box oci:/image sleep 1000 >/dev/null || return 1
+    crumble up --detach >/dev/null && run -d --name box oci:/image sleep 1000 >/dev/null
 }
 changes() {
     crumble exec box sh -c 'echo kept > /root/file' && crumble exec box cat /root/file

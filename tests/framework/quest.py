@@ -34,6 +34,7 @@ MMIO = 0x1000_0000
 END = MMIO + 0xFF0
 RAM_SIZE = 8 << 20
 CODE, RESULTS, SECOND = 0x10_0000, 0x20_0000, 0x6000
+HANDLERS = 0x30_0000
 # Within so long anything happens that is to happen at all, s.
 SOON = 20.0
 DONE = Exit(ExitReason.POWER_OFF, "end")
@@ -199,6 +200,24 @@ class X86Guest(Guest):
         for command in (0x4500, 0x4600 | SECOND >> 12):  # INIT, SIPI
             self.write(self.LAPIC + 0x310, 4, 1 << 24).write(self.LAPIC + 0x300, 4, command)
         return self
+
+    def rest_with_handler(self, line: int, address: int, *, level: bool) -> Guest:
+        """Rests with interrupts on; each of `line` stores 1 at `address` and ends itself."""
+        vector, idt = self._vector(line), HANDLERS + 0x1000
+        handler = X86Guest(self.base).write(address, 4, 1).write(self.LAPIC + 0xB0, 4, 0)
+        handler.raw(b"\x48\xcf")  # iretq
+        code = bytes(handler.code).ljust(-(-len(handler.code) // 8) * 8, b"\x90")
+        for at in range(0, len(code), 8):
+            self.write(HANDLERS + at, 8, int.from_bytes(code[at : at + 8], "little"))
+        gate = HANDLERS & 0xFFFF | 0x10 << 16 | 0x8E00 << 32 | HANDLERS >> 16 << 48
+        self.write(idt + 16 * vector, 8, gate).write(idt + 16 * vector + 8, 8, 0)
+        self.write(HANDLERS + 0x800, 8, 0xFFF | idt << 16).write(HANDLERS + 0x808, 4, 0)
+        pointer = (HANDLERS + 0x800).to_bytes(4, "little")
+        self.raw(b"\x0f\x01\x1c\x25" + pointer + x86.mov_constant(x86.RSP, HANDLERS + 0x4000))
+        self.enable(line)
+        if level:
+            self.write(self.IOAPIC + 0x10, 4, vector | 1 << 15)
+        return self.raw(b"\xfb\xf4\xeb\xfc")  # sti; again: hlt; jmp again
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,9 @@ def test_a_doorbell_rings_without_an_exit(quest: Quest, eventfd: int) -> None:
 def test_an_eventfd_interrupts(quest: Quest, eventfd: int) -> None:
     line = quest.backend.line
     interrupt = quest.vm.virtio_interrupt(line, STATUS, ACKNOWLEDGE)
+    assert quest.run(quest.guest().enable(line).end()) == DONE
     interrupt.add_call_fd(eventfd)
-    guest = quest.guest().enable(line).write(MMIO, 4, 1).take(line)
+    guest = quest.guest().write(MMIO, 4, 1).take(line)
     guest.read(STATUS, 4, quest.results).write(ACKNOWLEDGE, 4, 1).end()
     threading.Timer(0.05, lambda: os.eventfd_write(eventfd, 1)).start()
     assert quest.run(guest) == DONE

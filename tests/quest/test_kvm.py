@@ -1,5 +1,6 @@
 """What only KVM has: ports, dirty logging, the ways in which it refuses."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from crumble_native import kvm
 from crumble_vmm.hypervisor.base import ExitReason
-from framework.quest import CODE, DONE, KVM, RAM_SIZE, RESULTS, Access, Quest, pages
+from framework.quest import CODE, DONE, KVM, MMIO, RAM_SIZE, RESULTS, Access, Quest, X86Guest, pages
 
 
 @pytest.fixture
@@ -101,3 +102,26 @@ def test_a_machine_leaves_nothing_behind() -> None:
         with Quest(KVM, cpus=2) as made:
             assert made.run(made.guest().end()) == DONE
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(("level", "times"), [(True, 3), (False, 1)], ids=["level", "edge"])
+def test_an_interrupt_comes_again_while_its_level_is_high(
+    quest: Quest, *, level: bool, times: int
+) -> None:
+    """The end of a level interrupt reaches the IOAPIC, which looks at the line; an edge is over."""
+    guest = quest.guest()
+    assert isinstance(guest, X86Guest)
+    quest.load(guest.rest_with_handler(KVM.line, MMIO, level=level))
+    bus = quest.cpu._mmio  # type: ignore[attr-defined]
+    write = bus.write
+
+    def fall(address: int, size: int, value: int) -> None:
+        write(address, size, value)
+        if address == MMIO and len(quest.accesses) == times:
+            quest.vm.set_line(KVM.line, False)
+            threading.Timer(0.1, quest.cpu.cancel).start()
+
+    bus.write = fall
+    threading.Timer(0.05, lambda: quest.vm.set_line(KVM.line, True)).start()
+    assert quest.go_on().reason is ExitReason.CANCELED
+    assert quest.accesses == [Access("write", MMIO, 4, 1)] * times

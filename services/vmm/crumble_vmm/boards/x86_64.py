@@ -19,6 +19,7 @@ from crumble_vmm.boot.kernel_x86 import (
 )
 from crumble_vmm.boot.modules import EM_X86_64
 from crumble_vmm.chipset.bus import Mapping as BusMapping
+from crumble_vmm.chipset.ioapic import PINS
 from crumble_vmm.chipset.lines import Line, Trigger
 from crumble_vmm.config import MachineConfig
 from crumble_vmm.devices import power_ports
@@ -26,6 +27,7 @@ from crumble_vmm.devices.power_ports import KeyboardController, PowerPorts
 from crumble_vmm.devices.uart8250 import Uart8250
 from crumble_vmm.hypervisor.address_space import AddressSpace, Kind, Region
 from crumble_vmm.hypervisor.base import VirtualCPU, VirtualMachine
+from crumble_vmm.hypervisor.kvm.machine import IOAPIC_BASE
 from crumble_vmm.hypervisor.kvm.x86 import GDT
 from crumble_vmm.timeline import Timeline
 
@@ -37,10 +39,9 @@ ACPI_BASE, ACPI_END = 0xE_0000, 0x10_0000
 # RAM below 4 GiB ends here at the latest; devices follow.
 HOLE_START, HOLE_END = 0xC000_0000, 1 << 32
 VIRTIO_BASE = 0xD000_0000
-IOAPIC_BASE, APIC_SIZE = 0xFEC0_0000, 0x1000
+APIC_SIZE = 0x1000
 # Linux, arch/x86/kvm/vmx: pages for the kernel's own use (native/src/kvm_x86.c).
 KVM_BASE, KVM_SIZE = 0xFFFB_C000, 0x4000
-IOAPIC_PINS = 24
 UART_PORT, UART_SIZE, UART_LINE = 0x3F8, 8, 4
 POWER_PORT = 0x600
 _SEED_SIZE = 64
@@ -58,7 +59,7 @@ class X8664Board(Board):
     elf_machine = EM_X86_64
     # Pins above the PIC's: one input, not two.
     virtio_base, virtio_slots, virtio_line = VIRTIO_BASE, 8, 16
-    line_count = IOAPIC_PINS - 1
+    line_count = PINS - 1
     base_cmdline = BASE_CMDLINE
     max_cmdline = 2047
 

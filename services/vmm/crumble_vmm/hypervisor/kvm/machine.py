@@ -1,8 +1,8 @@
 """Hypervisor, VirtualMachine and VirtualCPU over `crumble_native.kvm`, for x86_64.
 
-PIC, IOAPIC and LAPICs are the kernel's. A virtio slot's interrupt is an edge of its IOAPIC pin, so an
-eventfd can raise it without us; bit 0 of its InterruptStatus therefore always reads as set, which a
-driver takes as "look at your rings".
+LAPICs are the kernel's, the IOAPIC is ours: what its pins send is the kernel's routing table. A virtio
+slot's interrupt is an edge of its pin, so an eventfd can raise it without us; bit 0 of its InterruptStatus
+therefore always reads as set, which a driver takes as "look at your rings".
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from crumble_common.kvm.preflight import refused
 from crumble_common.kvm.probe import probe_kvm
 from crumble_native import kvm
 from crumble_native.memory import Memory
+from crumble_vmm.chipset import ioapic
+from crumble_vmm.chipset.ioapic import Ioapic
 from crumble_vmm.hypervisor.base import (
     Exit,
     ExitReason,
@@ -29,6 +31,7 @@ from crumble_vmm.hypervisor.base import (
 )
 from crumble_vmm.hypervisor.kvm import x86
 
+IOAPIC_BASE = 0xFEC0_0000
 _CAP_TSC_DEADLINE_TIMER = 72
 # KVM_SYSTEM_EVENT_*
 _SYSTEM_EVENTS = {1: ExitReason.POWER_OFF, 2: ExitReason.RESET, 3: ExitReason.CRASH}
@@ -54,7 +57,7 @@ class KvmHypervisor(Hypervisor):
         return probe_kvm()
 
     def create_vm(self, memory: Memory, cpus: int) -> VirtualMachine:
-        """A VM with the kernel's interrupt controllers."""
+        """A VM with the kernel's LAPICs and our IOAPIC."""
         return KvmMachine(memory, cpus)
 
 
@@ -66,7 +69,7 @@ class KvmMachine(VirtualMachine):
         self._made: list[KvmCpu] = []
         self._bells: dict[tuple[int, int, int], int] = {}
         try:
-            self._vm = kvm.Vm(kvm.IRQCHIP_KERNEL)
+            self._vm = kvm.Vm(kvm.IRQCHIP_SPLIT)
         except kvm.KvmError as error:
             raise refused(error) from None
         try:
@@ -74,8 +77,19 @@ class KvmMachine(VirtualMachine):
         except OSError as error:
             self._vm.close()
             raise _failed(error) from None
+        self._routes = [ioapic.NONE] * ioapic.PINS
+        self._fds: list[int] = [0] * ioapic.PINS  # call fds of each pin
+        self._ioapic = Ioapic(lambda message: self._vm.signal_msi(*message), self._route)
         self._cpuid = x86.unpack_cpuid(self._vm.supported_cpuid())
         self._deadline = bool(self._vm.capability(_CAP_TSC_DEADLINE_TIMER))
+
+    def _route(self, pin: int, message: ioapic.Message) -> None:
+        """The kernel sends it for call fds; one that rang while there was no message is made up for."""
+        unmasked = self._routes[pin] == ioapic.NONE
+        self._routes[pin] = message
+        self._vm.set_msi_routes(self._routes)
+        if unmasked and self._fds[pin]:
+            self._vm.signal_msi(*message)
 
     def create_cpu(
         self,
@@ -91,17 +105,18 @@ class KvmMachine(VirtualMachine):
             vcpu.set_cpuid(x86.pack_cpuid(table))
         except OSError as error:
             raise _failed(error) from None
-        cpu = KvmCpu(vcpu, mmio, ports or mmio)
+        cpu = KvmCpu(vcpu, _WithIoapic(self._ioapic, mmio), ports or mmio, self._ioapic)
         self._made.append(cpu)
         return cpu
 
     def set_line(self, source: int, level: bool) -> None:
-        """An input of PIC and IOAPIC."""
-        self._vm.set_line(source, level)
+        """A pin of the IOAPIC."""
+        self._ioapic.set_line(source, level)
 
     def virtio_interrupt(self, source: int, status: int, acknowledge: int) -> VirtioInterrupt:
         """Registers in C, edges by the kernel."""
-        return _Interrupt(self._vm, source, self._vm.add_slot(status, acknowledge))
+        slot = self._vm.add_slot(status, acknowledge)
+        return _Interrupt(self._vm, self._ioapic, self._fds, source, slot)
 
     def add_doorbell(self, address: int, size: int, value: int, fd: int) -> None:
         """An ioeventfd."""
@@ -152,16 +167,36 @@ class KvmMachine(VirtualMachine):
         self._vm.close()
 
 
-class _Interrupt(VirtioInterrupt):
-    """A virtio slot's pin and registers."""
+class _WithIoapic:
+    """The bus, with the IOAPIC on it."""
 
-    def __init__(self, vm: kvm.Vm, gsi: int, slot: int) -> None:
-        self._vm, self._gsi, self._slot = vm, gsi, slot
+    def __init__(self, controller: Ioapic, bus: MmioHandler) -> None:
+        self._ioapic, self._bus = controller, bus
+
+    def read(self, address: int, size: int) -> int:
+        offset = address - IOAPIC_BASE
+        if 0 <= offset < ioapic.SIZE:
+            return self._ioapic.mmio_read(offset, size)
+        return self._bus.read(address, size)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        offset = address - IOAPIC_BASE
+        if 0 <= offset < ioapic.SIZE:
+            self._ioapic.mmio_write(offset, size, value)
+        else:
+            self._bus.write(address, size, value)
+
+
+class _Interrupt(VirtioInterrupt):
+    """A virtio slot's pin and registers. fds: how many call fds each pin has."""
+
+    def __init__(self, vm: kvm.Vm, controller: Ioapic, fds: list[int], pin: int, slot: int) -> None:
+        self._vm, self._ioapic, self._fds = vm, controller, fds
+        self._pin, self._slot = pin, slot
 
     def signal(self, bits: int) -> None:
         self._vm.slot_set(self._slot, bits)
-        self._vm.set_line(self._gsi, True)
-        self._vm.set_line(self._gsi, False)
+        self._ioapic.pulse(self._pin)
 
     def status(self) -> int:
         return self._vm.slot_set(self._slot, 0)
@@ -170,18 +205,23 @@ class _Interrupt(VirtioInterrupt):
         self._vm.slot_clear(self._slot, bits)
 
     def add_call_fd(self, fd: int) -> None:
-        self._vm.irqfd(self._gsi, fd)
+        self._vm.irqfd(self._pin, fd)
+        self._fds[self._pin] += 1
 
     def remove_call_fd(self, fd: int) -> None:
-        self._vm.irqfd(self._gsi, fd, on=False)
+        self._vm.irqfd(self._pin, fd, on=False)
+        self._fds[self._pin] -= 1
 
 
 class KvmCpu(VirtualCPU):
     """One vCPU."""
 
-    def __init__(self, vcpu: kvm.Vcpu, mmio: MmioHandler, ports: MmioHandler) -> None:
+    def __init__(
+        self, vcpu: kvm.Vcpu, mmio: MmioHandler, ports: MmioHandler, controller: Ioapic
+    ) -> None:
         self.index = vcpu.index
         self._vcpu = vcpu
+        self._ioapic = controller
         self._mmio, self._ports = mmio, ports
 
     def set_entry(self, pc: int, arguments: tuple[int, ...]) -> None:
@@ -235,6 +275,8 @@ class KvmCpu(VirtualCPU):
                 answer = mmio.read(stop.address, stop.size)
             elif reason == kvm.EXIT_MMIO_WRITE:
                 mmio.write(stop.address, stop.size, stop.data)
+            elif reason == kvm.EXIT_EOI:
+                self._ioapic.end_of_interrupt(stop.data)
             else:
                 return self._outcome(stop)
 
