@@ -14,6 +14,7 @@ import os
 import py_compile
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / room) for room in ("services/vmm", "services/ocid", "common", "native")]
 
 from crumble_ocid.kernel_provider import module_needs  # noqa: E402
+from crumble_vmm.boot.compression import unpack  # noqa: E402
 from crumble_vmm.boot.initramfs import Initramfs  # noqa: E402
 
 HOME = ROOT / "build" / "kvm-rig"
@@ -224,6 +226,14 @@ def python(tree: Tree) -> tuple[str, str]:
     return sys.base_prefix, path
 
 
+def vmlinux(kernel: Path) -> bytes:
+    """What a bzImage unpacks (Documentation/arch/x86/boot.rst, payload_offset)."""
+    data = kernel.read_bytes()
+    offset, length = struct.unpack_from("<II", data, 0x248)
+    start = (data[0x1F1] + 1) * 512 + offset
+    return unpack(data[start : start + length], 1 << 28)
+
+
 def _libraries(path: Path) -> list[str]:
     listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
     return [found for found in re.findall(r"(/\S+) \(0x", listed) if "site-packages" not in found]
@@ -263,6 +273,8 @@ def build(checks: str) -> tuple[Path, Path]:
     home, path = python(tree)
     data = store()
     image(busybox)
+    (stock,) = data.glob("store/kernels/amd64/*/image")
+    tree.archive.file("vmlinux", vmlinux(stock))
     tree.folder(data, "/data", keep=("all",))
     tree.folder(HOME / "image", "/image", keep=("all",))
     script = INIT.replace("@MODULES@", " ".join(order)).replace("@HOME@", home)

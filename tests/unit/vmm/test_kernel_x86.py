@@ -117,6 +117,89 @@ def test_any_header_is_taken_or_refused(
     assert MIB <= loaded.entry < loaded.end <= memory.end
 
 
+def elf(
+    segments: list[tuple[int, bytes, int]] | None = None,
+    *,
+    entry: int = 16 * MIB + 8,
+    kind: int = 2,
+    machine: int = 62,
+    count: int | None = None,
+) -> bytes:
+    """segments: (physical address, content, size in memory)."""
+    if segments is None:
+        segments = [(16 * MIB, BODY, len(BODY)), (17 * MIB, b"data", MIB)]
+    offset = 64 + 56 * len(segments)
+    headers, body = b"", b""
+    for address, content, size in segments:
+        at = offset + len(body)
+        headers += struct.pack("<IIQQQQQQ", 1, 5, at, 0, address, len(content), size, 4096)
+        body += content
+    head = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", kind, machine, 1, entry, 64, 0, 0, 64, 56,
+        len(segments) if count is None else count, 0, 0, 0,
+    )  # fmt: skip
+    return head + headers + body
+
+
+def test_a_vmlinux_is_put_where_its_segments_say(tmp_path: Path) -> None:
+    path, memory = tmp_path / "vmlinux", ram()
+    path.write_bytes(elf())
+    kernel = load_kernel(path, memory)
+    assert (kernel.entry, kernel.end) == (16 * MIB + 8, 18 * MIB)
+    assert memory.memory.read(16 * MIB, len(BODY)) == BODY
+    assert memory.memory.read(17 * MIB, 5) == b"data\0"
+    assert kernel.header[0x202 - 0x1F1 :][:4] == b"HdrS"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (elf(kind=3), "type 3"),
+        (elf(machine=243), "machine 243"),
+        (elf(count=0), "0 segments"),
+        (elf(count=65), "65 segments"),
+        (elf()[:100], "program headers are not in the file"),
+        (elf()[:20], "not a 64-bit"),
+        (elf()[:5000], "a segment of it is for"),
+        (elf(entry=MIB), "in none of its segments"),
+        (elf([(0x1000, b"x", 1)], entry=0x1000), "a segment of it is for 0x1000"),
+        (elf([(16 * MIB, b"xy", 1)], entry=16 * MIB), "a segment of it is for"),
+        (elf([]), "0 segments"),
+    ],
+)
+def test_what_is_no_vmlinux(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=words) as caught:
+        load_kernel(path, ram())
+    assert caught.value.code == "vmm.kernel"
+
+
+def test_a_vmlinux_that_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    for size in (17 * MIB, (1 << 64) - 1):
+        path.write_bytes(elf([(16 * MIB, BODY, size)]))
+        with pytest.raises(UsageError) as caught:
+            load_kernel(path, ram())
+        assert caught.value.code == "vmm.memory"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 64 + 112), st.integers(0, 255)), max_size=8))
+def test_any_elf_header_is_taken_or_refused(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
+    """Whatever the file says, it is loaded inside RAM or refused as a usage error."""
+    kernel = bytearray(elf())
+    for at, value in changes:
+        kernel[at] = value
+    path, memory = tmp_path / "vmlinux", ram(24 * MIB)
+    path.write_bytes(kernel)
+    try:
+        loaded = load_kernel(path, memory)
+    except UsageError:
+        return
+    assert MIB <= loaded.entry < loaded.end <= memory.end
+
+
 def test_boot_params() -> None:
     e820 = [(0, 0x9FC00, 1), (MIB, 31 * MIB, 1)]
     header = image()[0x1F1:0x268]

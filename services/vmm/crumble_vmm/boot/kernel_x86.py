@@ -1,20 +1,23 @@
-"""Loader of x86-64 bzImage kernels (Linux, Documentation/arch/x86/boot.rst), and their boot_params.
+"""Loader of x86-64 kernels, and their boot_params (Linux, Documentation/arch/x86/boot.rst).
 
-A kernel is entered in 64-bit mode behind its real-mode part. Nothing in the file is trusted: what isn't
-a kernel, or doesn't fit the guest's memory, is refused with the reason.
+A bzImage is entered in 64-bit mode behind its real-mode part. A vmlinux is put where its ELF segments say
+and entered at its entry point with the same registers: it saves the guest the decompression. Nothing in the
+file is trusted: what isn't a kernel, or doesn't fit the guest's memory, is refused with the reason.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from crumble_common.errors import UsageError
+from crumble_vmm.boot.modules import EM_X86_64
 from crumble_vmm.boot.ram import Ram
 
-_HINT = "Give the path of an x86-64 bzImage."
+_HINT = "Give the path of an x86-64 bzImage or vmlinux."
 _SECTOR = 512
 # Offsets in the file and in boot_params, which begins with a copy of the header.
 _HEADER, _HEADER_END = 0x1F1, 0x201
@@ -22,7 +25,7 @@ _BOOT_FLAG, _MAGIC, _VERSION, _LOADFLAGS, _XLOADFLAGS = 0x1FE, 0x202, 0x206, 0x2
 _PREF_ADDRESS, _INIT_SIZE = 0x258, 0x260
 _LAST_FIELD = 0x264
 _MIN_VERSION = 0x20C  # xloadflags; Linux 3.8
-_LOADED_HIGH, _KERNEL_64, _ABOVE_4G = 1, 1, 2
+_LOADED_HIGH, _KERNEL_64 = 1, 1
 _ENTRY_64 = 0x200
 _LOADER_UNKNOWN = 0xFF
 _E820_ENTRIES, _E820_TABLE, _E820_MAX = 0x1E8, 0x2D0, 128
@@ -33,6 +36,25 @@ BOOT_PARAMS_SIZE = 4096
 _SETUP_DATA = struct.Struct("<QII")
 _RNG_SEED = 9
 _FOUR_GIB = 1 << 32
+_MIN_ADDRESS = 1 << 20
+# ELF-64: type, machine, entry, program headers' offset, their size and number.
+_ELF_MAGIC, _EHDR = b"\x7fELF", struct.Struct("<16xHH4xQQ14xHH6x")
+# Type; offset, physical address, size in the file, size in memory.
+_PHDR = struct.Struct("<I4xQ8xQQQ8x")
+_ET_EXEC, _PT_LOAD, _MAX_SEGMENTS = 2, 1, 64
+
+
+def _elf_header() -> bytes:
+    """The setup header that a vmlinux does not bring along: what the kernel itself looks at."""
+    header = bytearray(_LAST_FIELD - _HEADER)
+    for at, value in ((_BOOT_FLAG, 0xAA55), (_VERSION, _MIN_VERSION)):
+        struct.pack_into("<H", header, at - _HEADER, value)
+    header[_MAGIC - _HEADER : _MAGIC - _HEADER + 4] = b"HdrS"
+    header[_LOADFLAGS - _HEADER] = _LOADED_HIGH
+    return bytes(header)
+
+
+_ELF_HEADER = _elf_header()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +71,63 @@ def load_kernel(path: Path, ram: Ram) -> LoadedKernel:
     try:
         with path.open("rb") as file:
             head = file.read(_SECTOR * 4)
-            header = _Header(path, head)
-            size = path.stat().st_size - header.payload
-            if size <= _ENTRY_64 or size > header.init_size:
-                raise header.bad(f"{size} bytes follow its header")
-            if header.address + header.init_size > ram.end:
-                raise UsageError(
-                    f"Kernel {path} needs {-(-(header.address + header.init_size) >> 20)} MiB of "
-                    f"memory, the VM has {ram.size >> 20} MiB.",
-                    code="vmm.memory",
-                    hint="Give the VM more memory.",
-                )
-            if ram.copy_from(file.fileno(), header.payload, size, header.address) < size:
-                raise header.bad("the file became shorter while it was read")
+            load = _load_elf if head[:4] == _ELF_MAGIC else _load_bzimage
+            return load(path, file.fileno(), head, ram)
     except OSError as error:
         raise UsageError(
             f"Cannot read kernel {path}: {error.strerror}.", code="vmm.kernel", hint=_HINT
         ) from None
-    return LoadedKernel(header.address + _ENTRY_64, header.address + header.init_size, header.setup)
+
+
+def _load_bzimage(path: Path, fd: int, head: bytes, ram: Ram) -> LoadedKernel:
+    header = _Header(path, head)
+    size = os.fstat(fd).st_size - header.payload
+    if size <= _ENTRY_64 or size > header.init_size:
+        raise header.bad(f"{size} bytes follow its header")
+    end = header.address + header.init_size
+    _check_room(path, end, ram)
+    if ram.copy_from(fd, header.payload, size, header.address) < size:
+        raise header.bad("the file became shorter while it was read")
+    return LoadedKernel(header.address + _ENTRY_64, end, header.setup)
+
+
+def _load_elf(path: Path, fd: int, head: bytes, ram: Ram) -> LoadedKernel:
+    """A static ELF file whose segments have physical addresses."""
+    if len(head) < _EHDR.size or head[4:6] != b"\2\1":
+        raise _bad(path, "it is not a 64-bit little-endian ELF file")
+    kind, machine, entry, table, size, count = _EHDR.unpack_from(head)
+    if (kind, machine, size) != (_ET_EXEC, EM_X86_64, _PHDR.size) or not 0 < count <= _MAX_SEGMENTS:
+        raise _bad(path, f"it is for ELF machine {machine}, type {kind}, {count} segments")
+    data = os.pread(fd, count * size, table) if table < _FOUR_GIB else b""
+    if len(data) < count * size:
+        raise _bad(path, "its program headers are not in the file")
+    segments = [item[1:] for item in _PHDR.iter_unpack(data) if item[0] == _PT_LOAD and item[4]]
+    for offset, address, filled, wanted in segments:
+        if filled > wanted or address < _MIN_ADDRESS or offset + filled > os.fstat(fd).st_size:
+            raise _bad(path, f"a segment of it is for {address:#x}, of {wanted} bytes")
+        _check_room(path, address + wanted, ram)
+    if not any(at <= entry < at + filled for _, at, filled, _ in segments):
+        raise _bad(path, f"its entry point {entry:#x} is in none of its segments")
+    for offset, address, filled, _ in segments:
+        if filled and ram.copy_from(fd, offset, filled, address) < filled:
+            raise _bad(path, "the file became shorter while it was read")
+    end = max(address + wanted for _, address, _, wanted in segments)
+    return LoadedKernel(entry, end, _ELF_HEADER)
+
+
+def _check_room(path: Path, end: int, ram: Ram) -> None:
+    if end > ram.end:
+        raise UsageError(
+            f"Kernel {path} needs {-(-end >> 20)} MiB of memory, the VM has {ram.size >> 20} MiB.",
+            code="vmm.memory",
+            hint="Give the VM more memory.",
+        )
+
+
+def _bad(path: Path, why: str) -> UsageError:
+    return UsageError(
+        f"{path} is not an x86-64 Linux kernel: {why}.", code="vmm.kernel", hint=_HINT
+    )
 
 
 class _Header:
@@ -95,9 +156,7 @@ class _Header:
             raise self.bad("its setup header is too short")
 
     def bad(self, why: str) -> UsageError:
-        return UsageError(
-            f"{self._path} is not an x86-64 Linux kernel: {why}.", code="vmm.kernel", hint=_HINT
-        )
+        return _bad(self._path, why)
 
 
 @dataclass(frozen=True, slots=True)

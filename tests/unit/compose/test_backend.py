@@ -1,0 +1,39 @@
+"""Which back end a VM gets."""
+
+import pytest
+
+from crumble.supervisor import backend
+from crumble.supervisor.backend import Backend, choose
+from crumble_common.errors import HostError
+from crumble_common.hypervisors import Probe
+
+USABLE = Probe("kvm", True, True, "It works.", ("amd64",))
+SLOW = Probe("kvm", True, False, "/dev/kvm is slow.", ("amd64",))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "probe", "found"),
+    [
+        ("auto", USABLE, Backend("kvm", "amd64")),
+        ("kvm", USABLE, Backend("kvm", "amd64")),
+        ("auto", SLOW, Backend("soft", "riscv64")),
+        ("soft", USABLE, Backend("soft", "riscv64")),
+    ],
+)
+def test_choices(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, probe: Probe, found: Backend
+) -> None:
+    monkeypatch.setattr(backend, "probe_kvm", lambda: probe)
+    assert choose(wanted) == found
+
+
+def test_kvm_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "probe_kvm", lambda: SLOW)
+    with pytest.raises(HostError, match="/dev/kvm is slow") as caught:
+        choose("kvm")
+    assert caught.value.code == "vm.hypervisor"
+
+
+def test_soft_looks_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "probe_kvm", lambda: pytest.fail("probed"))
+    assert choose("soft").name == "soft"
