@@ -263,3 +263,45 @@ def test_bad_filters_are_an_error_not_a_crash() -> None:
     assert caught.value.errno == errno.EINVAL
     assert socket.socket().close() is None
     assert os.getpid()
+
+
+@needs("seccomp")
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("socket.socket(socket.AF_INET).close()", "done"),
+        ("socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()", "done"),
+        ("socket.create_server(('127.0.0.1', 0)).close()", "done"),
+        ("socket.socket(socket.AF_UNIX)", "EPERM"),
+        ("socket.socketpair()", "EPERM"),
+        ("socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)", "EPERM"),
+        ("socket.socket(socket.AF_PACKET, socket.SOCK_RAW)", "EPERM"),
+        ("socket.socket(40, socket.SOCK_STREAM)", "EPERM"),  # AF_VSOCK
+        ("os.open('/etc/passwd', os.O_RDONLY)", "EPERM"),
+        ("os.open('/dev/null', os.O_WRONLY)", "EPERM"),
+        ("os.open('/tmp/never', os.O_WRONLY | os.O_CREAT)", "EPERM"),
+    ],
+)
+def test_netd_has_sockets_of_two_families_and_no_files(code: str, expected: str) -> None:
+    done = child(
+        f"""
+        from crumble_netd.service import NetdService
+        profile = NetdService.sandbox(None)
+        sandbox.apply(profile); sandbox.seal(profile)
+        print(errno_of(lambda: {code}))
+        """
+    )
+    assert done.stdout.strip() == expected, done.stderr
+
+
+@needs("seccomp")
+@pytest.mark.parametrize("code", ["os.execv('/bin/true', ['true'])", "os.fork()"])
+def test_netd_makes_no_process(code: str) -> None:
+    done = child(
+        f"""
+        from crumble_netd.service import NetdService
+        sandbox.apply(NetdService.sandbox(None))
+        print(errno_of(lambda: {code}))
+        """
+    )
+    assert done.returncode == -signal.SIGSYS, (done.stdout, done.stderr)
