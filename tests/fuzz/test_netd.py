@@ -59,7 +59,7 @@ def steps(draw: st.DrawFn) -> tuple[str, Any]:
     """Something a guest does, or the host side."""
     kind = draw(st.sampled_from(
         ["raw", "mutated", "ip", "udp", "tcp", "tcp", "tcp", "ping", "icmp6", "dns", "fragment",
-         "event", "event", "event", "wait", "forward"]
+         "event", "event", "event", "wait", "forward", "open", "open"]
     ))  # fmt: skip
     values: dict[str, st.SearchStrategy[Any]] = {
         "raw": st.tuples(st.binary(max_size=200), offloads),
@@ -74,6 +74,7 @@ def steps(draw: st.DrawFn) -> tuple[str, Any]:
         "fragment": st.tuples(st.integers(0, 65528), small, st.booleans(), st.integers(0, 3)),
         "event": st.tuples(st.integers(0, 7), st.integers(0, 20), small),
         "wait": st.tuples(st.sampled_from([0.01, 0.3, 2.0, 40.0, 200.0])),
+        "open": st.tuples(st.integers(0, 3), options),
         "forward": st.tuples(st.integers(1, 3), st.booleans(), small),
     }  # fmt: skip
     return kind, draw(values[kind])
@@ -165,6 +166,17 @@ class Fuzz:
             (base_ack + ack * (ack % 3 == 0)) & 0xFFFFFFFF, data, port=50000 + slot,
             window=window, options=words,
         )  # fmt: skip
+
+    def open(self, slot: int, extra: tcp.Options) -> None:
+        """A handshake as it should be."""
+        words = extra._replace(sack=())
+        self.net.guest.tcp(
+            (INTERNET, 80), tcp.SYN, 900, port=50000 + slot, options=words, window=60000
+        )
+        self.check()
+        self.net.event(events.Connected(self.flows[-1]))
+        self.check()
+        self.tcp(INTERNET, 80, tcp.ACK, 0, 0, b"", slot, 60000, words)
 
     def ping(self, to: bytes, rest: int, data: bytes) -> None:
         self.net.guest.ping(to, rest, data)
