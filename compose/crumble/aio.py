@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 
 from crumble.sdk import images as _images
 from crumble.sdk import vm as _vm
+from crumble.sdk.captured import Snapshot
 from crumble.sdk.process import PIPE, CommandError, CommandTimeoutError
 from crumble.sdk.process import Process as _Process
 from crumble_common.messages import image as image_messages
@@ -95,7 +96,7 @@ class Process:
 class VM:
     """crumble.VM, awaited. Takes the same options."""
 
-    def __init__(self, image: str, **options: Any) -> None:
+    def __init__(self, image: str = "", **options: Any) -> None:
         self.inner = _vm.VM(image, **options)
 
     @property
@@ -112,6 +113,22 @@ class VM:
             raise
         return self
 
+    async def snapshot(self, name: str) -> Snapshot:
+        """Captures it under a name; it goes on running."""
+        return await _wait(self.inner.snapshot, name)
+
+    async def fork(self, count: int = 1, *, name: str = "") -> list[VM]:
+        """More VMs like this one, running from this moment on."""
+        made = []
+        for clone in await _wait(self.inner.fork, count, name=name):
+            made.append(VM())
+            made[-1].inner = clone
+        return made
+
+    async def snapshot_filesystem(self, reference: str = "", **options: Any) -> str:
+        """Makes an image of what its files are now; its name."""
+        return await _wait(self.inner.snapshot_filesystem, reference, **options)
+
     async def pause(self) -> None:
         """Lets it stand still."""
         await _wait(self.inner.pause)
@@ -125,7 +142,7 @@ class VM:
         await asyncio.shield(_wait(self.inner.stop, grace))
 
     async def __aenter__(self) -> Self:
-        return await self.start()
+        return self if self.inner.started else await self.start()
 
     async def __aexit__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 
@@ -42,6 +43,8 @@ def _daemon_supervisor() -> Supervisor:
     try:
         from crumble.supervisor.supervisor import Supervisor  # while the forkserver imports, too
 
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a VM takes five
         supervisor = Supervisor(ground=ground)
         supervisor.bind()
     except BaseException:

@@ -119,10 +119,15 @@ class VM:
         return self
 
     def __enter__(self) -> Self:
-        return self.start() if self._info is None else self
+        return self if self.started else self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def started(self) -> bool:
+        """It was, by `start` or by a fork."""
+        return self._info is not None
 
     @property
     def info(self) -> messages.VmInfo:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from crumble.snapshots import manifest as form
 from crumble.snapshots.manifest import Manifest, SavedImage
 from crumble.snapshots.store import Draft, State
-from crumble.supervisor.tasks import Future, in_thread, limited
+from crumble.supervisor.tasks import Future, limited
 from crumble_common import __version__, log
 from crumble_common.errors import CrumbleError, GuestError, HostError, InternalError
 from crumble_common.messages.fs import FsFreeze, FsFrozen
@@ -151,12 +151,12 @@ def layer_links(vm: Vm) -> dict[str, str]:
 
 async def keep(vm: Vm, frame: Frame, manifest: Manifest) -> Manifest:
     """Waits for the memory and publishes; the draft is gone in any case. Raises CrumbleError."""
-    loop, store = vm.host.loop, vm.host.store
+    captures, store = vm.host.captures, vm.host.store
     try:
         await frame.saved
-        return await in_thread(loop, lambda: store.publish(frame.draft, manifest, frame.state))
+        return await captures.in_thread(lambda: store.publish(frame.draft, manifest, frame.state))
     finally:
-        await in_thread(loop, frame.draft.discard)
+        await captures.in_thread(frame.draft.discard)
 
 
 async def settled(future: Future[Any]) -> None:

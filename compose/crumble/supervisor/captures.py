@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from crumble.snapshots import manifest as form
 from crumble.snapshots.manifest import StoredFile
 from crumble.snapshots.store import Store
 from crumble.supervisor import bootkey, capture
 from crumble.supervisor.origin import Origin
-from crumble.supervisor.tasks import Task, in_thread
+from crumble.supervisor.tasks import Future, Task, in_thread
 from crumble_common import log
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages import client as messages
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from crumble.supervisor.clients import Client
     from crumble.supervisor.supervisor import Supervisor
     from crumble.supervisor.vm import Vm
+
+T = TypeVar("T")
 
 _MAX_FORKS = 1000
 # New VMs of a fork that start at once, for each processor.
@@ -38,7 +40,7 @@ class Captures:
         self._swept = False
         self._making: set[str] = set()
         self._distrusted: set[str] = set()
-        self._background: set[Task[Any]] = set()
+        self._background: set[Future[Any]] = set()
 
     def named(self, name: str) -> Origin:
         """A snapshot in the store, to go on from."""
@@ -98,7 +100,7 @@ class Captures:
     async def _keep_boot(self, vm: Vm, frame: capture.Frame, about: form.Manifest) -> None:
         try:
             await capture.keep(vm, frame, about)
-            await in_thread(self._host.loop, self._store.shrink)
+            await self.in_thread(self._store.shrink)
             log.info("boot snapshot kept", vm=vm.name, snapshot=about.name)
         except CrumbleError as error:
             log.warning("no boot snapshot", vm=vm.name, why=error)
@@ -106,15 +108,22 @@ class Captures:
             self._making.discard(about.name)
 
     def _in_background(self, work: Coroutine[Any, None, Any]) -> None:
-        task = Task(work)
-        if not task.done:
-            self._background.add(task)
-            task.then(lambda _: self._background.discard(task))
+        self._wait_for(Task(work))
+
+    def in_thread(self, call: Callable[[], T]) -> Future[T]:
+        """What `call` gives, in a thread that the supervisor does not end without."""
+        return self._wait_for(in_thread(self._host.loop, call))
+
+    def _wait_for(self, work: Future[T]) -> Future[T]:
+        if not work.done:
+            self._background.add(work)
+            work.then(lambda _: self._background.discard(work))
+        return work
 
     async def finish(self) -> None:
         """Waits for what goes on in the background; the VMs have ended."""
-        for task in tuple(self._background):
-            await capture.settled(task)
+        while self._background:
+            await capture.settled(next(iter(self._background)))
 
     # Requests.
 
@@ -229,7 +238,7 @@ class Captures:
             )
             return image
         finally:
-            await in_thread(self._host.loop, draft.discard)
+            await self.in_thread(draft.discard)
 
 
 def _clone(vm: Vm, request: messages.Fork, number: int) -> messages.VmCreate:
