@@ -90,6 +90,13 @@ class FakeNetd(Unconfined):
         if not self.socket.recv(64):
             self.context.finish()
 
+    def handle(self, message: Any, reply: Reply) -> None:
+        if isinstance(message, net.NetFreeze):
+            os.close(self.context.take_fd(message.capture_fd))
+            reply.ok()
+        else:
+            super().handle(message, reply)
+
 
 class FakeVmm(Unconfined):
     name = "vmm"

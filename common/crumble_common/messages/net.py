@@ -59,6 +59,17 @@ class NetConfig:
     snaplen: int = 262_144
 
 
+@message("net.freeze")
+@dataclass(frozen=True)
+class NetFreeze:
+    """The VM is being captured and stands still: from now on memory that `netd` writes to and that is
+    CRB_PAGE_FROZEN is saved to `capture_fd` (a `take_fd` name) first. Reply: Ok. Nothing of the network is
+    captured: to a clone its connections are gone.
+    """
+
+    capture_fd: str
+
+
 @message("net.forward.add")
 @dataclass(frozen=True)
 class ForwardAdd:

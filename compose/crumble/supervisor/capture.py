@@ -15,6 +15,7 @@ from crumble.supervisor.tasks import Future, limited
 from crumble_common import __version__, log
 from crumble_common.errors import CrumbleError, GuestError, HostError, InternalError
 from crumble_common.messages.fs import FsFreeze, FsFrozen
+from crumble_common.messages.net import NetFreeze
 from crumble_common.messages.vm import Captured, Freeze, Frozen, Thaw
 
 if TYPE_CHECKING:
@@ -53,10 +54,12 @@ async def _stand_still(
     vm: Vm, vmm: ServiceProcess, fsd: ServiceProcess, draft: Draft, saved: Future[None]
 ) -> Frame:
     loop = vm.host.loop
-    await fsd.ready  # what is sent to one that has not connected is lost
+    nets = [service for service in vm.services if service.row.name == "netd"]
+    for service in (fsd, *nets):
+        await service.ready  # what is sent to one that has not connected is lost
     memory = draft.create(form.MEMORY)
     os.ftruncate(memory, vm.memory)
-    for service in (vmm, fsd):
+    for service in (vmm, fsd, *nets):
         service.give("capture", memory)
     fsd.give("index", draft.create(form.INDEX))
     fsd.give("contents", draft.create(form.CONTENTS))
@@ -65,6 +68,8 @@ async def _stand_still(
     began = loop.now()
     frozen: Frozen = await _soon(vm, vmm, Freeze("capture"))
     try:
+        for net in nets:
+            await _soon(vm, net, NetFreeze("capture"))
         files: FsFrozen = await _soon(vm, fsd, FsFreeze("capture", "index", "contents"))
     except BaseException:
         vmm.request(Thaw(abort=True))

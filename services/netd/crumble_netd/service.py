@@ -15,6 +15,7 @@ from crumble_common.messages.net import (
     ForwardAdd,
     ForwardRemove,
     NetConfig,
+    NetFreeze,
     NetInspect,
     NetState,
 )
@@ -126,7 +127,7 @@ class NetdService(Service[NetConfig]):
     # Requests.
 
     def handle(self, message: Any, reply: Reply) -> None:
-        """ForwardAdd, ForwardRemove, NetInspect."""
+        """NetFreeze, ForwardAdd, ForwardRemove, NetInspect."""
         if isinstance(message, ForwardAdd):
             self._forward(message.forward)
             reply.ok()
@@ -135,8 +136,17 @@ class NetdService(Service[NetConfig]):
             reply.ok()
         elif isinstance(message, NetInspect):
             reply.ok(self._state())
+        elif isinstance(message, NetFreeze):
+            self._freeze(self.context.take_fd(message.capture_fd))
+            reply.ok()
         else:
             super().handle(message, reply)
+
+    def _freeze(self, memory: int) -> None:
+        if self._backend is None:
+            os.close(memory)
+        else:
+            self._backend.capture_to(memory)
 
     def _forward(self, forward: Forward) -> None:
         number = self._rules = self._rules + 1
