@@ -22,6 +22,13 @@ stays() {
 changes() {
     crumble exec box sh -c 'echo kept > /root/file' && crumble exec box cat /root/file
 }
+paused() {
+    crumble pause box >&2 && crumble unpause box >&2 && crumble exec box cat /root/file
+}
+status() {
+    run oci:/image sh -c 'exit 3'
+    echo $?
+}
 # Without a file system there is nothing to run, which the agent says.
 elf() {
     for module in /data/store/kernels/amd64/*/virtio_mmio.ko; do
@@ -40,18 +47,19 @@ eight() {
 }
 check doctor '*kvm*usable*amd64*' crumble doctor
 check run 'hello Linux x86_64' run oci:/image sh -c 'echo hello $(uname -sm)'
-check auto x86_64 crumble run -m 256m oci:/image uname -m
-check files 2097152 run oci:/image sh -c 'dd if=/dev/zero of=/tmp/x bs=64k count=32 2>/dev/null; wc -c < /tmp/x'
-check status 3 sh -c 'timeout 300 python3 -m crumble.cli.main run --hv kvm -m 256m oci:/image sh -c "exit 3"; echo $?'
-check vmlinux "*'/bin/true' was not found in the guest*" elf
-check smp 2 run -c 2 oci:/image nproc
 check detached '' stays
 check exec kept changes
-check pause kept sh -c 'crumble() { timeout 300 python3 -m crumble.cli.main "$@"; }; crumble pause box >&2 && crumble unpause box >&2 && crumble exec box cat /root/file'
-check ps '*box*kvm*' crumble ps
+check network up crumble exec box cat /sys/class/net/eth0/operstate
+check pause kept paused
+check ps '*box*running*256 MB*' crumble ps
 check 'no capture yet' '*cannot be captured yet*' captured
 check stop '*' crumble stop box
 check down '*' crumble down
+check vmlinux "*'/bin/true' was not found in the guest*" elf
+check smp 2 run -c 2 oci:/image nproc
+check files 2097152 run oci:/image sh -c 'dd if=/dev/zero of=/tmp/x bs=64k count=32 2>/dev/null; wc -c < /tmp/x'
+check status 3 status
+check auto x86_64 crumble run -m 256m oci:/image uname -m
 check eight "1
 2
 3

@@ -51,7 +51,10 @@ UNWANTED = re.compile(
     r"/(test|tests|idlelib|lib2to3|ensurepip|tkinter|turtledemo|pydoc_data|site-packages|__pycache__"
     r"|config-3[^/]*)(/|$)"
 )
-ROOMS = ("compose", "services/vmm", "services/fsd", "services/ocid", "common", "native")
+ROOMS = (
+    "compose", *(f"services/{path.name}" for path in sorted((ROOT / "services").iterdir())),
+    "common", "native",
+)  # fmt: skip
 INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev

@@ -1,11 +1,16 @@
 """Which back end a VM gets."""
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
-from crumble.supervisor import backend
+from crumble.supervisor import backend, recipe
 from crumble.supervisor.backend import Backend, choose
-from crumble_common.errors import HostError
+from crumble.supervisor.vm import Vm
+from crumble_common.errors import HostError, UsageError
 from crumble_common.hypervisors import Probe
+from crumble_common.messages.client import VmCreate
 
 USABLE = Probe("kvm", True, True, "It works.", ("amd64",))
 SLOW = Probe("kvm", True, False, "/dev/kvm is slow.", ("amd64",))
@@ -37,3 +42,16 @@ def test_kvm_that_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) -> No
 def test_soft_looks_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "probe_kvm", lambda: pytest.fail("probed"))
     assert choose("soft").name == "soft"
+
+
+@pytest.mark.parametrize("wanted", ["auto", "soft"])
+def test_a_snapshot_goes_on_where_it_was_made(wanted: str) -> None:
+    vm = SimpleNamespace(request=VmCreate("", hypervisor=wanted), backend=backend.SOFT)
+    recipe._check_origin(cast(Vm, vm))
+
+
+def test_a_snapshot_does_not_change_its_back_end() -> None:
+    vm = SimpleNamespace(request=VmCreate("", hypervisor="kvm"), backend=backend.SOFT)
+    with pytest.raises(UsageError, match="made on soft") as caught:
+        recipe._check_origin(cast(Vm, vm))
+    assert caught.value.code == "snapshot.hypervisor"
