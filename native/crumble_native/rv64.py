@@ -82,6 +82,12 @@ class HartState:
     reservation: int = 0
     hsm: int = 0
     waiting: int = 0
+    vtype: int = 0
+    vl: int = 0
+    vstart: int = 0
+    vcsr: int = 0
+    vlenb: int = 0
+    v: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,7 @@ class Debug:
     trace: int = 0
 
 
-_SCALARS = tuple(field.name for field in fields(HartState) if field.name not in ("x", "f"))
+_SCALARS = tuple(field.name for field in fields(HartState) if field.name not in ("x", "f", "v"))
 _COUNTERS = tuple(name for name, _ in ffi.typeof("crb_hart_counters").fields)
 
 
@@ -132,7 +138,8 @@ class Hart:
         state = ffi.new("crb_hart_state *")
         _check(lib.crb_hart_get_state(self._machine.handle, self.index, state), "hart state")
         found = {name: getattr(state, name) for name in _SCALARS}
-        return HartState(x=list(state.x), f=list(state.f), **found)
+        registers = bytes(ffi.buffer(state.v))[: 32 * state.vlenb]
+        return HartState(x=list(state.x), f=list(state.f), v=registers, **found)
 
     def set_state(self, state: HartState) -> None:
         """Sets the registers, while the hart is not running.
@@ -141,7 +148,7 @@ class Hart:
         """
         raw = ffi.new("crb_hart_state *")
         try:
-            raw.x, raw.f = state.x, state.f
+            raw.x, raw.f, raw.v = state.x, state.f, list(state.v)
             for name in _SCALARS:
                 setattr(raw, name, getattr(state, name))
         except (OverflowError, IndexError) as error:
@@ -192,9 +199,10 @@ class Machine:
         timebase: int = 10_000_000,
         plic: int = 0x0C00_0000,
         deterministic: bool = False,
+        vlen: int = 128,
     ) -> None:
         """timebase: ticks of `time` a second. plic: guest-physical base of its registers. deterministic: one
-        hart, whose clock counts instructions.
+        hart, whose clock counts instructions. vlen: bits of a vector register, 128 or 256.
 
         Raises ValueError for a configuration there is no machine for, OSError when memory is short.
         """
@@ -210,6 +218,7 @@ class Machine:
                 "timebase_hz": timebase,
                 "plic_gpa": plic,
                 "deterministic": deterministic,
+                "vlen": vlen,
             },
         )
         made = lib.crb_machine_new(memory.handle, config)

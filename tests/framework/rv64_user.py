@@ -31,12 +31,12 @@ class Outcome:
 class UserHart:
     """Snippets are installed once, each at an address of its own, and run with any registers."""
 
-    def __init__(self, size: int = 1 << 20) -> None:
+    def __init__(self, size: int = 1 << 20, vlen: int = 128) -> None:
         self.ram = mmap.mmap(-1, size)
         self._memory = Memory()
         self._memory.add(BASE, self.ram)
-        self._machine = rv64.Machine(self._memory, harts=1, mode=rv64.USER)
-        self._hart = self._machine.hart(0)
+        self._machine = rv64.Machine(self._memory, harts=1, mode=rv64.USER, vlen=vlen)
+        self.hart = self._machine.hart(0)
         self._next = 0
 
     def install(self, *words: int, halfwords: bool = False) -> int:
@@ -56,13 +56,13 @@ class UserHart:
         fcsr: int = 0,
     ) -> Outcome:
         """Runs from `address` until a trap. Registers that are not given are zero."""
-        state = self._hart.get_state()
+        state = self.hart.get_state()
         for number in range(32):
             state.x[number] = (x or {}).get(number, 0)
             state.f[number] = (f or {}).get(number, 0)
         state.pc, state.fcsr = address, fcsr
-        self._hart.set_state(state)
-        stop = self._hart.run()
+        self.hart.set_state(state)
+        stop = self.hart.run()
         assert stop.reason == rv64.EXIT_TRAP, stop
-        state = self._hart.get_state()
+        state = self.hart.get_state()
         return Outcome(stop.data, stop.extra, state.pc, state.fcsr, list(state.x), list(state.f))

@@ -11,6 +11,7 @@
 
 #define CRB_MAX_HARTS    16
 #define CRB_PLIC_SOURCES 96
+#define CRB_MAX_VLENB    32
 
 typedef struct crb_machine crb_machine;
 
@@ -22,6 +23,7 @@ typedef struct crb_machine_config {
     // One hart whose clock counts its instructions (a nanosecond each; WFI skips to the timer): the
     // same inputs at the same instructions give the same memory and state, bit for bit.
     uint32_t deterministic;
+    uint32_t vlen; // bits of a vector register: 128, 256; 0 is 128
 } crb_machine_config;
 
 // SYSTEM is what a kernel sees. USER runs one hart in U-mode over bare physical addresses, where an
@@ -64,6 +66,8 @@ typedef struct crb_hart_state {
     uint64_t reservation; // guest-physical address of LR, ~0 none
     uint32_t hsm;         // 0 started, 1 stopped, 4 suspended
     uint32_t waiting;     // 1: in WFI
+    uint64_t vtype, vl, vstart, vcsr, vlenb;
+    uint8_t v[1024]; // 32 registers of vlenb bytes, then zeroes
 } crb_hart_state;
 
 // NULL with errno set when the configuration is invalid or memory is short.

@@ -39,7 +39,8 @@ void crb_status_changed(crb_hart *hart) {
 }
 
 static uint64_t read_status(const crb_hart *hart) {
-    const bool dirty = (hart->status & CRB_STATUS_FS) == CRB_STATUS_FS;
+    const bool dirty = (hart->status & CRB_STATUS_FS) == CRB_STATUS_FS ||
+                       (hart->status & CRB_STATUS_VS) == CRB_STATUS_VS;
     return hart->status | (dirty ? CRB_STATUS_SD : 0);
 }
 
@@ -75,6 +76,10 @@ static bool read_csr(crb_hart *hart, uint32_t csr, uint64_t *value) {
     case CSR_FRM:
     case CSR_FCSR:
         return read_fp(hart, csr, value);
+    case CRB_CSR_VSTART ... CRB_CSR_VXRM:
+    case CRB_CSR_VCSR:
+    case CRB_CSR_VL ... CRB_CSR_VLENB:
+        return crb_vector_read_csr(hart, csr, value);
     case CSR_SSTATUS:
         *value = read_status(hart);
         return true;
@@ -169,6 +174,10 @@ static crb_result write_csr(crb_hart *hart, uint32_t csr, uint64_t value) {
     case CSR_FRM:
     case CSR_FCSR:
         return write_fp(hart, csr, value);
+    case CRB_CSR_VSTART ... CRB_CSR_VXRM:
+    case CRB_CSR_VCSR:
+        crb_vector_write_csr(hart, csr, value);
+        break;
     case CSR_SSTATUS:
         return write_status(hart, value);
     case CSR_SIE:

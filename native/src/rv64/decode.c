@@ -1,5 +1,5 @@
 // 32-bit instructions to operations: RV64IMA, Zicsr, Zifencei, Zicond, Zba, Zbb, Zbs, Zicbom,
-// Zicboz, Zawrs, Zimop, F, D, Zfh, Zfa and the privileged instructions of S-mode, Svinval's with
+// Zicboz, Zawrs, Zimop, F, D, Zfh, Zfa, V and the privileged instructions of S-mode, Svinval's with
 // them (RISC-V ISA manual, volume I ch. "Instruction Set Listings"; volume II ch. "Supervisor
 // Instruction Set Listings").
 #include "rv64/hart.h"
@@ -281,6 +281,8 @@ static void store(crb_op *op, const fields *f) {
 static void fp_load(crb_op *op, const fields *f) {
     if (f->funct3 == 1)
         put(op, CRB_OP_FLH, CRB_F(f->rd), f->rs1, CRB_SIZE_FH, f->imm_i);
+    else if (f->funct3 == 0 || f->funct3 > 4)
+        put(op, CRB_OP_VECTOR, CRB_SINK, 0, 0, (int32_t)f->insn);
     else if (f->funct3 == 2)
         put(op, CRB_OP_FLW, CRB_F(f->rd), f->rs1, CRB_SIZE_FW, f->imm_i);
     else if (f->funct3 == 3)
@@ -291,7 +293,9 @@ static void fp_load(crb_op *op, const fields *f) {
 
 static void fp_store(crb_op *op, const fields *f) {
     static const uint8_t kinds[8] = {0, CRB_OP_FSH, CRB_OP_FSW, CRB_OP_FSD};
-    if (kinds[f->funct3] == 0)
+    if (f->funct3 == 0 || f->funct3 > 4)
+        put(op, CRB_OP_VECTOR, CRB_SINK, 0, 0, (int32_t)f->insn);
+    else if (kinds[f->funct3] == 0)
         put_illegal(op, f);
     else
         put(op, kinds[f->funct3], f->funct3, f->rs1, CRB_F(f->rs2), store_offset(f));
@@ -509,6 +513,9 @@ bool crb_decode(crb_op *op, uint32_t insn, uint32_t length, uint32_t offset, uin
         return op->kind == CRB_OP_ILLEGAL;
     case 0x14:
         fp(op, f);
+        return false;
+    case 0x15:
+        put(op, CRB_OP_VECTOR, CRB_SINK, 0, 0, (int32_t)insn);
         return false;
     case 0x18:
         branch(op, f);

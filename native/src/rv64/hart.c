@@ -266,7 +266,13 @@ int crb_hart_get_state(crb_machine *machine, uint32_t id, crb_hart_state *state)
         .reservation = UINT64_MAX, // an SC after a snapshot fails, as it may
         .hsm = hart->hsm,
         .waiting = hart->waiting,
+        .vtype = hart->vtype,
+        .vl = hart->vl,
+        .vstart = hart->vstart,
+        .vcsr = hart->vcsr,
+        .vlenb = machine->vlenb,
     };
+    memcpy(state->v, hart->v, 32 * (size_t)machine->vlenb);
     memcpy(state->x, hart->r, sizeof state->x);
     memcpy(state->f, &hart->r[CRB_F(0)], sizeof state->f);
     return 0;
@@ -284,8 +290,25 @@ static bool valid_state(const crb_hart_state *state) {
            (mode == 0 ? state->satp == 0 : mode == 8 || mode == 9);
 }
 
+// A state of before there were vectors has no vlenb.
+static bool valid_vectors(const crb_hart_state *state, uint32_t vlenb) {
+    if (state->vlenb == 0) return state->vtype == 0 && state->vl == 0 && state->vstart == 0;
+    return state->vlenb == vlenb && state->vcsr < 8 && state->vstart < 8 * (uint64_t)vlenb &&
+           crb_vector_valid_type(state->vtype, state->vl, vlenb);
+}
+
+static void set_vectors(crb_hart *hart, const crb_hart_state *state) {
+    hart->vtype = state->vlenb == 0 ? 1ull << 63 : state->vtype;
+    hart->vl = (uint32_t)state->vl;
+    hart->vstart = (uint32_t)state->vstart;
+    hart->vcsr = (uint32_t)state->vcsr & 7;
+    memset(hart->v, 0, sizeof hart->v);
+    memcpy(hart->v, state->v, 32 * (size_t)hart->machine->vlenb);
+}
+
 int crb_hart_set_state(crb_machine *machine, uint32_t id, const crb_hart_state *state) {
-    if (id >= machine->n_harts || !valid_state(state)) return -EINVAL;
+    if (id >= machine->n_harts || !valid_state(state) || !valid_vectors(state, machine->vlenb))
+        return -EINVAL;
     crb_hart *hart = machine->harts[id];
     memcpy(hart->r, state->x, sizeof state->x);
     memcpy(&hart->r[CRB_F(0)], state->f, sizeof state->f);
@@ -306,6 +329,7 @@ int crb_hart_set_state(crb_machine *machine, uint32_t id, const crb_hart_state *
     hart->stimecmp = state->stimecmp;
     hart->retired_base = state->instret + (uint64_t)hart->budget;
     hart->reserved = NULL;
+    set_vectors(hart, state);
     hart->hsm = state->hsm == 1;
     hart->waiting = state->waiting;
     hart->pending = CRB_PENDING_NONE;

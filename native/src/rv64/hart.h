@@ -195,6 +195,11 @@ typedef struct crb_hart {
     uint64_t next_poll_ns;
     crb_spin spin; // how WFI looks before it sleeps
 
+    // Vectors: 32 registers of machine->vlenb bytes.
+    uint64_t vtype;
+    uint32_t vl, vstart, vcsr;
+    uint8_t v[32 * CRB_MAX_VLENB];
+
     struct crb_debugging *debug; // NULL: nobody debugs
 
     // Caches.
@@ -264,6 +269,7 @@ struct crb_machine {
     uint32_t mode;
     uint32_t n_harts;
     uint64_t timebase_hz;
+    uint32_t vlenb;
     uint64_t time_offset_ns; // time = (now - offset) in ticks
     bool deterministic;      // then now is crb_machine_ns()
     uint64_t plic_gpa;
@@ -292,6 +298,7 @@ struct crb_machine {
 #define CRB_STATUS_SIE   (1ull << 1)
 #define CRB_STATUS_SPIE  (1ull << 5)
 #define CRB_STATUS_SPP   (1ull << 8)
+#define CRB_STATUS_VS    (3ull << 9)
 #define CRB_STATUS_FS    (3ull << 13)
 #define CRB_STATUS_SUM   (1ull << 18)
 #define CRB_STATUS_MXR   (1ull << 19)
@@ -300,7 +307,15 @@ struct crb_machine {
 #define CRB_ENVCFG_WRITE 0xf1ull
 #define CRB_STATUS_WRITE                                                                           \
     (CRB_STATUS_SIE | CRB_STATUS_SPIE | CRB_STATUS_SPP | CRB_STATUS_FS | CRB_STATUS_SUM |          \
-     CRB_STATUS_MXR)
+     CRB_STATUS_MXR | CRB_STATUS_VS)
+
+#define CRB_CSR_VSTART 0x008
+#define CRB_CSR_VXSAT  0x009
+#define CRB_CSR_VXRM   0x00a
+#define CRB_CSR_VCSR   0x00f
+#define CRB_CSR_VL     0xc20
+#define CRB_CSR_VTYPE  0xc21
+#define CRB_CSR_VLENB  0xc22
 
 #define CRB_SSIP (1u << 1)
 #define CRB_STIP (1u << 5)
@@ -449,6 +464,11 @@ static inline uint32_t crb_pending(crb_hart *hart) {
     return (__atomic_load_n(&hart->irq, __ATOMIC_ACQUIRE) | hart->stip) & (uint32_t)hart->sie;
 }
 crb_result crb_ecall(crb_hart *hart);
+crb_result crb_vector(crb_hart *hart, const crb_op *op);
+bool crb_vector_valid_type(uint64_t vtype, uint64_t vl, uint32_t vlenb);
+// False when vectors are off.
+bool crb_vector_read_csr(const crb_hart *hart, uint32_t csr, uint64_t *value);
+void crb_vector_write_csr(crb_hart *hart, uint32_t csr, uint64_t value);
 crb_result crb_fp(crb_hart *hart, const crb_op *op);
 // fp_more.c: Zfh and Zfa; false when there is no such instruction.
 bool crb_fp_more(crb_hart *hart, uint32_t insn);

@@ -121,3 +121,5 @@ OP(CBO)
 CALL(crb_cbo(hart, op));
 OP(MISC)
 CALL(crb_misc(hart, op));
+OP(VECTOR)
+CALL(crb_vector(hart, op));

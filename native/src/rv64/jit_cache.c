@@ -211,6 +211,8 @@ crb_result crb_jit_slow(crb_hart *hart, uint32_t index) {
         return crb_csr(hart, op);
     case CRB_OP_CBO:
         return crb_cbo(hart, op);
+    case CRB_OP_VECTOR:
+        return crb_vector(hart, op);
     case CRB_OP_MISC:
         return crb_misc(hart, op);
     case CRB_OP_FP ... CRB_OP_FNMADD_D:

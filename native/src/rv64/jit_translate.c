@@ -406,6 +406,7 @@ static bool other(crb_translation *t, const crb_op *op) {
     case CRB_OP_CSR:
     case CRB_OP_CBO:
     case CRB_OP_MISC:
+    case CRB_OP_VECTOR:
     case CRB_OP_FP ... CRB_OP_FNMADD_D:
         crb_jit_call_slow(t, op);
         t->checked = 0;

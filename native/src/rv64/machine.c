@@ -116,7 +116,8 @@ static crb_hart *new_hart(crb_machine *machine, uint32_t id) {
     hart->status = CRB_STATUS_UXL;
     hart->privilege = machine->mode == CRB_MODE_USER ? 0 : 1;
     hart->scounteren = 7; // as firmware leaves it: a kernel's vDSO reads time in U-mode
-    if (machine->mode == CRB_MODE_USER) hart->status |= CRB_STATUS_FS;
+    if (machine->mode == CRB_MODE_USER) hart->status |= CRB_STATUS_FS | CRB_STATUS_VS;
+    hart->vtype = 1ull << 63;
     crb_spin_init(&hart->spin, CRB_WFI_SPIN_NS);
     hart->moved_count = &machine->memory->header->moved_count;
     if (hart->wake_fd < 0 || crb_blocks_init(hart) != 0) {
@@ -137,6 +138,7 @@ static bool valid(const crb_memory *memory, const crb_machine_config *config) {
         return false;
     // A memory whose page state is another machine's would lose it with that machine.
     if (memory->header != NULL && memory->header->magic == OWN_STATE) return false;
+    if (config->vlen != 0 && config->vlen != 128 && config->vlen != 256) return false;
     return memory->n_regions > 0 && config->timebase_hz > 0 && config->timebase_hz <= 1000000000;
 }
 
@@ -151,6 +153,7 @@ crb_machine *crb_machine_new(crb_memory *memory, const crb_machine_config *confi
     machine->memory = memory;
     machine->mode = config->mode;
     machine->timebase_hz = config->timebase_hz;
+    machine->vlenb = config->vlen == 0 ? 16 : config->vlen / 8;
     machine->plic_gpa = config->plic_gpa;
     machine->deterministic = config->deterministic == 1;
     machine->time_offset_ns = machine->deterministic ? 0 : crb_now_ns();

@@ -6,7 +6,7 @@
 //               (_U: not chained yet, _X: outside the page) or index of the chained operation (_L)
 //   jumps       like branches, the count in rs2; a data slot behind holds the link's page offset
 //   JALR        rs2 = count, imm = immediate; data slot as for jumps
-//   CSR         imm = CSR number, rs2 = funct3;  FP, MISC, ILLEGAL: imm = the instruction
+//   CSR         imm = CSR number, rs2 = funct3;  FP, MISC, VECTOR, ILLEGAL: imm = the instruction
 //   END         rd = count, imm as for branches
 //   ENTRY       before a block that may be translated; imm = how often it may still run without
 //   NATIVE      what ENTRY becomes; imm = the code's offset
@@ -50,7 +50,7 @@
 
 #define CRB_OPS_SYSTEM(X) \
     X(FENCE) X(FENCE_FULL) X(FENCE_I) X(ECALL) X(EBREAK) X(SRET) X(WFI) X(SFENCE) X(CSR) X(CBO) \
-    X(ILLEGAL) X(MISC)
+    X(ILLEGAL) X(MISC) X(VECTOR)
 
 // The hot ones; everything else of F and D is FP.
 #define CRB_OPS_FLOAT(X) \

@@ -132,7 +132,7 @@ def test_sret_to_supervisor() -> None:
 @pytest.mark.parametrize(
     ("csr", "written", "read"),
     [
-        ("sstatus", MASK, 2 << 32 | 1 << 63 | SUM | 1 << 19 | FS_DIRTY | SPP | SPIE | SIE),
+        ("sstatus", MASK, 2 << 32 | 1 << 63 | SUM | 1 << 19 | FS_DIRTY | 3 << 9 | SPP | SPIE | SIE),
         ("sie", MASK, 0x222),
         ("stvec", TRAP_VECTOR | 1, TRAP_VECTOR | 1),
         ("stvec", TRAP_VECTOR | 2, TRAP_VECTOR),

@@ -127,7 +127,7 @@ def change(found: dict[str, Any], path: tuple[str | int, ...], value: object) ->
 @pytest.mark.parametrize(
     ("path", "value", "code"),
     [
-        (("format",), 2, "snapshot.foreign"),
+        (("format",), 1, "snapshot.foreign"),
         (("format",), None, "snapshot.foreign"),
         (("architecture",), "arm64", "snapshot.foreign"),
         (("hypervisor",), "kvm", "snapshot.foreign"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from crumble_vmm.boot.fdt import Node, cells, flatten, words
 
 # Linux, Documentation/devicetree/bindings/riscv/cpus.yaml and extensions.yaml.
-EXTENSIONS = ("i", "m", "a", "f", "d", "c", "zicbom", "zicbop", "zicboz", "zicntr", "zicond", "zicsr",
+EXTENSIONS = ("i", "m", "a", "f", "d", "c", "v", "zicbom", "zicbop", "zicboz", "zicntr", "zicond", "zicsr",
               "zifencei", "zihintntl", "zihintpause", "zihpm", "zimop", "zawrs", "zfa", "zfh", "zfhmin",
               "zca", "zcb", "zcd", "zcmop", "zba", "zbb", "zbs",
               "sstc", "svadu", "svinval", "svnapot", "svpbmt", "svvptc")  # fmt: skip

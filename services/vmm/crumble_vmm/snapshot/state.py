@@ -15,7 +15,7 @@ import msgpack
 from crumble_common.errors import UsageError
 from crumble_common.wire import WireError, pack_body, validate
 
-FORMAT = 1
+FORMAT = 2
 ARCHITECTURE = "riscv64"
 MAX_SIZE = 1 << 20
 
