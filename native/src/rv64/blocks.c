@@ -410,8 +410,8 @@ static uint32_t decode_ops(crb_hart *hart, crb_code_page *code, const uint8_t *h
         const uint32_t length = (half & 3) == 3 ? 4 : 2;
         if (offset + length > CRB_PAGE_SIZE) {
             if (count > 0) break;
-            put_straddle(op, meta, half);
-            return 4;
+            put_straddle(op + first, meta + first, half);
+            return 4 + first;
         }
         const uint32_t word = length == 4 ? half | load_half(host, offset + 2) << 16 : half;
         meta[slot] = (crb_op_meta){
@@ -539,6 +539,11 @@ crb_result crb_straddle(crb_hart *hart, crb_op *op, uint64_t page_va) {
     const uint8_t *host =
         crb_translate(hart->machine->memory, crb_page_gpa(hart->machine, page), &length, false);
     const uint32_t word = ((uint32_t)op->imm & 0xffff) | load_half(host, 0) << 16;
-    if (word != (uint32_t)op->imm) put_straddle(op, &hart->meta[op - hart->ops], word);
-    return CRB_NEXT;
+    if (word == (uint32_t)op->imm) return CRB_NEXT;
+    put_straddle(op, &hart->meta[op - hart->ops], word);
+    if (op[-1].kind != CRB_OP_NATIVE) return CRB_NEXT;
+    // Translated from the old bytes.
+    crb_jit_kill(hart, (uint32_t)op[-1].imm);
+    put_entry(op - 1, hart->jit);
+    return CRB_AGAIN;
 }

@@ -192,6 +192,8 @@ crb_result crb_jit_slow(crb_hart *hart, uint32_t index) {
     case CRB_OP_FSW:
     case CRB_OP_FSD:
         return crb_mem_store(hart, op, hart->r[op->rs1] + (uint64_t)(int64_t)op->imm);
+    case CRB_OP_STRADDLE:
+        return crb_straddle(hart, &hart->ops[index], hart->page_va);
     case CRB_OP_FENCE:
     case CRB_OP_FENCE_FULL:
         return fence(hart);

@@ -403,6 +403,7 @@ static bool other(crb_translation *t, const crb_op *op) {
     case CRB_OP_FENCE_FULL:
         fence(t, op);
         return false;
+    case CRB_OP_STRADDLE:
     case CRB_OP_CSR:
     case CRB_OP_CBO:
     case CRB_OP_MISC:
