@@ -134,7 +134,7 @@ def test_an_interactive_shell(world: World) -> None:
     world.assert_nothing_left()
 
 
-@pytest.mark.parametrize("service", ["vmm", "fsd", "fork", "ocid"])
+@pytest.mark.parametrize("service", ["vmm", "fsd", "netd", "fork", "ocid"])
 def test_a_service_killed_under_a_running_command(world: World, service: str) -> None:
     process = world.start("run", IMAGE, "sh", "-c", "echo ready; sleep 4; ls -R /usr > /dev/null")
     assert process.stdout is not None

@@ -45,7 +45,7 @@ class HostSend(NamedTuple):
     """Writes bytes, or sends one datagram. Answer for streams: Took, when the kernel has them."""
 
     flow: int
-    data: bytes
+    data: bytes | memoryview
 
 
 class HostRead(NamedTuple):

@@ -96,7 +96,7 @@ class Stream:
         if not self._closing:
             self._tell(events.Failed(self.flow, code))
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """Writes, now or when there is room."""
         self._queue.append(memoryview(data))
         if len(self._queue) == 1 and not self._connecting:
@@ -230,7 +230,7 @@ class Datagrams:
                 return
             self._tell(events.Received(self.flow, data))
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """Sends one; the network may lose it, so may a full socket."""
         try:
             self._socket.send(data)
@@ -261,7 +261,7 @@ class Peer:
         self.flow = flow
         self._forward, self._peer = forward, peer
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """An answer."""
         self._forward.send(data, self._peer)
 
@@ -358,7 +358,7 @@ class UdpForward:
         """And has none any more."""
         self._flows.pop(peer, None)
 
-    def send(self, data: bytes, peer: SocketAddress) -> None:
+    def send(self, data: bytes | memoryview, peer: SocketAddress) -> None:
         """A datagram to a peer."""
         try:
             self._socket.sendto(data, peer)

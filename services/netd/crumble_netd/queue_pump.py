@@ -173,14 +173,11 @@ class NetDevice:
             return True
         if not chains:
             return False
-        view = memoryview(
-            b"".join((virtio_net.build(frame.offload, len(chains)), frame.head, *frame.payload))
-        )
-        for chain in chains:
-            written = chain.write(view)
-            view = view[written:]
+        head = virtio_net.build(frame.offload, len(chains)) + frame.head
+        sizes = _fill(chains, [memoryview(head), *frame.payload])
+        for chain, written in zip(chains, sizes, strict=True):
             queue.push(chain, written)
-        if view:
+        if sum(sizes) < size:
             self._port.counts["tx.too_large"] += 1
         self._pushed = True
         return True
@@ -228,3 +225,20 @@ class NetDevice:
         if self._pushed and self._ring is not None:
             self._ring.notify()
         self._pushed = False
+
+
+def _fill(chains: list[Chain], parts: list[memoryview]) -> list[int]:
+    """Writes parts into chains, one after the other; the bytes written to each."""
+    sizes = [0] * len(chains)
+    at = 0
+    for part in parts:
+        while part:
+            written = chains[at].write(part)
+            sizes[at] += written
+            part = part[written:]
+            if not part:
+                break
+            at += 1
+            if at == len(chains):
+                return sizes
+    return sizes

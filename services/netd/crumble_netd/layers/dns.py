@@ -74,7 +74,7 @@ class DnsLayer:
         dns_port = datagram.destination
         self._ask(port, query, message, answer)
 
-    def stream(self, flow: TcpFlow, data: bytes) -> None:
+    def stream(self, flow: TcpFlow, data: bytes | memoryview) -> None:
         """Bytes of a connection to port 53 (RFC 7766): queries with their length in front."""
         buffer = self._streams.setdefault(flow.number, bytearray())
         buffer += data

@@ -24,9 +24,9 @@ class Established(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Bytes in order, for the application."""
+    """Bytes in order, for the application; a view of the segment's own where that is possible."""
 
-    data: bytes
+    data: bytes | memoryview
 
 
 class PeerClosed(NamedTuple):

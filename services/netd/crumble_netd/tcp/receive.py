@@ -240,7 +240,7 @@ def _keep(conn: Connection, seq: int, payload: memoryview, now: float) -> None:
         reassembly.insert(seq, bytes(payload))
         transmit.send_ack(conn, now)
         return
-    _deliver(conn, bytes(payload))
+    _deliver(conn, payload)
     if reassembly:
         for data in reassembly.take(block.rcv_nxt):
             _deliver(conn, data)
@@ -249,7 +249,7 @@ def _keep(conn: Connection, seq: int, payload: memoryview, now: float) -> None:
         conn.ack_wanted = True
 
 
-def _deliver(conn: Connection, data: bytes) -> None:
+def _deliver(conn: Connection, data: bytes | memoryview) -> None:
     block = conn.block
     block.rcv_nxt = (block.rcv_nxt + len(data)) & MASK
     block.held += len(data)
