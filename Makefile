@@ -2,12 +2,13 @@
 PYTHON ?= python3
 DEV = $(PYTHON) tools/dev.py
 
-.PHONY: run test test-kvm setup lint format build sanitize bench clean help
+.PHONY: run test test-kvm setup lint format build sanitize bench test-riscv clean help
 run:       ; @$(DEV) run
 test:      ; @$(DEV) test
 test-kvm:  ; @$(DEV) test-kvm $(ARCH)
 setup:     ; @$(DEV) setup
 build:     ; @$(DEV) build
+test-riscv: ; @$(DEV) test-riscv $(DIR)
 lint:      ; @$(DEV) lint
 format:    ; @$(DEV) format
 sanitize:  ; @$(DEV) sanitize

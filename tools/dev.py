@@ -189,6 +189,16 @@ def test_kvm(arch: str) -> None:
     run("nice", "-n", "10", BIN / "python", "tools/kvm_rig.py")
 
 
+def test_riscv(folder: str) -> None:
+    """Runs a directory of built official RISC-V tests on the soft CPU's two engines."""
+    setup()
+    need(
+        f"a directory of built tests {folder!r}", Path(folder).is_dir(), "See docs/riscv-tests.md."
+    )
+    env = {"PYTHONPATH": str(ROOT / "tests")}
+    run(BIN / "python", "-m", "framework.riscv_tests", folder, env=env)
+
+
 def bench(name: str) -> None:
     """Runs one benchmark; its JSON goes to benchmarks/results."""
     setup()
@@ -228,9 +238,14 @@ def main() -> None:
     verbs.add_parser("test-kvm", help="Crumble on KVM, on an emulated host").add_argument(
         "arch", nargs="?", default="x86_64"
     )
+    verbs.add_parser("test-riscv", help="built official RISC-V tests").add_argument(
+        "folder", nargs="?", default=""
+    )
     chosen = parser.parse_args()
     if chosen.verb == "test":
         test(chosen.arguments)
+    elif chosen.verb == "test-riscv":
+        test_riscv(chosen.folder)
     elif chosen.verb == "test-kvm":
         test_kvm(chosen.arch)
     elif chosen.verb == "bench":
