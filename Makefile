@@ -2,9 +2,10 @@
 PYTHON ?= python3
 DEV = $(PYTHON) tools/dev.py
 
-.PHONY: run test test-kvm setup lint format build sanitize bench test-riscv clean help
+.PHONY: run test test-faults test-kvm test-riscv setup lint format build sanitize bench clean help
 run:       ; @$(DEV) run
 test:      ; @$(DEV) test
+test-faults: ; @$(DEV) test-faults
 test-kvm:  ; @$(DEV) test-kvm $(ARCH)
 setup:     ; @$(DEV) setup
 build:     ; @$(DEV) build

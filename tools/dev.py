@@ -179,7 +179,15 @@ def test(arguments: list[str]) -> None:
         return
     lint()
     sanitize()
-    run(BIN / "python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "tests")
+    run(
+        BIN / "python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", "not long", "tests"
+    )  # fmt: skip
+
+
+def test_faults() -> None:
+    """Everything that goes wrong, with real guests, the long tests too."""
+    setup()
+    run(BIN / "python", "-m", "pytest", "-q", "-n", "2", "tests/faults")
 
 
 def test_kvm(arch: str) -> None:
@@ -227,7 +235,7 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     plain = {
         "setup": setup, "build": setup, "lint": lint, "format": formatted, "sanitize": sanitize,
-        "run": demo, "clean": clean,
+        "run": demo, "clean": clean, "test-faults": test_faults,
     }  # fmt: skip
     for verb, action in plain.items():
         verbs.add_parser(verb, help=(action.__doc__ or "").splitlines()[0])

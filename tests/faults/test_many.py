@@ -12,8 +12,6 @@ from framework.real_crumble import IMAGE, RealWorld, real_world
 
 pytestmark = [pytest.mark.guest, pytest.mark.network, pytest.mark.slow]
 
-MANY = 20
-
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[RealWorld]:
@@ -22,12 +20,13 @@ def world(tmp_path: Path) -> Iterator[RealWorld]:
 
 
 @pytest.mark.parametrize("supervisor", [True, False])
-def test_many_runs_at_once(world: RealWorld, supervisor: bool) -> None:
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.long)])
+def test_many_runs_at_once(world: RealWorld, supervisor: bool, count: int) -> None:
     if supervisor:
         world.up()
     many = [
         world.start("run", "-m", "96m", IMAGE, "sh", "-c", f"echo {number}; exit {number}")
-        for number in range(MANY)
+        for number in range(count)
     ]
     for number, process in enumerate(many):
         stdout, stderr = process.communicate(timeout=200)
@@ -38,7 +37,7 @@ def test_many_runs_at_once(world: RealWorld, supervisor: bool) -> None:
 
 def test_many_that_are_interrupted_at_once(world: RealWorld) -> None:
     """At whatever stage each of them is."""
-    many = [world.start("run", "-m", "96m", IMAGE, "sleep", "600") for _ in range(8)]
+    many = [world.start("run", "-m", "96m", IMAGE, "sleep", "600") for _ in range(6)]
     world.pid("vmm")
     for process in many:
         process.send_signal(signal.SIGINT)
