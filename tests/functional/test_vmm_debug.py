@@ -62,12 +62,13 @@ def gdb(address: str, *commands: str) -> str:
 
 def test_registers_threads_and_memory(vm: GuestVm, address: str) -> None:
     out = gdb(
-        address, "info threads", "p/x $satp >> 60", "p $priv", "x/2i $pc", "set $s0 = $s0", "p $fcsr",
+        address, "info threads", "p/x $satp >> 60", "p $priv", "x/2i $pc", "set $s0 = $s0", "p $fcsr", "p $v1.w", "set $v1.w[1] = 77", "p $v1.w[1]", "p/x $vlenb",
         "monitor physical on", "x/2xw 0x80200000", "set {int}0x80200000 = {int}0x80200000", "monitor registers",
     )  # fmt: skip
     assert "hart 0" in out and "hart 1" in out
     assert "$1 = 0x9" in out or "$1 = 0x8" in out
     assert "privilege" in out
+    assert "= 77" in out and "= 0x10" in out
     assert run(vm, "echo", "on") == "on\n"
 
 

@@ -1,8 +1,8 @@
 """Locks and memory order among 2 to 8 harts under Linux: what RVWMO forbids is never seen.
 
 Four kinds of threads, all on shared words: a spinlock of LR/SC, one of AMOs, a ticket lock, and a seqlock whose
-reader must see whole writes; then litmus tests (message passing, store buffering with fences, load buffering by
-address dependency, coherence of one word).
+reader must see whole writes; then litmus tests (message passing, store buffering with fences, coherence of one
+word).
 """
 
 from __future__ import annotations

@@ -12,22 +12,29 @@ _X = ("zero ra sp gp tp t0 t1 t2 fp s1 a0 a1 a2 a3 a4 a5 a6 a7 s2 s3 s4 s5 s6 s7
 _F = ("ft0 ft1 ft2 ft3 ft4 ft5 ft6 ft7 fs0 fs1 fa0 fa1 fa2 fa3 fa4 fa5 fa6 fa7 fs2 fs3 fs4 fs5 fs6 fs7 fs8 fs9 fs10 fs11 ft8 ft9 ft10 ft11").split()  # fmt: skip
 _FLAGS = ("fflags", "frm", "fcsr")
 _CSRS = ("sstatus", "sie", "stvec", "scounteren", "senvcfg", "sscratch", "sepc", "scause", "stval", "sip",
-         "stimecmp", "satp", "instret")  # fmt: skip
+         "stimecmp", "satp", "instret", "vstart", "vcsr", "vl", "vtype", "vlenb")  # fmt: skip
 PC = 32
 _FIRST_F, _FIRST_FLAG = 33, 65
 _FIRST_CSR = _FIRST_FLAG + len(_FLAGS)
 _PRIV = _FIRST_CSR + len(_CSRS)
-COUNT = _PRIV + 1
-_READ_ONLY = ("instret",)
+_FIRST_V = _PRIV + 1
+COUNT = _FIRST_V + 32
+VLENB = 16  # of the machines that we make
+_READ_ONLY = ("instret", "vlenb")
 
 
 def size(number: int) -> int:
     """Of a register, in bytes."""
+    if number >= _FIRST_V:
+        return VLENB
     return 4 if _FIRST_FLAG <= number < _FIRST_CSR else 8
 
 
 def read(state: dict[str, Any], number: int) -> bytes:
     """A register's value, little endian."""
+    if number >= _FIRST_V:
+        at = (number - _FIRST_V) * VLENB
+        return bytes(state["v"][at : at + VLENB])
     return _value(state, number).to_bytes(size(number), "little")
 
 
@@ -64,6 +71,9 @@ def write(state: dict[str, Any], number: int, data: bytes) -> None:
     elif number < _FIRST_CSR:
         kept, shift, mask = ((0xE0, 0, 31), (0x1F, 5, 7), (0, 0, 0xFF))[number - _FIRST_FLAG]
         state["fcsr"] = state["fcsr"] & kept | (value & mask) << shift
+    elif number >= _FIRST_V:
+        at = (number - _FIRST_V) * VLENB
+        state["v"] = state["v"][:at] + data + state["v"][at + VLENB :]
     elif number == _PRIV:
         state["privilege"] = value & 1
     elif _CSRS[number - _FIRST_CSR] not in _READ_ONLY:
@@ -88,11 +98,23 @@ def description() -> bytes:
     csr = [_row(name, _FIRST_CSR + at, "uint64", "csr") for at, name in enumerate(_CSRS)]
     features = [
         _feature("cpu", cpu), _feature("fpu", fpu), _feature("csr", csr),
-        _feature("virtual", [_row("priv", _PRIV, "int", "general")]),
+        _feature("virtual", [_row("priv", _PRIV, "int", "general")]), _vectors(),
     ]  # fmt: skip
     head = '<?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd">'
     body = "<architecture>riscv:rv64</architecture>" + "".join(features)
     return f'{head}<target version="1.0">{body}</target>'.encode()
+
+
+def _vectors() -> str:
+    kinds = (("b", "uint8", 1), ("s", "uint16", 2), ("w", "uint32", 4), ("l", "uint64", 8))
+    lanes = [
+        f'<vector id="{name}" type="{kind}" count="{VLENB // width}"/>'
+        for name, kind, width in kinds
+    ]
+    views = "".join(f'<field name="{name}" type="{name}"/>' for name, _, _ in kinds)
+    union = f'<union id="riscv_vector">{views}</union>'
+    rows = [_row(f"v{at}", _FIRST_V + at, "riscv_vector", "vector") for at in range(32)]
+    return _feature("vector", [*lanes, union, *rows])
 
 
 def _cpu_type(name: str) -> str:

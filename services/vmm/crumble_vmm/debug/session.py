@@ -303,4 +303,6 @@ def _unhex(body: bytes) -> bytes:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.hex()
     return " ".join(f"{n:#x}" for n in value) if isinstance(value, list) else f"{value:#x}"
