@@ -155,8 +155,11 @@ def test_a_service_killed_while_it_starts(world: World, service: str) -> None:
     process = world.start("run", "--no-snapshot", IMAGE, "true")
     os.kill(world.pid(service), signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 125
-    assert b"was killed by signal 9 (SIGKILL)" in stderr
+    if service == "ocid" and process.returncode == 0:
+        assert stderr == b""  # it had answered already
+    else:
+        assert process.returncode == 125
+        assert b"was killed by signal 9 (SIGKILL)" in stderr
     world.assert_nothing_left()
 
 
