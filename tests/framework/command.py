@@ -15,7 +15,7 @@ from framework.leftovers import KEPT
 from framework.ready import readable
 
 TESTS = Path(__file__).parents[1]
-LIMIT = 60
+LIMIT = 120
 
 
 def _default_signals() -> None:

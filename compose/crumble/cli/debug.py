@@ -41,6 +41,6 @@ def main(arguments: list[str]) -> int:
 
 
 _EPILOG = """\
-gdb    prints the command with which gdb (gdb-multiarch) connects. The VM stands still while the debugger has it.
-trace  prints the last instructions that a vCPU executed: mode (U or S), address, the instruction's bytes.
+gdb    prints the command with which gdb (gdb-multiarch) connects. The VM stands still meanwhile.
+trace  prints the last instructions of a vCPU: mode (U or S), address, the instruction's bytes.
 """

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # One service's death may make another fail: what failed within this time is judged together, s.
 _SETTLE = 0.2
+# How many times as long for a back end to say why it left, when all that is known is that it has.
+_PATIENCE = 15
 # What `fsd` may take to write its files back when a VM is stopped in an orderly way, s.
 _FSD_GRACE = 5.0
 # How long the capture of a VM that is to end may go on, s.
@@ -352,9 +354,12 @@ class Vm:
         if len(self._failures) == 1:
             self.host.loop.call_later(_SETTLE, self._settle)
 
-    def _settle(self) -> None:
+    def _settle(self, rounds: int = _PATIENCE) -> None:
         """Names the cause: a killed process before one that complains about another's end."""
         service, error = min(self._failures, key=lambda item: _rank(*item))
+        if rounds and service is self.vmm and "back end" in error.message:
+            self.host.loop.call_later(_SETTLE, lambda: self._settle(rounds - 1))
+            return
         if isinstance(error, InternalError):
             message = f"The VM {self.name} failed: {error.message}"
             error = InternalError(message, code=error.code, hint=error.hint, service=service.name)
