@@ -5,6 +5,7 @@ Kills under a plain `crumble run` are in tests/functional/test_crumble_guest.py.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -188,9 +189,15 @@ def test_ocid_while_it_pulls(
     processes = [world.start("pull", reference), world.start("run", reference, "true")]
     path = world.data / "store" / "work" / partial
     eventually(lambda: path.exists() and path.stat().st_size, "no download")
-    for name, pid in world.services().items():
-        if name.startswith("crumble-ocid"):
-            os.kill(pid, signal.SIGKILL)
+
+    def killed() -> bool:
+        for name, pid in world.services().items():
+            if name.startswith("crumble-ocid"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        return all(process.poll() is not None for process in processes)
+
+    eventually(killed, "somebody still waits")  # again for who asked only after the first time
     for process in processes:
         ends(process, "ocid was killed by signal 9")
     registry.faults = {}
