@@ -176,12 +176,15 @@ crb_result crb_stopped(crb_hart *hart) {
         __atomic_store_n(&hart->sleeping, 0, __ATOMIC_SEQ_CST);
         __atomic_store_n(&hart->running, 1, __ATOMIC_SEQ_CST);
     }
-    // Another hart set these before it set hsm; a hart made runnable by set_state has none.
+    return attend(hart) ? CRB_LEAVE : CRB_AGAIN;
+}
+
+// Goes where another hart has started this one; that may have been before its thread came here.
+static void take_start(crb_hart *hart) {
+    if (__atomic_exchange_n(&hart->start, 0, __ATOMIC_SEQ_CST) == 0) return;
     hart->pc = hart->start_pc;
     hart->r[10] = hart->id;
     hart->r[11] = hart->start_arg;
-    if (attend(hart)) return CRB_LEAVE;
-    return CRB_AGAIN;
 }
 
 // ---- Slices
@@ -221,7 +224,9 @@ static void finish_pending(crb_hart *hart) {
 static crb_result run(crb_hart *hart) {
     finish_pending(hart);
     if (attend(hart)) return CRB_LEAVE;
-    if (hart->hsm == 1 && crb_stopped(hart) == CRB_LEAVE) return CRB_LEAVE;
+    if (__atomic_load_n(&hart->hsm, __ATOMIC_SEQ_CST) == 1 && crb_stopped(hart) == CRB_LEAVE)
+        return CRB_LEAVE;
+    take_start(hart);
     if (hart->waiting != 0 && crb_wfi(hart) == CRB_LEAVE) return CRB_LEAVE;
     crb_drop_stale(hart, false);
     return crb_interpret(hart);
@@ -246,6 +251,7 @@ int crb_hart_run(crb_machine *machine, uint32_t id, crb_exit *exit) {
 int crb_hart_get_state(crb_machine *machine, uint32_t id, crb_hart_state *state) {
     if (id >= machine->n_harts) return -EINVAL;
     crb_hart *hart = machine->harts[id];
+    take_start(hart);
     *state = (crb_hart_state){
         .pc = hart->pc,
         .fcsr = hart->frm << 5 | hart->fflags,
@@ -330,6 +336,7 @@ int crb_hart_set_state(crb_machine *machine, uint32_t id, const crb_hart_state *
     hart->retired_base = state->instret + (uint64_t)hart->budget;
     hart->reserved = NULL;
     set_vectors(hart, state);
+    hart->start = 0;
     hart->hsm = state->hsm == 1;
     hart->waiting = state->waiting;
     hart->pending = CRB_PENDING_NONE;

@@ -189,6 +189,7 @@ typedef struct crb_hart {
     uint32_t flush_wanted; // atomic
     uint32_t flush_done;   // atomic
     uint64_t start_pc, start_arg;
+    uint32_t start; // atomic: another hart has set these two, and then hsm
     int wake_fd;
 
     // Time.

@@ -131,6 +131,7 @@ static crb_result hart_start(crb_hart *hart) {
         return answer(hart, SBI_INVALID_ADDRESS, 0);
     other->start_pc = hart->r[A1] & ~1ull;
     other->start_arg = hart->r[A2];
+    __atomic_store_n(&other->start, 1, __ATOMIC_SEQ_CST);
     __atomic_store_n(&other->hsm, 0, __ATOMIC_SEQ_CST);
     crb_attract(other, CRB_ATTENTION_START);
     return answer(hart, SBI_SUCCESS, 0);
