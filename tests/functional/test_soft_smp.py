@@ -38,4 +38,4 @@ def test_threads_see_what_others_did(initramfs: bytes, engine: str) -> None:
         machine = SoftMachine(memory_mib=256, harts=2)
     machine.load_linux(kernel().image, initramfs, COMMAND_LINE)
     machine.run(lambda output: b"@@OK" in output or b"@@BAD" in output, timeout=180)
-    assert bytes(machine.output).split(b"@@", 1)[1] == b"OK"
+    assert b"@@OK" in machine.output
