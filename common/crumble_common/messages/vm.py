@@ -61,7 +61,7 @@ class VmConfig:
 @dataclass(frozen=True)
 class VmEvent:
     """Event: a change in a VM's life. `detail` is one sentence for a person; the back end's name
-    when it is booting.
+    when it is booting. code: of the error that it failed with, if that has one.
     """
 
     vm: str
@@ -69,6 +69,7 @@ class VmEvent:
         "booting", "agent_ready", "poweroff", "reset", "panic", "crash", "failed", "stopped"
     ]
     detail: str = ""
+    code: str = ""
 
 
 @message("vm.console")

@@ -15,13 +15,14 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from crumble.supervisor import backend, capture, debug, limits
+from crumble.supervisor.causes import SEE_DMESG, Causes
 from crumble.supervisor.command import with_defaults
 from crumble.supervisor.network import Network
 from crumble.supervisor.services import ServiceProcess
 from crumble.supervisor.tasks import Future, Task, limited
 from crumble.supervisor.vmlog import VmLog
 from crumble_common import log
-from crumble_common.errors import CrumbleError, GuestError, InternalError, UsageError
+from crumble_common.errors import CrumbleError, GuestError, UsageError
 from crumble_common.messages import vm as messages
 from crumble_common.messages.client import VmCreate, VmInfo
 from crumble_common.messages.image import Image
@@ -31,15 +32,10 @@ if TYPE_CHECKING:
     from crumble.supervisor.origin import Origin
     from crumble.supervisor.supervisor import Supervisor
 
-# One service's death may make another fail: what failed within this time is judged together, s.
-_SETTLE = 0.2
-# How many times as long for a back end to say why it left, when all that is known is that it has.
-_PATIENCE = 15
 # What `fsd` may take to write its files back when a VM is stopped in an orderly way, s.
 _FSD_GRACE = 5.0
 # How long the capture of a VM that is to end may go on, s.
 _SAVING = 3.0
-_SEE_DMESG = "Run with --dmesg to see what its kernel printed."
 
 
 class Listener(Protocol):
@@ -93,7 +89,7 @@ class Vm:
         self._off: Future[None] = Future()
         self._listeners: dict[int, Listener] = {}
         self._main = 0
-        self._failures: list[tuple[ServiceProcess, CrumbleError]] = []
+        self._causes = Causes(host.loop, name, self.fail)
         self._stopping: Task[None] | None = None
         if origin is not None:
             self.go_on_from(origin)
@@ -323,7 +319,7 @@ class Vm:
         elif event.kind in ("poweroff", "reset"):
             self._powered_off(event)
         elif event.kind in ("panic", "crash", "failed"):
-            self._failed(self.vmm, _guest_failure(event, self.request.dmesg))
+            self._causes.guest_failed(self.vmm, event, self.request.dmesg)
             return  # everybody is told when it is clear why
         self._tell(event)
 
@@ -335,7 +331,7 @@ class Vm:
                 GuestError(
                     f"The guest {how} before it was ready.",
                     code="guest.early_end",
-                    hint="" if self.request.dmesg else _SEE_DMESG,
+                    hint="" if self.request.dmesg else SEE_DMESG,
                 )
             )
         elif self.state == "running":
@@ -347,23 +343,7 @@ class Vm:
 
     def _service_ended(self, service: ServiceProcess, error: CrumbleError) -> None:
         if self.alive:
-            self._failed(service, error)
-
-    def _failed(self, service: ServiceProcess, error: CrumbleError) -> None:
-        self._failures.append((service, error))
-        if len(self._failures) == 1:
-            self.host.loop.call_later(_SETTLE, self._settle)
-
-    def _settle(self, rounds: int = _PATIENCE) -> None:
-        """Names the cause: a killed process before one that complains about another's end."""
-        service, error = min(self._failures, key=lambda item: _rank(*item))
-        if rounds and service is self.vmm and "back end" in error.message:
-            self.host.loop.call_later(_SETTLE, lambda: self._settle(rounds - 1))
-            return
-        if isinstance(error, InternalError):
-            message = f"The VM {self.name} failed: {error.message}"
-            error = InternalError(message, code=error.code, hint=error.hint, service=service.name)
-        self.fail(error)
+            self._causes.service_ended(service, error)
 
     def _listen(self, reply: Future[Any], listener: Listener) -> None:
         try:
@@ -383,22 +363,6 @@ class Vm:
         """Tells the requester, and whoever has a process in this VM."""
         for listener in {self.owner, *self._listeners.values()}:
             listener.deliver(event, self.source)
-
-
-def _guest_failure(event: VmEvent, dmesg: bool) -> CrumbleError:
-    if event.kind == "failed":
-        return InternalError(event.detail or "The VM failed.", code="vm.failed")
-    return GuestError(
-        event.detail or f"The guest had a {event.kind}.",
-        code=f"guest.{event.kind}",
-        hint="" if dmesg else _SEE_DMESG,
-    )
-
-
-def _rank(service: ServiceProcess, error: CrumbleError) -> tuple[bool, bool]:
-    """Least is the likeliest cause."""
-    killed = bool(error.detail.get("signal")) or error.code == "service.stuck"
-    return (not killed, service.row.name == "vmm" and error.fault == "crumble")
 
 
 def _give_up(reply: Future[Any], off: Future[None]) -> None:

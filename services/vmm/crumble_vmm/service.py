@@ -350,7 +350,7 @@ class VmmService(Service[VmConfig]):
         return VmEvent(self.config.name, "panic", text)
 
     def _device_lost(self, error: CrumbleError) -> None:
-        self._end(VmEvent(self.config.name, "failed", str(error)))
+        self._end(VmEvent(self.config.name, "failed", str(error), error.code))
 
     def _guest_ended(self, stop: Exit) -> None:
         """A vCPU came back for good."""
