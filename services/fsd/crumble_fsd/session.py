@@ -134,7 +134,7 @@ class Session:
         self._parse(readable, request)
         opcode = request.opcode
         entry = self._operations[opcode] if opcode < wire.OPCODES else None
-        if opcode in _NO_REPLY:
+        if opcode in _NO_REPLY or request.room < 0:
             request.writable = []  # whatever the guest offers, nothing is answered
         if entry is None:
             fail(errno.ENOSYS)

@@ -110,6 +110,20 @@ def test_any_request_is_answered_or_refused(
         upper.close()
 
 
+@pytest.mark.parametrize("room", [0, 1, 15, 16])
+def test_room_that_holds_no_header_is_left_alone(tmp_path: Path, room: int) -> None:
+    upper = MemoryUpper(1 << 20)
+    tree, nodes = new_tree([write_layer(tmp_path, "l", TREE)], upper)
+    session = new_session(nodes, [tree], options_for(upper, shared=False))
+    FuseClient(direct(session)).init()
+    answer = bytearray(room)
+    request = w.IN_HEADER.pack(w.IN_HEADER_SIZE, w.FUSE_DESTROY, 7, 1, 0, 0, 0, 0, 0)
+    length = session.handle([memoryview(request)], [memoryview(answer)] if room else [])
+    assert length == (16 if room == 16 else 0)
+    assert bool(any(answer)) == bool(length)
+    upper.close()
+
+
 SHARE_NODES = NODES | st.integers(0, 8).map(lambda n: 1 << 62 | n)
 
 
