@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
-from crumble_common import log
 from crumble_common.errors import HostError, UsageError
 from crumble_common.layer_index import LayerIndex
 from crumble_common.messages.fs import FsConfig, FsFreeze, FsFrozen, Layer
 from crumble_common.sandbox import Profile
 from crumble_common.service import Context, Reply, Service
-from crumble_common.vhost_user import Backend, VhostUserError
+from crumble_common.vhost_user.serving import Serving
 from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
 from crumble_fsd.filesystem import Filesystem
 from crumble_fsd.freeze import freeze_files, freeze_session
 from crumble_fsd.gone import GoneShare
 from crumble_fsd.handles import MAX_HANDLES
-from crumble_fsd.memory_capture import MemoryCapture
 from crumble_fsd.passthrough import Share
 from crumble_fsd.queue_pump import FsDevice
 from crumble_fsd.restore import restore_session
@@ -55,23 +51,13 @@ class FsdService(Service[FsConfig]):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.device = FsDevice(context.loop)
-        self._backend: Backend | None = None
-        self._socket: socket.socket | None = None
-        self._page_state: mmap.mmap | None = None
-        self._base: mmap.mmap | None = None
-        self._capture = MemoryCapture(None)
         self._shares: list[Share | GoneShare] = []
 
     def open(self, config: FsConfig) -> None:
         """Opens layers, upper and shares; everything wrong with them is said here."""
         self._config = config
         self.device = FsDevice(self.context.loop, config.tag)
-        self._socket = _socket(self.context.fd(config.socket_fd))
-        if "page_state" in self.context.fds:
-            self._page_state = _map(self.context.fd("page_state"))
-            self._capture = MemoryCapture(self._page_state)
-        if "memory_base" in self.context.fds:
-            self._base = _map_base(self.context.fd("memory_base"))
+        self._serving = Serving(self.context, config.socket_fd, self.device)
         layers = [open_layer(layer) for layer in config.layers]
         self._upper = open_upper(config)
         if config.restore:
@@ -123,53 +109,11 @@ class FsdService(Service[FsConfig]):
     def start(self) -> None:
         """Waits for the front end, or serves the one that is connected already."""
         self._settle()
-        sock = self._socket
-        assert sock is not None
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            sock.setblocking(False)
-            self.context.loop.add_fd(sock.fileno(), "listen", self._accept)
-        else:
-            self._serve(sock)
+        self._serving.start()
 
     def _settle(self) -> None:
         self._upper.settle()
-        self._capture.end_if_done()
         self.context.loop.call_later(_SETTLE, self._settle)
-
-    def _accept(self) -> None:
-        assert self._socket is not None
-        try:
-            connection, _ = self._socket.accept()
-        except BlockingIOError:
-            return
-        self.context.loop.remove_fd(self._socket.fileno())
-        self._socket.close()
-        self._serve(connection)
-
-    def _serve(self, connection: socket.socket) -> None:
-        self._socket = None
-        self._backend = Backend(
-            connection, self.device, page_state=self._page_state, base=self._base
-        )
-        self.context.loop.add_fd(self._backend.fileno(), "vhost-user", self._readable)
-
-    def _readable(self) -> None:
-        assert self._backend is not None
-        try:
-            alive = self._backend.handle_readable()
-        except VhostUserError as error:
-            log.error("vhost-user ended", reason=error.message)
-            alive = False
-        if not alive:
-            self._drop()
-            self.context.finish()
-
-    def _drop(self) -> None:
-        self._capture.end()
-        if self._backend is not None:
-            self.context.loop.remove_fd(self._backend.fileno())
-            self._backend.close()
-            self._backend = None
 
     def handle(self, message: Any, reply: Reply) -> None:
         """FsFreeze; the rest is not for us."""
@@ -203,10 +147,10 @@ class FsdService(Service[FsConfig]):
         fds.append(self.context.take_fd(message.capture_fd))
         if message.excludes:
             raise UsageError("A snapshot of a whole VM cannot leave out files.", code="fs.excludes")
-        if self._backend is not None and any(ring.running for ring in self._backend.rings):
+        if self._serving.running:
             raise UsageError("The VM is not frozen: its rings run.", code="fs.running")
         state, size = freeze_session(self.session, self.tree, self._shares, *fds[:2])
-        self._capture.begin(fds.pop(), self._backend)
+        self._serving.capture_to(fds.pop())
         return FsFrozen(state, changed=True, size=size, seconds=time.monotonic() - began)
 
     def stats(self) -> dict[str, int]:
@@ -215,7 +159,7 @@ class FsdService(Service[FsConfig]):
 
     def stop(self, grace: float) -> None:  # noqa: ARG002  nothing here takes long
         """Stops the rings; the upper writes down what it holds."""
-        self._drop()
+        self._serving.close()
         for share in self._shares:
             share.close()
         self._upper.close()
@@ -255,19 +199,3 @@ def open_layer(layer: Layer) -> LayerFiles:
             hint="Remove the image and pull it again.",
         )
     return LayerFiles(index, contents)
-
-
-def _socket(fd: int) -> socket.socket:
-    try:
-        return socket.socket(fileno=fd)
-    except OSError as error:
-        raise UsageError(f"fd {fd} is not a socket: {error.strerror}.") from error
-
-
-def _map(fd: int) -> mmap.mmap:
-    return mmap.mmap(fd, os.fstat(fd).st_size)
-
-
-def _map_base(fd: int) -> mmap.mmap:
-    """The snapshot's memory file, which all its clones share."""
-    return mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ)

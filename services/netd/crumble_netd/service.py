@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import socket
 from typing import Any
 
@@ -21,7 +19,7 @@ from crumble_common.messages.net import (
 )
 from crumble_common.sandbox import Profile
 from crumble_common.service import Context, Reply, Service
-from crumble_common.vhost_user import Backend, VhostUserError
+from crumble_common.vhost_user.serving import Serving
 from crumble_netd import addresses
 from crumble_netd.assemble import new_port, new_rule, new_stack, resolvers_of
 from crumble_netd.commands import Kind
@@ -38,7 +36,6 @@ _NOFILE = 4096
 _FILES = frozenset(("open", "openat", "openat2"))
 _LOGGED = 100  # refusals written to the log, of each guest
 _MAX_FLOWS_TOLD = 1000
-_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
 class NetdService(Service[NetConfig]):
@@ -50,16 +47,12 @@ class NetdService(Service[NetConfig]):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._backend: Backend | None = None
-        self._socket: socket.socket | None = None
         self._forwards: dict[int, Forward] = {}
         self._rules = 0
-        self._maps: dict[str, mmap.mmap] = {}
 
     def open(self, config: NetConfig) -> None:
         """Makes the stack, and listens for forwards: their ports are taken before the guest boots."""
         loop = self.context.loop
-        self._socket = _socket(self.context.fd(config.socket_fd))
         self.stack = new_stack(config, resolvers_of(config))
         self.stack.on_refused = self._refused
         self.port = new_port(config, 1, self.stack)
@@ -67,11 +60,7 @@ class NetdService(Service[NetConfig]):
         self.host = HostSide(loop, self.stack)
         self.device = NetDevice(loop, self.stack, self.port, self.host.settle)
         self.host.devices[self.port.number] = self.device
-        # Of our own vmm: which layer of memory a page is in, and the layer below of a restored guest.
-        for name, access in (("page_state", _WRITE), ("memory_base", mmap.PROT_READ)):
-            if name in self.context.fds:
-                fd = self.context.fd(name)
-                self._maps[name] = mmap.mmap(fd, os.fstat(fd).st_size, prot=access)
+        self._serving = Serving(self.context, config.socket_fd, self.device)
         if config.capture_fd:
             self.device.capture = Capture(self.context.fd(config.capture_fd), config.snaplen)
         for forward in config.forwards:
@@ -83,46 +72,7 @@ class NetdService(Service[NetConfig]):
 
     def start(self) -> None:
         """Waits for the front end, or serves the one that is connected already."""
-        sock = self._socket
-        assert sock is not None
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            sock.setblocking(False)
-            self.context.loop.add_fd(sock.fileno(), "listen", self._accept)
-        else:
-            self._serve(sock)
-
-    def _accept(self) -> None:
-        assert self._socket is not None
-        try:
-            connection, _ = self._socket.accept()
-        except BlockingIOError:
-            return
-        self.context.loop.remove_fd(self._socket.fileno())
-        self._socket.close()
-        self._serve(connection)
-
-    def _serve(self, connection: socket.socket) -> None:
-        self._socket = None
-        page_state, base = (self._maps.get(name) for name in ("page_state", "memory_base"))
-        self._backend = Backend(connection, self.device, page_state=page_state, base=base)
-        self.context.loop.add_fd(self._backend.fileno(), "vhost-user", self._readable)
-
-    def _readable(self) -> None:
-        assert self._backend is not None
-        try:
-            alive = self._backend.handle_readable()
-        except VhostUserError as error:
-            log.error("vhost-user ended", reason=error.message)
-            alive = False
-        if not alive:
-            self._drop()
-            self.context.finish()
-
-    def _drop(self) -> None:
-        if self._backend is not None:
-            self.context.loop.remove_fd(self._backend.fileno())
-            self._backend.close()
-            self._backend = None
+        self._serving.start()
 
     # Requests.
 
@@ -137,16 +87,10 @@ class NetdService(Service[NetConfig]):
         elif isinstance(message, NetInspect):
             reply.ok(self._state())
         elif isinstance(message, NetFreeze):
-            self._freeze(self.context.take_fd(message.capture_fd))
+            self._serving.capture_to(self.context.take_fd(message.capture_fd))
             reply.ok()
         else:
             super().handle(message, reply)
-
-    def _freeze(self, memory: int) -> None:
-        if self._backend is None:
-            os.close(memory)
-        else:
-            self._backend.capture_to(memory)
 
     def _forward(self, forward: Forward) -> None:
         number = self._rules = self._rules + 1
@@ -183,7 +127,7 @@ class NetdService(Service[NetConfig]):
 
     def stop(self, grace: float) -> None:  # noqa: ARG002  nothing here takes long
         """Ends every connection."""
-        self._drop()
+        self._serving.close()
         self.host.close()
         if self.device.capture is not None:
             self.device.capture.close()
@@ -202,10 +146,3 @@ def _told(flow: Flow, now: float) -> FlowInfo:
         flow.received,
         round(now - flow.begun, 3),
     )
-
-
-def _socket(fd: int) -> socket.socket:
-    try:
-        return socket.socket(fileno=fd)
-    except OSError as error:
-        raise UsageError(f"fd {fd} is not a socket: {error.strerror}.") from error

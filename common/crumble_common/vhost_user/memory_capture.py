@@ -1,6 +1,6 @@
-"""fsd's part in a capture of guest memory: what it writes to while pages are being saved, it saves first.
+"""A back end's part in a capture of guest memory: what it writes to while pages are being saved, it saves first.
 
-native/src/capture.c does it, for the rings and for what is read into the guest's pages alike. All there is to
+native/src/capture.c does it, for the rings and for what goes into the guest's pages alike. All there is to
 do here is to hold the file's descriptor as long as a page may be frozen.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 
-from crumble_common.vhost_user import Backend
+from crumble_common.vhost_user.backend import Backend
 from crumble_native.memory import STATE_HEADER_SIZE
 
 _FROZEN = 0x20  # CRB_PAGE_FROZEN
@@ -31,10 +31,11 @@ class MemoryCapture:
         else:
             backend.capture_to(fd)
 
-    def end_if_done(self) -> None:
-        """Closes the file when nothing is frozen any more."""
-        if self._backend is not None and not self._is_frozen():
+    def end_if_done(self) -> bool:
+        """Closes the file when nothing is frozen any more; True when none is open."""
+        if not self._is_frozen():
             self.end()
+        return self._backend is None
 
     def end(self) -> None:
         """Closes the file."""
