@@ -3,14 +3,15 @@
     python -m benchmarks.boot [--rounds 5] [--image deb:trixie]
 
 Both boot the same kernel with the same initramfs (our /init and modules) and command line, mount the
-same image from an `fsd` of ours and are done when the agent says READY. Rows:
+same image from an `fsd` of ours, have no network and are done when the agent says READY. Nothing goes on
+from a snapshot: that is `benchmarks.start`. Rows:
 
   ready cpu   CPU seconds of the emulator process (vmm or QEMU), from its start to READY
   ready wall  kernel entry to READY (vmm's timeline) beside QEMU's start to READY
   run wall    `crumble run IMAGE true`, the whole command, no supervisor running
   run warm    the same, with `crumble up`
   exec wall   `crumble exec VM true` in a running VM, the whole command
-  pss MiB     all processes of an idle VM with its own supervisor, without guest memory (PSS)
+  pss MiB     all processes of an idle VM with its own supervisor and a network, without guest memory (PSS)
   rss MiB     the same, RSS
 
 The last rows have no peer: they are absolutes of this host, for comparing runs on it.
@@ -138,25 +139,27 @@ def await_ready(connection: socket.socket) -> None:
 
 def soft_boot(image: str) -> Sample:
     """One VM through the SDK, with its own supervisor; then `crumble run` and `exec`."""
-    with crumble.VM(image, memory=MEMORY_MIB << 20) as vm:
+    memory = MEMORY_MIB << 20
+    with crumble.VM(image, memory=memory, network="none", boot_snapshot=False) as vm:
         (vmm,) = [item.pid for item in vm.info.services if item.name.startswith("vmm")]
         cpu = process_cpu_seconds(vmm)
         slices = {item.name: item for item in vm.timeline().slices}
         kernel = slices["guest: kernel"]
         ready = max(item.end for name, item in slices.items() if name.startswith("guest: "))
+    with crumble.VM(image, memory=memory, boot_snapshot=False) as vm:
         vm.run(["true"])
         pids = [item.pid for item in vm.info.services] + children_of(os.getpid())
         rss, pss = memory_of(set(pids))
     sample = {
         "ready cpu": cpu,
         "ready wall": (ready - kernel.start) / 1e9,
-        "run wall": timed("run", image, "true"),
+        "run wall": timed("run", "--no-snapshot", image, "true"),
         "pss MiB": pss / 2**20,
         "rss MiB": rss / 2**20,
     }
     with supervisor():
-        sample["run warm"] = timed("run", image, "true")
-        subprocess.run([CRUMBLE, "run", "-d", "--name", "bench", image, "sleep", "1000"], check=True,
+        sample["run warm"] = timed("run", "--no-snapshot", image, "true")
+        subprocess.run([CRUMBLE, "run", "-d", "--no-snapshot", "--name", "bench", image, "sleep", "1000"], check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
         sample["exec wall"] = timed("exec", "bench", "true")
     return sample
