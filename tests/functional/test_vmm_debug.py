@@ -19,9 +19,7 @@ from framework.guest_root import fsd, make_root
 from framework.guest_vm import GuestVm
 from functional.test_vmm_guest import config, run
 
-# long: in a process that holds thousands of descriptors, as after other tests, the monitor stalls with a
-# debugger attached; alone it does not.
-pytestmark = [pytest.mark.guest, pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.guest, pytest.mark.slow]
 GDB = "gdb-multiarch"
 
 
