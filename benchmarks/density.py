@@ -21,6 +21,7 @@ import argparse
 import statistics
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import crumble
@@ -79,7 +80,7 @@ def clones(image: str, memory: str, count: int) -> Sample:
             assert len(mine) == count, f"{len(mine)} of {count} are alive"
             sample = {"idle": pss(pids(mine)) / count, "host": (free - available()) / count}
             sample["cpu"] = idle_cpu(pids(mine))
-            answers = [took(lambda vm=vm: vm.run(["true"], check=True)) for vm in made]  # type: ignore[misc]
+            answers = [took(partial(vm.run, ["true"], check=True)) for vm in made]
             sample["used"] = pss(pids(mine)) / count
             assert len(alive()) == count + 1, "some have died"
         finally:

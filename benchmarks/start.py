@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import crumble
@@ -135,7 +136,7 @@ def main() -> None:
             }
             for runtime in _bundle.runtimes():
                 if works(runtime, bundle):
-                    sides[runtime] = lambda runtime=runtime: container(runtime, bundle)  # type: ignore[misc]
+                    sides[runtime] = partial(container, runtime, bundle)
             comparison = Comparison("start", "ms wall", {"image": options.image})
             comparison.measure(sides, options.rounds)
         print(comparison.table())

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -109,8 +110,8 @@ def measure(guest: Guest, rounds: int) -> Comparison:
         part = Comparison(f"trees {label}", "ms wall")
         part.measure(
             {
-                "fsd": lambda label=label: guest.fsd(label),  # type: ignore[misc]
-                "cp": lambda label=label: guest.cp(label),  # type: ignore[misc]
+                "fsd": partial(guest.fsd, label),
+                "cp": partial(guest.cp, label),
             },
             rounds,
         )

@@ -30,33 +30,18 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from crumble_common import log, sandbox, wire
 from crumble_common.errors import CrumbleError, HostError, InternalError, UsageError
 from crumble_common.eventloop import EventLoop
 from crumble_common.inbox import Inbox
 from crumble_common.messages import service as messages
+from crumble_common.service_link import LateLink, Link, NoLink, Sender
 
 C = TypeVar("C")
 
 _HEARTBEAT, _STOP_GRACE = 1.0, 5.0
-
-
-class Sender(Protocol):
-    """Where replies and events go."""
-
-    def send(self, envelope: wire.Envelope) -> None: ...
-
-
-class Link(Sender, Protocol):
-    """The way to the supervisor."""
-
-    def heartbeat(self, beat: messages.Heartbeat) -> None: ...
-
-    def attach(self, loop: EventLoop, serve: Callable[[wire.Envelope], None]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Context:
@@ -190,55 +175,11 @@ class Service(ABC, Generic[C]):
         """Ends the work, within `grace` seconds; the process ends when this returns."""
 
 
-class _NoLink:
-    """Standalone: nobody to talk to."""
-
-    def send(self, envelope: wire.Envelope) -> None:
-        log.debug("event", body=envelope.body)
-
-    def heartbeat(self, beat: messages.Heartbeat) -> None: ...
-
-    def attach(self, loop: EventLoop, serve: Callable[[wire.Envelope], None]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _Later:
-    """A link that is made when threads may be; until then what is sent waits."""
-
-    def __init__(self, connect: Callable[[], Link]) -> None:
-        self._connect = connect
-        self._link: Link | None = None
-        self._waiting: list[wire.Envelope] = []
-
-    def connect(self) -> Link:
-        """Makes the link, once, and sends what waited; UsageError when there is no address."""
-        if self._link is None:
-            self._link = self._connect()
-            for envelope in self._waiting:
-                self._link.send(envelope)
-        return self._link
-
-    def send(self, envelope: wire.Envelope) -> None:
-        if self._link is None:
-            self._waiting.append(envelope)
-        else:
-            self._link.send(envelope)
-
-    def heartbeat(self, beat: messages.Heartbeat) -> None:
-        if self._link is not None:
-            self._link.heartbeat(beat)
-
-    def close(self) -> None:
-        if self._link is not None:
-            self._link.close()
-
-
 class _Runner(Generic[C]):
     """One service's life in this process."""
 
     def __init__(
-        self, kind: type[Service[C]], context: Context, link: _Later, layers: dict[str, str]
+        self, kind: type[Service[C]], context: Context, link: LateLink, layers: dict[str, str]
     ) -> None:
         self.context = context
         self.link = link
@@ -328,7 +269,7 @@ def service_main(
     log.setup(name)
     log.debug("begun")
     layers = kind.isolate() if layers is None else layers
-    link = _Later(_connect if supervised else _NoLink)
+    link = LateLink(_connect if supervised else NoLink)
     status = 0
     try:
         context = Context(name, _inherited_fds() if supervised else fds or {}, loop, link)
@@ -397,7 +338,7 @@ def _stop_on_signals(loop: EventLoop, runner: _Runner[C], supervised: bool) -> N
         signal.signal(signal.SIGINT, signal.SIG_IGN if supervised else stop)
 
 
-def _report(error: CrumbleError, link: _Later, name: str) -> int:
+def _report(error: CrumbleError, link: LateLink, name: str) -> int:
     log.error("failed", fault=error.fault, code=error.code, message=error)
     failed = messages.Failed(name, error.fault, error.code, error.message, error.hint)
     link.send(wire.Envelope(failed))

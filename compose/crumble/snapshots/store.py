@@ -16,7 +16,7 @@ import msgpack
 from crumble.snapshots import manifest as form
 from crumble.snapshots import sums
 from crumble.snapshots.manifest import Manifest, StoredFile, corrupt
-from crumble_common import log, paths
+from crumble_common import directories, log, paths
 from crumble_common.errors import CrumbleError, HostError, UsageError
 
 # What boot snapshots may take before the least recently used go, bytes; $CRUMBLE_SNAPSHOT_LIMIT, MiB.
@@ -135,7 +135,7 @@ class Store:
         with self._guard():
             path = self.path / f".tmp-{secrets.token_hex(6)}"
             path.mkdir(mode=0o700)
-            held = _lock(path, fcntl.LOCK_EX)
+            held = directories.lock(path)
             assert held is not None
             return Draft(path, held)
 
@@ -167,7 +167,7 @@ class Store:
                 raise _exists(name) from None
             raise HostError(f"Cannot make {target}: {error.strerror}.", code="host.disk") from None
         draft.close()
-        _sync_directory(self.path)
+        directories.sync(self.path)
 
     def open(self, name: str) -> Snapshot:
         """Uses one; UsageError "snapshot.unknown", and what is wrong with it."""
@@ -181,7 +181,7 @@ class Store:
             raise UsageError(f"{name!r} cannot be a snapshot's name.", code="snapshot.name")
         path = self.path / name
         try:
-            fd = _lock(path, fcntl.LOCK_SH)
+            fd = directories.lock(path, fcntl.LOCK_SH)
             if fd is not None and path.stat().st_ino == os.fstat(fd).st_ino:
                 return fd
         except (FileNotFoundError, NotADirectoryError):
@@ -230,7 +230,7 @@ class Store:
         """Removes one; bytes freed. UsageError "snapshot.unknown", "snapshot.in_use"."""
         with self._guard():
             os.close(self._hold(name))
-            held = _lock(self.path / name, fcntl.LOCK_EX)
+            held = directories.lock(self.path / name)
             if held is None:
                 raise UsageError(
                     f"The snapshot {name} is in use.",
@@ -265,7 +265,7 @@ class Store:
             return
         with self._guard():
             for path in self.path.glob(".tmp-*"):
-                held = _lock(path, fcntl.LOCK_EX)
+                held = directories.lock(path)
                 if held is not None:
                     log.info("unfinished snapshot removed", path=path)
                     shutil.rmtree(path, ignore_errors=True)
@@ -341,25 +341,6 @@ def _open(path: Path, directory: int, name: str) -> int:
 def _stored(name: str, fd: int) -> StoredFile:
     size = os.fstat(fd).st_size
     return StoredFile(size, "" if name == form.MEMORY else sums.of_file(fd))
-
-
-def _lock(path: Path, kind: int) -> int | None:
-    """The directory, opened and locked; None when somebody else has it."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _exists(name: str) -> UsageError:

@@ -16,8 +16,9 @@ import shutil
 import time
 from pathlib import Path
 
-from crumble.supervisor.locate import is_locked, lock
+from crumble.supervisor.locate import is_locked
 from crumble_common import paths
+from crumble_common.directories import lock
 from crumble_common.errors import HostError, UsageError
 
 # A directory being made is locked before it gets its name; one this old, s, was given up.

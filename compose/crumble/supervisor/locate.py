@@ -6,6 +6,7 @@ import fcntl
 import os
 
 from crumble_common import paths
+from crumble_common.directories import lock
 
 
 def find_daemon() -> str:
@@ -16,17 +17,6 @@ def find_daemon() -> str:
     except OSError:
         return ""
     return path if is_locked(path) else ""
-
-
-def lock(path: str, how: int = fcntl.LOCK_EX) -> int | None:
-    """Locks a directory for as long as the returned fd is open; None when somebody else has."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
 
 
 def is_locked(path: str) -> bool:

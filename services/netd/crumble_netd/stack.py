@@ -19,8 +19,9 @@ from collections.abc import Callable, Hashable
 
 from crumble_netd import events
 from crumble_netd.addresses import Addresses
-from crumble_netd.commands import Command, Kind
-from crumble_netd.flow_table import Budget, Flow, FlowTable, Limits
+from crumble_netd.commands import Command, Kind, Refuse
+from crumble_netd.events import Accepted, Incoming
+from crumble_netd.flow_table import Budget, Flow, FlowTable, Key, Limits
 from crumble_netd.forward_rules import ForwardRules
 from crumble_netd.header import Malformed
 from crumble_netd.header.virtio_net import NOTHING, Offload
@@ -227,6 +228,18 @@ class Stack:
         """Policy said no."""
         port.counts["refused"] += 1
         self.on_refused(port, kind, address, number)
+
+    def forwarded(self, event: Accepted | Incoming) -> tuple[Port, Key] | None:
+        """The flow that one who came to a forward begins; None, and refused, when it cannot be."""
+        found = self.forwards.target(event.rule)
+        if found is not None:
+            rule, port = found
+            remote = self.visible_peer(event.peer, rule.guest)
+            key = Key(rule.kind, port.number, rule.guest, rule.guest_port, *remote)
+            if self.flows.find(key) is None:
+                return port, key
+        self.emit(Refuse(event.token))
+        return None
 
     def visible_peer(self, peer: tuple[bytes, int], guest: bytes) -> tuple[bytes, int]:
         """Whom a guest sees behind a forwarded connection: the peer itself where that is possible."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from crumble_common import directories
 from crumble_common.errors import HostError
 
 _FULL = {errno.ENOSPC: "The disk is full", errno.EDQUOT: "Your disk quota is used up"}
@@ -40,21 +41,12 @@ def as_host_error(error: OSError, doing: str, path: Path) -> HostError:
     return HostError(f"Cannot {doing} {path}: {why}.", code="host.file", hint=hint)
 
 
-def sync_directory(path: Path) -> None:
-    """Makes renames in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def commit(file: IO[bytes], temporary: Path, final: Path) -> None:
     """Makes what was written to `temporary` durable and gives it its name."""
     file.flush()
     os.fsync(file.fileno())
     temporary.replace(final)
-    sync_directory(final.parent)
+    directories.sync(final.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

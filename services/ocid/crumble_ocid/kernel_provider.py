@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from crumble_common import directories
 from crumble_common.errors import RemoteError, UsageError
 from crumble_common.messages.image import Kernel
 from crumble_ocid.compression import decompress
@@ -22,7 +23,7 @@ from crumble_ocid.debian.packages import Package, PackageIndex, open_packages
 from crumble_ocid.debian.release import Release, open_release
 from crumble_ocid.debian.resolve import parse_relations
 from crumble_ocid.debian.version import version_key
-from crumble_ocid.files import host_errors, sync_directory, write_atomically
+from crumble_ocid.files import host_errors, write_atomically
 from crumble_ocid.images import collect_garbage
 from crumble_ocid.kernels import WANTED, WANTED_FILE, WANTED_TEXT, kernels_home, stored_kernel
 from crumble_ocid.progress import Reporter
@@ -111,7 +112,7 @@ class KernelProvider:
             if target.exists():  # incomplete: `stored_kernel` would have given it
                 shutil.rmtree(target)
             made.rename(target)
-            sync_directory(target.parent)
+            directories.sync(target.parent)
         collect_garbage(self._store)  # the package: 112 MB of which 31 were wanted
 
 

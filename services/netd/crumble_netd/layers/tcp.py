@@ -167,14 +167,11 @@ class TcpLayer:
     def incoming(self, event: Accepted) -> None:
         """Somebody connected to a forward."""
         stack = self._stack
-        found = stack.forwards.target(event.rule)
-        if found is None or not self._room(found[1]):
-            stack.emit(Refuse(event.token))
+        found = stack.forwarded(event)
+        if found is None:
             return
-        rule, port = found
-        remote = stack.visible_peer(event.peer, rule.guest)
-        key = Key("tcp", port.number, rule.guest, rule.guest_port, *remote)
-        if stack.flows.find(key) is not None:
+        port, key = found
+        if not self._room(port):
             stack.emit(Refuse(event.token))
             return
         flow = TcpFlow(

@@ -109,14 +109,11 @@ class UdpLayer:
     def incoming(self, event: Incoming) -> None:
         """A datagram to a forward, from a peer without a flow."""
         stack = self._stack
-        found = stack.forwards.target(event.rule)
-        if found is None or len(event.data) > 65_507:
-            stack.emit(Refuse(event.token))
+        found = stack.forwarded(event)
+        if found is None:
             return
-        rule, port = found
-        remote = stack.visible_peer(event.peer, rule.guest)
-        key = Key("udp", port.number, rule.guest, rule.guest_port, *remote)
-        if stack.flows.find(key) is not None:
+        port, key = found
+        if len(event.data) > 65_507:
             stack.emit(Refuse(event.token))
             return
         flow = self._add(port, key, event.peer)

@@ -22,7 +22,7 @@ def need_soft(machine: Machine) -> None:
         raise UsageError(
             f"VMs on {machine.hypervisor} cannot be debugged.",
             code="debug.backend",
-            hint="Start the VM with --hypervisor soft.",
+            hint="Start the VM with --hv soft.",
         )
 
 
