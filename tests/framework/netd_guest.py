@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
+from crumble_netd import events
 from crumble_netd.addresses import Addresses, packed
-from crumble_netd.commands import Command, Frame, Transmit
+from crumble_netd.commands import Command, Frame, HostConnect, HostRead, Transmit
 from crumble_netd.flow_table import Limits
 from crumble_netd.header import arp, checksum, ethernet, icmp, ipv4, ipv6, tcp, udp, virtio_net
 from crumble_netd.header.virtio_net import NOTHING, Offload
@@ -29,6 +31,7 @@ ROUTER6 = packed("fe80::1")
 GUEST6 = ipv6.eui64(NETWORK6, MAC)
 LINK6 = ipv6.eui64(packed("fe80::")[:8], MAC)
 INTERNET, INTERNET6 = packed("93.184.216.34"), packed("2606:2800::1")
+WEB = (INTERNET, 80)
 ADDRESSES = Addresses(GATEWAY_MAC, packed("10.0.2.0"), 24, GATEWAY, HOST, NETWORK6)
 
 
@@ -219,3 +222,24 @@ def parse(frame: Frame) -> Packet:
         found.kind = "icmp"
         found.message = icmp.parse(payload, pseudo if len(source) == 16 else 0)
     return found
+
+
+def one(found: list[Any]) -> Any:
+    (only,) = found
+    return only
+
+
+def connect(net: FakeNetwork, to: tuple[bytes, int] = WEB, port: int = 50000) -> tuple[int, int]:
+    """The guest opens a connection that the host side makes: flow, and our next sequence number."""
+    options = tcp.Options(mss=1460)
+    net.guest.tcp(to, tcp.SYN, 1000, port=port, options=options)
+    asked = one(net.asked())
+    assert isinstance(asked, HostConnect)
+    net.event(events.Connected(asked.flow))
+    answer = one(net.packets()).message
+    assert answer.flags == tcp.SYN | tcp.ACK
+    assert answer.ack == 1001
+    net.guest.tcp(to, tcp.ACK, 1001, answer.seq + 1, port=port)
+    read = one(net.asked())
+    assert isinstance(read, HostRead)
+    return asked.flow, answer.seq + 1

@@ -171,3 +171,21 @@ def show(output: Output) -> str:
     if isinstance(output, Ended):
         return f"Ended {output.reason}"
     return type(output).__name__
+
+
+ESTABLISHED = """
+    < S 0 win 10000 mss 1000
+    > SA 0 ack 1 mss 1000
+    < A 1 ack 1 win 10000
+    = Established
+"""
+SACK = """
+    < S 0 win 20000 mss 1000 sackok
+    > SA 0 ack 1 sackok
+    < A 1 ack 1 win 20000
+    = Established
+"""
+
+
+def established(script: str, *, opening: str = ESTABLISHED) -> Playbook:
+    return Playbook().run(opening).run(script)

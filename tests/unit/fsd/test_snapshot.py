@@ -7,85 +7,17 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgpack
 import pytest
 
 from crumble_common.errors import HostError, UsageError
-from crumble_common.messages.fs import Share
 from crumble_fsd import fuse_wire as w
-from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
-from crumble_fsd.union_parts import LayerFiles
-from crumble_fsd.upper import MemoryUpper, Upper
 from crumble_fsd.upper_directory import DirectoryUpper
-from framework.fsd_snapshots import Clone, Snapshot, capture
+from framework.fsd_snapshots import Clone, Snapshot
+from framework.fsd_world import World, client, close
 from framework.fuse_client import FuseClient, direct
-from framework.layers import Special, write_layer
-
-LOW = {
-    "etc": {"hosts": b"localhost\n", "big": b"B" * 100_000, "deep": {"er": {"x": b"1"}}},
-    "link": "etc",
-    "set": Special(b"s", mode=0o4755, xattrs={b"user.a": b"1"}),
-}
-HIGH = {"etc": {"passwd": b"root\n"}}
-
-
-class World:
-    """A session over two layers, captures of it and clones of those."""
-
-    def __init__(self, work: Path, upper: Upper | None = None) -> None:
-        self.work = work
-        self.layers = [write_layer(work, "l0", LOW), write_layer(work, "l1", HIGH)]
-        self.upper = upper or MemoryUpper(1 << 28)
-        self.clones: list[Clone] = []
-        self.shares: Any = []
-        self.captures = 0
-        self.begin([])
-
-    def begin(self, shares: list[Share], *, locks: bool = False) -> None:
-        for share in self.shares:
-            share.close()
-        self.tree, nodes = new_tree(self.layers, self.upper)
-        self.shares = add_shares(self.tree, nodes, shares)
-        options = options_for(self.upper, shared=bool(shares), remote_locks=locks)
-        self.session = new_session(nodes, [self.tree, *self.shares], options)
-        self.fuse = FuseClient(direct(self.session))
-        self.fuse.init()
-
-    def capture(self, clone: Clone | None = None) -> Snapshot:
-        self.captures += 1
-        name = f"s{self.captures}"
-        if clone is None:
-            return capture(self.work, name, self.session, self.tree, self.shares)
-        restored = clone.restored
-        return capture(self.work, name, restored.session, restored.tree, restored.shares)
-
-    def clone(self, snapshot: Snapshot, shares: list[Share] | None = None) -> Clone:
-        self.clones.append(Clone(snapshot, self.layers, shares))
-        return self.clones[-1]
-
-    def restored(self, shares: list[Share] | None = None) -> FuseClient:
-        return client(self.clone(self.capture(), shares))
-
-    def close(self) -> None:
-        for clone in self.clones:
-            clone.close()
-        self.session.handles.close()
-        for share in self.shares:
-            share.close()
-        self.upper.close()
-        close(self.layers)
-
-
-def close(layers: list[LayerFiles]) -> None:
-    for layer in layers:
-        layer.index.close()
-        os.close(layer.contents)
-
-
-def client(clone: Clone) -> FuseClient:
-    return FuseClient(direct(clone.restored.session))
+from framework.layers import write_layer
 
 
 @pytest.fixture
@@ -266,115 +198,6 @@ def test_locks_and_handles_go_on(world: World) -> None:
     again.release(node.nodeid, fh)
     with pytest.raises(OSError, match=f"Errno {errno.EBADF}]"):
         again.release(node.nodeid, fh)
-
-
-# Shares.
-
-
-@pytest.fixture
-def shared(tmp_path: Path) -> Path:
-    path = tmp_path / "shared"
-    (path / "d").mkdir(parents=True)
-    (path / "d" / "f").write_bytes(b"host file")
-    for n in range(40):
-        (path / f"n{n}").touch()
-    return path
-
-
-def test_open_files_of_a_share_go_on(world: World, shared: Path) -> None:
-    share = [Share(str(shared), "/mnt/s")]
-    world.begin(share)
-    fuse = world.fuse
-    node = fuse.resolve("mnt/s/d/f").nodeid
-    top = fuse.resolve("mnt/s").nodeid
-    fh = fuse.open(node)
-    directory = fuse.opendir(top)
-    first = fuse.readdir(top, 0, 300, directory)
-    whole = fuse.listdir(top, fh=directory)
-    again = world.restored(share)
-    assert again.read(node, 5, 9, fh) == b"file"
-    assert again.write(node, 0, b"HOST", fh) == 4
-    assert (shared / "d" / "f").read_bytes() == b"HOST file"
-    rest, cookie = list(first), first[-1].cookie
-    while batch := again.readdir(top, cookie, 300, directory):
-        rest += batch
-        cookie = batch[-1].cookie
-    assert rest == whole
-    again.release(node, fh)
-    assert again.resolve("mnt/s/d/f").nodeid == node
-
-
-def test_files_of_a_share_that_are_gone_are_stale(world: World, shared: Path) -> None:
-    share = [Share(str(shared), "/mnt/s")]
-    world.begin(share)
-    node = world.fuse.resolve("mnt/s/d/f").nodeid
-    fh = world.fuse.open(node)
-    snapshot = world.capture()
-    (shared / "d" / "f").unlink()
-    (shared / "d" / "f").write_bytes(b"another")
-    again = client(world.clone(snapshot, share))
-    for use in (lambda: again.read(node, 0, 9, fh), lambda: again.getattr(node),
-                lambda: again.setattr(node, size=0), lambda: again.fsync(node, fh)):  # fmt: skip
-        with pytest.raises(OSError, match=f"Errno {errno.ESTALE}]"):
-            use()
-    again.release(node, fh)
-    assert again.read(again.resolve("mnt/s/d/f").nodeid, 0, 0) == b""
-    assert (shared / "d" / "f").read_bytes() == b"another"
-
-
-def test_a_share_that_is_not_given_is_stale(world: World, shared: Path) -> None:
-    world.begin([Share(str(shared), "/mnt/s"), Share(str(shared), "/mnt/t")])
-    kept, lost = (world.fuse.resolve(f"mnt/{name}/d/f").nodeid for name in "st")
-    fh = world.fuse.open(lost)
-    only = [Share(str(shared), "/mnt/s")]
-    clone = world.clone(world.capture(), only)
-    for again in (client(clone), client(world.clone(world.capture(clone), only))):
-        assert again.getattr(kept).size == 9
-        for use in (lambda: again.getattr(lost), lambda: again.resolve("mnt/t"),  # noqa: B023
-                    lambda: again.read(lost, 0, 9, fh), lambda: again.release(lost, fh)):  # noqa: B023  # fmt: skip
-            with pytest.raises(OSError, match=f"Errno {errno.ESTALE}]"):
-                use()
-        again.forget(lost)
-        assert {b"s", b"t"} == again.names(again.resolve("mnt").nodeid)
-        assert {b"s", b"t"} == again.names(again.resolve("mnt").nodeid, plus=True)
-
-
-def test_shares_that_cannot_be(world: World, shared: Path) -> None:
-    world.begin([Share(str(shared), "/mnt/s")])
-    snapshot = world.capture()
-    with pytest.raises(UsageError, match="without a share at that path") as caught:
-        world.clone(snapshot, [Share(str(shared), "/other")])
-    assert caught.value.code == "share.restore"
-    with pytest.raises(UsageError, match="had a directory there"):
-        world.clone(snapshot, [Share(str(shared / "d" / "f"), "/mnt/s")])
-    with pytest.raises(UsageError, match="does not exist"):
-        world.clone(snapshot, [Share(str(shared / "nothing"), "/mnt/s")])
-
-
-def test_a_share_inside_a_share(world: World, shared: Path, tmp_path: Path) -> None:
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / "i").write_bytes(b"inner")
-    shares = [Share(str(shared), "/s"), Share(str(tmp_path / "inner"), "/s/d/in")]
-    world.begin(shares)
-    node = world.fuse.resolve("s/d/in/i").nodeid
-    again = world.restored(shares)
-    assert again.resolve("s/d/in/i").nodeid == node
-    assert again.getattr(node).size == 5
-
-
-def test_host_locks_are_taken_again(world: World, shared: Path) -> None:
-    share = [Share(str(shared), "/s")]
-    world.begin(share, locks=True)
-    node = world.fuse.resolve("s/d/f").nodeid
-    world.fuse.lock(w.FUSE_SETLK, node, 7, fcntl.F_WRLCK, flock=True)
-    snapshot = world.capture()
-    world.begin([])  # the first VM ends
-    with (shared / "d" / "f").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        fcntl.flock(file, fcntl.LOCK_UN)
-        world.clone(snapshot, share)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # What cannot be.
