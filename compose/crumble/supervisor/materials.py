@@ -17,7 +17,7 @@ from crumble_common.messages.image import Image, Kernel
 _OUTSIDE = ("oci:", "docker-archive:")
 _KEPT = 256
 
-_Stamp = tuple[int, ...]
+Stamp = tuple[int, ...]
 _Found = tuple[Image, Kernel]
 
 
@@ -25,27 +25,28 @@ class Materials:
     """Answers by what was asked."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str, str], tuple[_Stamp, _Found]] = {}
+        self._known: dict[tuple[str, str, str], tuple[Stamp, _Found]] = {}
 
     def known(self, request: VmCreate, architecture: str) -> _Found | None:
         """What `ocid` would answer; None when it must be asked."""
         if request.pull != "missing" or request.image.startswith(_OUTSIDE):
             return None
         key = (request.image, request.kernel, architecture)
-        stamp, found = self._known.get(key, ((), None))
-        if found is None or stamp != _stamp(architecture) or not _there(*found):
+        asked, found = self._known.get(key, ((), None))
+        if found is None or asked != stamp(architecture) or not _there(*found):
             self._known.pop(key, None)
             return None
         return found
 
-    def remember(self, request: VmCreate, architecture: str, found: _Found) -> None:
-        """For the next one that asks."""
+    def remember(self, request: VmCreate, architecture: str, found: _Found, asked: Stamp) -> None:
+        """For the next one that asks. asked: the stamp before `ocid` was, as it may change meanwhile."""
         if len(self._known) == _KEPT:
             self._known.clear()
-        self._known[request.image, request.kernel, architecture] = _stamp(architecture), found
+        self._known[request.image, request.kernel, architecture] = asked, found
 
 
-def _stamp(architecture: str) -> _Stamp:
+def stamp(architecture: str) -> Stamp:
+    """Differs whenever names in the store do."""
     store = paths.store_dir()
     places = (store / "references", store / "kernels", store / "kernels" / architecture)
     return tuple(_changed(place) for place in places)

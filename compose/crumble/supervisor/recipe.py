@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from crumble.supervisor import bootkey, limits, rename
 from crumble.supervisor.backend import choose
 from crumble.supervisor.images import OnProgress
+from crumble.supervisor.materials import stamp
 from crumble.supervisor.tasks import Task, both, in_thread, limited
 from crumble_common.errors import GuestError, UsageError
 from crumble_common.guest_memory import GuestMemory
@@ -107,6 +108,7 @@ async def _materials(vm: Vm, on_progress: OnProgress) -> tuple[Image, Kernel]:
         request.pull,  # type: ignore[arg-type]  # checked where the request arrived
         request.operation,
     )
+    asked = stamp(architecture)
     known = vm.host.materials.known(request, architecture)
     if known is not None:
         return known
@@ -116,7 +118,7 @@ async def _materials(vm: Vm, on_progress: OnProgress) -> tuple[Image, Kernel]:
         image = Task(ask(get, on_progress))
         kernel = Task(ask(KernelGet(architecture, "", request.operation), on_progress))
         found = await both(image, kernel)
-    vm.host.materials.remember(request, architecture, found)
+    vm.host.materials.remember(request, architecture, found, asked)
     return found
 
 

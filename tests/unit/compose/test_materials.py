@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from crumble.supervisor.materials import Materials
+from crumble.supervisor.materials import Materials, stamp
 from crumble_common.messages.client import VmCreate
 from crumble_common.messages.fs import Layer
 from crumble_common.messages.image import Image, ImageConfig, Kernel
@@ -36,16 +36,24 @@ def test_an_answer_holds_until_the_store_changes(store: Path) -> None:
     materials, request = Materials(), VmCreate("a")
     assert materials.known(request, ARCHITECTURE) is None
     for change in ("references", "kernels", "kernels/riscv64"):
-        materials.remember(request, ARCHITECTURE, found(store))
+        materials.remember(request, ARCHITECTURE, found(store), stamp(ARCHITECTURE))
         assert materials.known(request, ARCHITECTURE) == found(store)
-        os.utime(store / change, ns=(1, hash(change) % 1000))
+        os.utime(store / change, ns=(1, len(change)))
         assert materials.known(request, ARCHITECTURE) is None
+
+
+def test_what_changed_while_ocid_was_asked_is_asked_again(store: Path) -> None:
+    materials, request = Materials(), VmCreate("a")
+    asked = stamp(ARCHITECTURE)
+    os.utime(store / "references", ns=(1, 1))
+    materials.remember(request, ARCHITECTURE, found(store), asked)
+    assert materials.known(request, ARCHITECTURE) is None
 
 
 @pytest.mark.parametrize("name", ["layers/1.index", "layers/1.contents", "kernel"])
 def test_what_is_gone_is_asked_for(store: Path, name: str) -> None:
     materials, request = Materials(), VmCreate("a")
-    materials.remember(request, ARCHITECTURE, found(store))
+    materials.remember(request, ARCHITECTURE, found(store), stamp(ARCHITECTURE))
     (store / name).unlink()
     assert materials.known(request, ARCHITECTURE) is None
 
@@ -63,8 +71,8 @@ def test_what_is_gone_is_asked_for(store: Path, name: str) -> None:
 )
 def test_another_question_is_asked(store: Path, other: VmCreate) -> None:
     materials = Materials()
-    materials.remember(VmCreate("a"), ARCHITECTURE, found(store))
+    materials.remember(VmCreate("a"), ARCHITECTURE, found(store), stamp(ARCHITECTURE))
     if other.image.endswith(":/a"):
-        materials.remember(other, ARCHITECTURE, found(store))
+        materials.remember(other, ARCHITECTURE, found(store), stamp(ARCHITECTURE))
     assert materials.known(other, ARCHITECTURE) is None
     assert materials.known(VmCreate("a"), "amd64") is None
