@@ -49,7 +49,7 @@ class HostSend(NamedTuple):
 
 
 class HostRead(NamedTuple):
-    """Allows `size` more bytes to be read; a stream starts with none. Answer: Received."""
+    """Allows `size` more bytes to be read; a stream starts with none. Answer: Received or Filled."""
 
     flow: int
     size: int

@@ -25,6 +25,13 @@ class Received(NamedTuple):
     data: bytes
 
 
+class Filled(NamedTuple):
+    """Bytes of a stream were read to where `Stack.space` said."""
+
+    flow: int
+    size: int
+
+
 class Closed(NamedTuple):
     """The host side will send no more."""
 
@@ -55,4 +62,4 @@ class Incoming(NamedTuple):
     data: bytes
 
 
-Event = Connected | Failed | Received | Closed | Took | Accepted | Incoming
+Event = Connected | Failed | Received | Filled | Closed | Took | Accepted | Incoming

@@ -1,4 +1,4 @@
-"""Host sockets, one a flow: what `loop.py` does the stack's commands with. All non-blocking.
+"""Host sockets, one a flow: what `loop.py` does the stack's commands with. All non-blocking. Streams are in `host_streams.py`.
 
 Each tells what happens to it by events, through `tell`; none of them decides anything.
 """
@@ -6,10 +6,7 @@ Each tells what happens to it by events, through `tell`; none of them decides an
 from __future__ import annotations
 
 import errno
-import os
 import socket
-import struct
-from collections import deque
 from collections.abc import Callable
 
 from crumble_common.eventloop import EventLoop
@@ -21,11 +18,8 @@ Tell = Callable[[events.Event], None]
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
 _CHUNK = 1 << 16
-# Reads of one socket, and datagrams, until others get their turn.
-_READS, _DATAGRAMS = 4, 32
-# What a peer may take to read what was left when its connection had ended, s.
-LINGER = 60.0
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+# Datagrams of one socket until others get their turn.
+_DATAGRAMS = 32
 
 
 def family(address: bytes) -> int:
@@ -45,152 +39,6 @@ def unpacked(address: SocketAddress) -> tuple[bytes, int]:
     if raw[:12] == bytes(10) + b"\xff\xff":
         raw = raw[12:]
     return raw, address[1]
-
-
-class Stream:
-    """A TCP socket: connecting, then read as far as credit goes and written as far as it takes."""
-
-    def __init__(
-        self, loop: EventLoop, flow: int, sock: socket.socket, tell: Tell, *, connecting: bool
-    ) -> None:
-        self.flow = flow
-        self._loop, self._socket, self._tell = loop, sock, tell
-        self._fd = sock.fileno()
-        self._connecting = connecting
-        self._credit = 0
-        self._queue: deque[memoryview] = deque()
-        self._shutdown = self._shut = self._eof = self._closing = False
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if connecting:
-            loop.set_writable(self._fd, "host connect", self._connected)
-
-    @classmethod
-    def connect(cls, loop: EventLoop, flow: int, address: bytes, port: int, tell: Tell) -> Stream:
-        """Begins to connect; raises OSError."""
-        sock = socket.socket(family(address), socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            sock.setblocking(False)
-            code = sock.connect_ex(socket_address(address, port))
-            if code not in (0, errno.EINPROGRESS):
-                raise OSError(code, os.strerror(code))
-        except OSError:
-            sock.close()
-            raise
-        return cls(loop, flow, sock, tell, connecting=True)
-
-    def _connected(self) -> None:
-        code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        self._loop.set_writable(self._fd, "host write", None)
-        if code:
-            self._fail(code)
-            return
-        self._connecting = False
-        self._tell(events.Connected(self.flow))
-        self._write()
-        self._want()
-
-    def _fail(self, code: int) -> None:
-        self._end()
-        if not self._closing:
-            self._tell(events.Failed(self.flow, code))
-
-    def send(self, data: bytes | memoryview) -> None:
-        """Writes, now or when there is room."""
-        self._queue.append(memoryview(data))
-        if len(self._queue) == 1 and not self._connecting:
-            self._write()
-
-    def _write(self) -> None:
-        took = 0
-        try:
-            while self._queue:
-                piece = self._queue[0]
-                count = self._socket.send(piece)
-                took += count
-                if count < len(piece):
-                    self._queue[0] = piece[count:]
-                    break
-                self._queue.popleft()
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._fail(error.errno or errno.EIO)
-            return
-        if took and not self._closing:
-            self._tell(events.Took(self.flow, took))
-        self._loop.set_writable(self._fd, "host write", self._write if self._queue else None)
-        if not self._queue:
-            self._drained()
-
-    def _drained(self) -> None:
-        if self._shutdown and not self._shut:
-            self._shut = True
-            try:
-                self._socket.shutdown(socket.SHUT_WR)
-            except OSError as error:
-                if error.errno != errno.ENOTCONN:
-                    self._fail(error.errno or errno.EIO)
-                    return
-        if self._closing:
-            self._end()
-
-    def shutdown(self) -> None:
-        """No more bytes follow."""
-        self._shutdown = True
-        if not self._queue and not self._connecting:
-            self._drained()
-
-    def allow(self, size: int) -> None:
-        """So many bytes more may be read."""
-        self._credit += size
-        self._want()
-
-    def _want(self) -> None:
-        if self._fd >= 0:
-            wanted = self._credit > 0 and not self._eof and not self._connecting
-            self._loop.set_readable(self._fd, "host read", self._read if wanted else None)
-
-    def _read(self) -> None:
-        for _ in range(_READS):
-            if self._credit <= 0 or self._fd < 0:
-                break
-            try:
-                data = self._socket.recv(min(self._credit, _CHUNK))
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self._fail(error.errno or errno.EIO)
-                return
-            if not data:
-                self._eof = True
-                self._tell(events.Closed(self.flow))
-                break
-            self._credit -= len(data)
-            self._tell(events.Received(self.flow, data))
-            if len(data) < _CHUNK:
-                break
-        self._want()
-
-    def close(self, *, reset: bool) -> None:
-        """The end: at once, or when what is left has been written."""
-        self._closing = True
-        if reset or not self._queue or self._connecting:
-            self._end(reset=reset)
-        elif self._fd >= 0:
-            self._shutdown = True
-            self._loop.set_readable(self._fd, "host read", None)
-            self._loop.call_later(LINGER, lambda: self._end(reset=True))
-
-    def _end(self, *, reset: bool = False) -> None:
-        if self._fd < 0:
-            return
-        self._loop.remove_fd(self._fd)
-        if reset and not self._connecting:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._socket.close()
-        self._fd = -1
 
 
 class Datagrams:
@@ -274,9 +122,6 @@ class Peer:
     def close(self, *, reset: bool) -> None:  # noqa: ARG002  as Stream has it
         """The peer is a new one when it comes again."""
         self._forward.forget(self._peer)
-
-
-HostSocket = Stream | Datagrams | Peer
 
 
 class TcpForward:

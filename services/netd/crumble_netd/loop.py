@@ -20,16 +20,18 @@ from crumble_netd.addresses import text
 from crumble_netd.forward_rules import ForwardRule
 from crumble_netd.host_sockets import (
     Datagrams,
-    HostSocket,
+    Peer,
     SocketAddress,
-    Stream,
     TcpForward,
     UdpForward,
     listen_at,
     unpacked,
 )
+from crumble_netd.host_streams import Stream, connect
 from crumble_netd.queue_pump import NetDevice
 from crumble_netd.stack import Stack
+
+HostSocket = Stream | Datagrams | Peer
 
 # Rounds of commands in one go: each may lead to events that lead to others.
 _ROUNDS = 64
@@ -110,11 +112,16 @@ class HostSide:
         flow, kind, address, port = command
         try:
             if kind == "tcp":
-                self._sockets[flow] = Stream.connect(self._loop, flow, address, port, self._tell)
+                self._stream(flow, connect(address, port), connecting=True)
             else:
                 self._sockets[flow] = Datagrams(self._loop, flow, kind, address, port, self._tell)
         except OSError as error:
             self._stack.event(events.Failed(flow, error.errno or errno.EIO))
+
+    def _stream(self, flow: int, sock: socket.socket, *, connecting: bool = False) -> None:
+        self._sockets[flow] = Stream(
+            self._loop, flow, sock, self._tell, connecting=connecting, space=self._stack.space
+        )
 
     def _send(self, command: commands.HostSend) -> None:
         if sock := self._sockets.get(command.flow):
@@ -136,7 +143,7 @@ class HostSide:
         token, flow = command
         if token in self._accepted:
             sock = self._accepted.pop(token)
-            self._sockets[flow] = Stream(self._loop, flow, sock, self._tell, connecting=False)
+            self._stream(flow, sock)
         elif token in self._peers:
             forward, peer = self._peers.pop(token)
             self._sockets[flow] = forward.adopt(peer, flow)

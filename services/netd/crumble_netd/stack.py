@@ -133,7 +133,9 @@ class Stack:
             self.dns.failed(flow)
 
     def _tcp_event(self, flow: TcpFlow, event: events.Event) -> None:
-        if isinstance(event, events.Received):
+        if isinstance(event, events.Filled):
+            self.tcp.filled(flow, event.size)
+        elif isinstance(event, events.Received):
             self.tcp.received(flow, event.data)
         elif isinstance(event, events.Took):
             self.tcp.took(flow, event.size)
@@ -156,6 +158,13 @@ class Stack:
                 self.icmp.failed(flow)
             else:
                 self.udp.failed(flow, event.errno)
+
+    def space(self, number: int, count: int) -> list[memoryview]:
+        """Where bytes of a stream belong, `count` of them (then Filled); nowhere special when empty."""
+        flow = self.flows.get(number)
+        if isinstance(flow, TcpFlow) and flow.connection is not None:
+            return flow.connection.buffer.space(count)
+        return []
 
     def flush(self) -> None:
         """The end of a batch of frames or events: ACKs that waited for company go out."""

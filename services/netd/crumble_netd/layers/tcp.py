@@ -217,6 +217,14 @@ class TcpLayer:
             flow.connection.write(data, self._stack.now())
             self._serve(flow)
 
+    def filled(self, flow: TcpFlow, size: int) -> None:
+        """Bytes from the host side, in the connection's buffer already."""
+        if flow.connection is not None:
+            flow.granted -= size
+            flow.received += size
+            flow.connection.filled(size, self._stack.now())
+            self._serve(flow)
+
     def closed(self, flow: TcpFlow) -> None:
         """The host side will send no more."""
         if flow.connection is not None:

@@ -37,7 +37,9 @@ class Connection:
         settings: Settings = DEFAULTS,
         control: Congestion | None = None,
         ts_offset: int = 0,
+        memory: memoryview | None = None,
     ) -> None:
+        """memory: where the send buffer is to be, when not with us."""
         self.settings = settings
         self.control: Congestion = control or Cubic()
         self.block = ControlBlock(
@@ -49,7 +51,7 @@ class Connection:
             rcv_mss=settings.mss,
             ts_offset=ts_offset,
         )
-        self.buffer = SendBuffer(add(iss, 1))
+        self.buffer = SendBuffer(add(iss, 1), memory)
         self.reassembly = Reassembly()
         self.scoreboard = Scoreboard()
         self.outputs: list[Output] = []
@@ -78,6 +80,12 @@ class Connection:
         """Bytes for the peer. The application keeps to what `Freed` tells it."""
         assert not self.block.fin_queued
         self.buffer.append(data)
+        transmit.push(self, now)
+
+    def filled(self, count: int, now: float) -> None:
+        """`write`, of bytes that are in the send buffer's space already."""
+        assert not self.block.fin_queued
+        self.buffer.filled(count)
         transmit.push(self, now)
 
     def shutdown(self, now: float) -> None:

@@ -1,0 +1,214 @@
+"""TCP sockets of the host, one a flow. Non-blocking; see `host_sockets.py`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+from crumble_common.eventloop import EventLoop
+from crumble_netd import events
+from crumble_netd.host_sockets import Tell, family, socket_address
+from crumble_netd.tcp.buffers import SendBuffer
+
+_CHUNK = 1 << 16
+# Reads of one socket until others get their turn.
+_READS = 4
+# What a peer may take to read what was left when its connection had ended, s.
+LINGER = 60.0
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+Space = Callable[[int, int], list[memoryview]]
+
+
+def _nowhere(_flow: int, _count: int) -> list[memoryview]:
+    return []
+
+
+class Stream:
+    """A TCP socket: connecting, then read as far as credit goes and written as far as it takes.
+
+    space: of Stack, where bytes are read to. waiting: bytes that the kernel had no room for.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        flow: int,
+        sock: socket.socket,
+        tell: Tell,
+        *,
+        connecting: bool = False,
+        space: Space = _nowhere,
+        waiting: SendBuffer | None = None,
+    ) -> None:
+        self.flow = flow
+        self._loop, self._socket, self._tell = loop, sock, tell
+        self._fd = sock.fileno()
+        self._connecting = connecting
+        self._space = space
+        self._credit = 0
+        self._waiting = waiting or SendBuffer(0)
+        self._shutdown = self._shut = self._eof = self._closing = False
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if connecting:
+            loop.set_writable(self._fd, "host connect", self._connected)
+        elif self._waiting.size:
+            loop.set_writable(self._fd, "host write", self._write)
+
+    @property
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 when it is closed."""
+        return self._fd
+
+    def _connected(self) -> None:
+        code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._loop.set_writable(self._fd, "host write", None)
+        if code:
+            self._fail(code)
+            return
+        self._connecting = False
+        self._tell(events.Connected(self.flow))
+        self._write()
+        self._want()
+
+    def _fail(self, code: int) -> None:
+        self._end()
+        if not self._closing:
+            self._tell(events.Failed(self.flow, code))
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Writes, now or when there is room."""
+        waiting, took = self._waiting, 0
+        if not waiting.size and not self._connecting:
+            try:
+                took = self._socket.send(data)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._fail(error.errno or errno.EIO)
+                return
+            waiting.skip(took)
+        if took < len(data):
+            waiting.append(memoryview(data)[took:])
+            if not self._connecting:
+                self._loop.set_writable(self._fd, "host write", self._write)
+        if took and not self._closing:
+            self._tell(events.Took(self.flow, took))
+
+    def _write(self) -> None:
+        waiting, took = self._waiting, 0
+        try:
+            while waiting.size:
+                count = self._socket.send(waiting.peek(waiting.start, waiting.size)[0])
+                took += waiting.discard(waiting.start + count)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._fail(error.errno or errno.EIO)
+            return
+        if took and not self._closing:
+            self._tell(events.Took(self.flow, took))
+        if self._fd >= 0:
+            self._loop.set_writable(self._fd, "host write", self._write if waiting.size else None)
+        if not waiting.size:
+            self._drained()
+
+    def _drained(self) -> None:
+        if self._shutdown and not self._shut and self._fd >= 0:
+            self._shut = True
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:
+                    self._fail(error.errno or errno.EIO)
+                    return
+        if self._closing:
+            self._end()
+
+    def shutdown(self) -> None:
+        """No more bytes follow."""
+        self._shutdown = True
+        if not self._waiting.size and not self._connecting:
+            self._drained()
+
+    def allow(self, size: int) -> None:
+        """So many bytes more may be read."""
+        self._credit += size
+        self._want()
+
+    def _want(self) -> None:
+        if self._fd >= 0:
+            wanted = self._credit > 0 and not self._eof and not self._connecting
+            self._loop.set_readable(self._fd, "host read", self._read if wanted else None)
+
+    def _read(self) -> None:
+        for _ in range(_READS):
+            if self._credit <= 0 or self._fd < 0:
+                break
+            wanted = min(self._credit, _CHUNK)
+            try:
+                size = self._take(wanted)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._fail(error.errno or errno.EIO)
+                return
+            if size < wanted:
+                break
+        self._want()
+
+    def _take(self, wanted: int) -> int:
+        """Reads at most `wanted` bytes; how many there were, 0 at the stream's end."""
+        space = self._space(self.flow, wanted)
+        if len(space) == 1:
+            size = self._socket.recv_into(space[0])
+        elif space:
+            size = self._socket.recvmsg_into(space)[0]
+        else:
+            data = self._socket.recv(wanted)
+            size = len(data)
+        if not size:
+            self._eof = True
+            self._tell(events.Closed(self.flow))
+            return 0
+        self._credit -= size
+        self._tell(events.Filled(self.flow, size) if space else events.Received(self.flow, data))
+        return size
+
+    def close(self, *, reset: bool) -> None:
+        """The end: at once, or when what is left has been written."""
+        self._closing = True
+        if reset or not self._waiting.size or self._connecting:
+            self._end(reset=reset)
+        elif self._fd >= 0:
+            self._shutdown = True
+            self._loop.set_readable(self._fd, "host read", None)
+            self._loop.call_later(LINGER, lambda: self._end(reset=True))
+
+    def _end(self, *, reset: bool = False) -> None:
+        if self._fd < 0:
+            return
+        self._loop.remove_fd(self._fd)
+        if reset and not self._connecting:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._socket.close()
+        self._fd = -1
+
+
+def connect(address: bytes, port: int) -> socket.socket:
+    """A socket that begins to connect; raises OSError."""
+    sock = socket.socket(family(address), socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setblocking(False)
+        code = sock.connect_ex(socket_address(address, port))
+        if code not in (0, errno.EINPROGRESS):
+            raise OSError(code, os.strerror(code))
+    except OSError:
+        sock.close()
+        raise
+    return sock
