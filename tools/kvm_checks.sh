@@ -37,10 +37,18 @@ elf() {
     done
     return 0
 }
-# Refused, with the reason.
-captured() {
-    crumble snapshot create box nothing 2>&1
-    return 0
+snapshot() {
+    crumble exec box sh -c '(while n=$((n+1)); do echo $n > /tmp/n; mv /tmp/n /root/count; sleep 0.1; done) >/dev/null 2>&1 &'
+    crumble snapshot create box here >/dev/null && crumble exec box cat /root/file
+}
+# What ran at the capture runs on, in a guest whose clock did not stop.
+restored() {
+    crumble run --from here sh -c 'a=$(cat /root/count); sleep 1; b=$(cat /root/count)
+        [ "$a" != "$b" ] && cat /root/file'
+}
+forked() {
+    crumble fork -n 2 --name twin box >/dev/null
+    for n in 1 2; do crumble exec twin-$n cat /root/file && crumble stop twin-$n >/dev/null; done
 }
 eight() {
     for n in 1 2 3 4 5 6 7 8; do run oci:/image echo $n || return 1; done
@@ -49,16 +57,23 @@ check doctor '*kvm*usable*amd64*' crumble doctor
 check run 'hello Linux x86_64' run oci:/image sh -c 'echo hello $(uname -sm)'
 check detached '' stays
 check exec kept changes
+check snapshot kept snapshot
+check restore kept restored
+check 'run on' kept crumble exec box cat /root/file
+[ -e /short ] && exit
+check fork 'kept
+kept' forked
 check network up crumble exec box cat /sys/class/net/eth0/operstate
 check pause kept paused
 check ps '*box*running*256 MB*' crumble ps
-check 'no capture yet' '*cannot be captured yet*' captured
 check stop '*' crumble stop box
 check down '*' crumble down
 check vmlinux "*'/bin/true' was not found in the guest*" elf
 check smp 2 run -c 2 oci:/image nproc
+check 'smp restored' 2 run -c 2 oci:/image nproc
 check files 2097152 run oci:/image sh -c 'dd if=/dev/zero of=/tmp/x bs=64k count=32 2>/dev/null; wc -c < /tmp/x'
 check status 3 status
+check booted x86_64 crumble run --no-snapshot --hv kvm -m 256m --boot-timeout 200 oci:/image uname -m
 check auto x86_64 crumble run -m 256m oci:/image uname -m
 check eight "1
 2

@@ -38,6 +38,8 @@ MACHINE = [
     "-accel", "tcg,thread=multi", "-cpu", "EPYC,-cx16", "-m", "1536", "-smp", "1", "-nodefaults",
     "-serial", "stdio", "-display", "none", "-no-reboot",
 ]  # fmt: skip
+# Exit status: there is nothing wrong, but no host either.
+CANNOT = 77
 CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests tsc=reliable"
 MODULES = ("irqbypass", "kvm", "kvm-amd")
 PACKAGES = (
@@ -130,7 +132,7 @@ def debian() -> Path:
         )
         kernel = re.search(r"Depends: (linux-image-\S+)", listed)
         if kernel is None:
-            sys.exit("kvm_rig: apt knows no linux-image-cloud-amd64.")
+            raise OSError("apt knows no linux-image-cloud-amd64")
         subprocess.run(
             ["apt-get", "download", "-q", kernel[1], "busybox-static"], cwd=out, check=True
         )
@@ -158,6 +160,7 @@ def image(busybox: Path) -> Path:
             "dd",
             "md5sum",
             "sleep",
+            "mv",
             "true",
             "wc",
         ):
@@ -260,8 +263,10 @@ def modules(tree: Tree, debs: Path) -> list[str]:
     return order
 
 
-def build(checks: str) -> tuple[Path, Path]:
+def build(checks: str, *, short: bool) -> tuple[Path, Path]:
     """The emulated host: its kernel and its initramfs."""
+    if shutil.which(QEMU) is None:
+        raise OSError(f"{QEMU} is missing: install qemu-system-x86")
     HOME.mkdir(parents=True, exist_ok=True)
     debs = debian()
     (busybox,) = [
@@ -283,6 +288,8 @@ def build(checks: str) -> tuple[Path, Path]:
     script = INIT.replace("@MODULES@", " ".join(order)).replace("@HOME@", home)
     tree.text("init", script.replace("@PATH@", path), 0o755)
     tree.text("checks", checks)
+    if short:
+        tree.text("short", "")
     tree.text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
     tree.text("etc/group", "root:x:0:\n")
     out = HOME / "host.cpio"
@@ -314,14 +321,17 @@ def run(kernel: Path, initramfs: Path, limit: float) -> Iterator[str]:
 
 
 def main() -> int:
-    """Builds the host, runs the checks in it; 0 when all passed."""
+    """Builds the host, runs the checks in it; 0 when all passed, CANNOT when it cannot be built."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checks", type=Path, default=ROOT / "tools" / "kvm_checks.sh")
+    parser.add_argument("--short", action="store_true", help="only what `make test` runs")
     parser.add_argument("--limit", type=float, default=900.0, metavar="S")
     options = parser.parse_args()
-    if shutil.which(QEMU) is None:
-        sys.exit(f"kvm_rig: {QEMU} is missing: install qemu-system-x86.")
-    kernel, initramfs = build(options.checks.read_text())
+    try:
+        kernel, initramfs = build(options.checks.read_text(), short=options.short)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"kvm_rig: what it is made of cannot be had here: {error}", file=sys.stderr)
+        return CANNOT
     failed, ended = False, False
     start = time.monotonic()
     for line in run(kernel, initramfs, options.limit):

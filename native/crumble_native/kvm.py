@@ -64,6 +64,7 @@ SIZES = {
 }  # fmt: skip
 _MSR = struct.Struct("<I4xQ")
 _MAX_CPUID = 256
+_MAX_MSRS = 1024
 
 
 class KvmError(OSError):
@@ -187,6 +188,12 @@ class Vm:
         count = _check(lib.crb_kvm_supported_cpuid(self.handle, raw, len(buffer)), "CPUID")
         return bytes(buffer[8 : 8 + count * lib.CRB_KVM_CPUID_SIZE])
 
+    def msr_list(self) -> list[int]:
+        """The MSRs that can be got or set on this host."""
+        indices = ffi.new("uint32_t[]", _MAX_MSRS)
+        count = _check(lib.crb_kvm_msr_list(self.handle, indices, _MAX_MSRS), "MSR list")
+        return list(indices[0 : min(count, _MAX_MSRS)])
+
     def create_vcpu(self, index: int) -> Vcpu:
         """The vCPU `index`, which is its LAPIC's number as well."""
         made = ffi.new("crb_kvm_vcpu **")
@@ -241,12 +248,24 @@ class Vcpu:
 
     def set_msrs(self, values: dict[int, int]) -> None:
         """Sets MSRs; OSError (EINVAL) names the first that is refused."""
-        items = list(values.items())
-        data = _msrs(items)
-        raw = ffi.from_buffer(data)
-        count = _check(lib.crb_kvm_set_group(self._handle, MSRS, raw, len(data)), "MSRs")
+        count, items = self.try_msrs(values), list(values.items())
         if count < len(items):
             raise OSError(22, f"MSR {items[count][0]:#x} cannot be {items[count][1]:#x}")
+
+    def try_msrs(self, values: dict[int, int]) -> int:
+        """Sets MSRs up to the first that is refused; gives how many."""
+        data = _msrs(list(values.items()))
+        raw = ffi.from_buffer(data)
+        return _check(lib.crb_kvm_set_group(self._handle, MSRS, raw, len(data)), "MSRs")
+
+    @property
+    def tsc_khz(self) -> int:
+        """The frequency of the guest's TSC."""
+        return _check(lib.crb_kvm_get_tsc_khz(self._handle), "TSC")
+
+    @tsc_khz.setter
+    def tsc_khz(self, khz: int) -> None:
+        _check(lib.crb_kvm_set_tsc_khz(self._handle, khz), "TSC")
 
     def set_cpuid(self, entries: bytes) -> None:
         """What CPUID tells the guest: struct kvm_cpuid_entry2 entries."""

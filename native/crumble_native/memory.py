@@ -112,6 +112,13 @@ class Memory:
         """Has what is a hole in the base's file read from the overlay, where it is zeroes as well."""
         lib.crb_memory_skip_holes(self.handle, base_fd)
 
+    def flatten(self) -> None:
+        """Moves all of the base to the overlay, for a guest that reaches it without translating.
+
+        For the first process that maps, while it is the only one.
+        """
+        lib.crb_memory_flatten(self.handle)
+
     def has(self, gpa: int, length: int) -> bool:
         """True when [gpa, gpa + length) is RAM."""
         return bool(lib.crb_memory_has(self.handle, gpa, length))

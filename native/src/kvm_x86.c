@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <linux/kvm.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 
@@ -83,6 +84,26 @@ int crb_kvm_supported_cpuid(crb_kvm_vm *vm, void *buffer, size_t size) {
     if (ioctl(vm->kvm, KVM_GET_SUPPORTED_CPUID, table) < 0) return -errno;
     return (int)table->nent;
 }
+
+int crb_kvm_msr_list(crb_kvm_vm *vm, uint32_t *indices, uint32_t count) {
+    struct kvm_msr_list *list = malloc(sizeof *list + count * sizeof *indices);
+    if (list == NULL) return -ENOMEM;
+    list->nmsrs = count;
+    int status = ioctl(vm->kvm, KVM_GET_MSR_INDEX_LIST, list) < 0 ? -errno : 0;
+    if (status == 0) memcpy(indices, list->indices, list->nmsrs * sizeof *indices);
+    if (status == 0 || status == -E2BIG) status = (int)list->nmsrs;
+    free(list);
+    return status;
+}
+
+int crb_kvm_get_tsc_khz(crb_kvm_vcpu *vcpu) {
+    const int khz = ioctl(vcpu->fd, KVM_GET_TSC_KHZ, 0);
+    return khz < 0 ? -errno : khz;
+}
+
+int crb_kvm_set_tsc_khz(crb_kvm_vcpu *vcpu, uint32_t khz) {
+    return ioctl(vcpu->fd, KVM_SET_TSC_KHZ, (unsigned long)khz) < 0 ? -errno : 0;
+}
 #else
 int crb_kvm_create_irqchip(crb_kvm_vm *vm, int irqchip) {
     (void)vm;
@@ -101,6 +122,21 @@ int crb_kvm_set_group(crb_kvm_vcpu *vcpu, int number, const void *buffer, size_t
 
 int crb_kvm_supported_cpuid(crb_kvm_vm *vm, void *buffer, size_t size) {
     (void)vm, (void)buffer, (void)size;
+    return -ENOSYS;
+}
+
+int crb_kvm_msr_list(crb_kvm_vm *vm, uint32_t *indices, uint32_t count) {
+    (void)vm, (void)indices, (void)count;
+    return -ENOSYS;
+}
+
+int crb_kvm_get_tsc_khz(crb_kvm_vcpu *vcpu) {
+    (void)vcpu;
+    return -ENOSYS;
+}
+
+int crb_kvm_set_tsc_khz(crb_kvm_vcpu *vcpu, uint32_t khz) {
+    (void)vcpu, (void)khz;
     return -ENOSYS;
 }
 #endif

@@ -115,6 +115,23 @@ uint8_t *crb_translate_overlay(crb_memory *memory, uint64_t gpa, uint64_t *lengt
     return region->overlay + offset;
 }
 
+static void flatten(crb_region *region) {
+    const uint64_t pages = region->size >> CRB_PAGE_SHIFT;
+    for (uint64_t page = 0, end; page < pages; page = end) {
+        for (end = page; end < pages && (region->state[end] & CRB_PAGE_OVERLAY) == 0; end++)
+            region->state[end] |= CRB_PAGE_OVERLAY;
+        memcpy(region->overlay + (page << CRB_PAGE_SHIFT), region->base + (page << CRB_PAGE_SHIFT),
+               (end - page) << CRB_PAGE_SHIFT);
+        if (end == page) end++;
+    }
+    region->base = NULL;
+}
+
+void crb_memory_flatten(crb_memory *memory) {
+    for (uint32_t i = 0; i < memory->n_regions; i++)
+        if (memory->regions[i].base != NULL) flatten(&memory->regions[i]);
+}
+
 bool crb_memory_has(const crb_memory *memory, uint64_t gpa, uint64_t length) {
     while (length > 0) {
         const crb_region *region = find_region(memory, gpa);

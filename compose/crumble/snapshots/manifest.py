@@ -14,8 +14,7 @@ from crumble_common.errors import CrumbleError, GuestError, UsageError
 from crumble_common.messages.image import ImageConfig
 
 FORMAT = 1
-# The only guests there are so far, and on what they run.
-ARCHITECTURE, HYPERVISOR = "riscv64", "soft"
+ARCHITECTURES, HYPERVISORS = ("riscv64", "amd64", "arm64"), ("soft", "kvm")
 PAGE = 4096
 CHUNK = 1 << 20
 SUM = 32
@@ -68,8 +67,8 @@ class Manifest:
     shares: list[str] = field(default_factory=list)
     cmdline: str = ""
     network: str = "none"
-    architecture: str = ARCHITECTURE
-    hypervisor: str = HYPERVISOR
+    architecture: str = "riscv64"
+    hypervisor: str = "soft"
     format: int = FORMAT
     crumble: str = ""
 
@@ -129,10 +128,10 @@ def _check_origin(values: dict[str, Any], name: str) -> None:
     version = values.get("format")
     if isinstance(version, int) and version != FORMAT:
         raise foreign(name, f"it has format {version}, and this Crumble knows {FORMAT}")
-    for key, ours in (("architecture", ARCHITECTURE), ("hypervisor", HYPERVISOR)):
+    for key, ours in (("architecture", ARCHITECTURES), ("hypervisor", HYPERVISORS)):
         theirs = values.get(key)
-        if isinstance(theirs, str) and theirs != ours:
-            raise foreign(name, f"its {key} is {theirs[:40]!r}, not {ours}")
+        if isinstance(theirs, str) and theirs not in ours:
+            raise foreign(name, f"its {key} is {theirs[:40]!r}, not {' or '.join(ours)}")
 
 
 def _problem(manifest: Manifest) -> str:

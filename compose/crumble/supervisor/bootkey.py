@@ -34,12 +34,11 @@ def of(vm: Vm, image: Image, kernel: Kernel) -> dict[str, str]:
         return {}
     if request.kernel and not Path(request.kernel).is_file():
         return {}  # vmm says so
-    if vm.backend.name != form.HYPERVISOR:
-        return {}
     return {
         "format": str(form.FORMAT),
         "code": code(),
         "architecture": kernel.architecture,
+        "hypervisor": vm.backend.name,
         "kernel": kernel.digest or _file(kernel.image),
         "modules": _digest(" ".join(kernel.modules)),
         "cmdline": request.cmdline,

@@ -132,6 +132,8 @@ def about(vm: Vm, kind: str, name: str, key: dict[str, str]) -> Manifest:
         files={},
         key=key,
         network=vm.network.kind,
+        architecture=vm.backend.architecture,
+        hypervisor=vm.backend.name,
         shares=[share.target for share in vm.request.shares],
         crumble=__version__,
     )

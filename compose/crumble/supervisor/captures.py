@@ -150,12 +150,6 @@ class Captures:
             )
 
     async def _begin(self, vm: Vm) -> capture.Frame:
-        if vm.backend.name != form.HYPERVISOR:
-            raise UsageError(
-                f"The VM {vm.name} runs on {vm.backend.name}, where VMs cannot be captured yet.",
-                code="snapshot.hypervisor",
-                hint=f"Run it with --hv {form.HYPERVISOR}.",
-            )
         draft = self._store.begin()
         try:
             return await capture.begin(vm, draft)

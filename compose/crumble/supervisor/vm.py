@@ -72,7 +72,7 @@ class Vm:
         self.state = "starting"
         self.detail = ""
         self.hypervisor = request.hypervisor
-        self.backend = backend.SOFT  # until it boots; what goes on from a snapshot is on it
+        self.backend = backend.SOFT  # until it boots
         self.image: Image | None = None
         self.paused = False
         self.origin: Origin | None = None
@@ -100,6 +100,7 @@ class Vm:
         origin.take()
         self.origin = origin
         self.cpus, self.memory = origin.about.cpus, origin.about.memory
+        self.backend = backend.Backend(origin.about.hypervisor, origin.about.architecture)
         self.image = self.image or origin.image()
 
     @property

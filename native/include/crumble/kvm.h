@@ -118,5 +118,10 @@ int crb_kvm_get_group(crb_kvm_vcpu *vcpu, int group, void *buffer, size_t size);
 int crb_kvm_set_group(crb_kvm_vcpu *vcpu, int group, const void *buffer, size_t size);
 // struct kvm_cpuid2 of what the host can give a guest; the number of entries.
 int crb_kvm_supported_cpuid(crb_kvm_vm *vm, void *buffer, size_t size);
+// The MSRs that can be got or set here: fills up to `count` indices and gives how many there are.
+int crb_kvm_msr_list(crb_kvm_vm *vm, uint32_t *indices, uint32_t count);
+// The frequency of a vCPU's TSC, kHz.
+int crb_kvm_get_tsc_khz(crb_kvm_vcpu *vcpu);
+int crb_kvm_set_tsc_khz(crb_kvm_vcpu *vcpu, uint32_t khz);
 
 #endif

@@ -103,4 +103,8 @@ void crb_memory_release(crb_memory *memory);
 // that maps, while it is the only one.
 void crb_memory_skip_holes(crb_memory *memory, int base_fd);
 
+// Moves all of the base to the overlay, for those that reach guest memory without translating; the
+// regions have no base any more, in this process. Under the same condition.
+void crb_memory_flatten(crb_memory *memory);
+
 #endif

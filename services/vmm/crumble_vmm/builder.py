@@ -37,4 +37,4 @@ def build_machine(config: MachineConfig, ends: Ends, timeline: Timeline) -> Mach
         ]
     if ends.base < 0:
         board.load(config, ends, cpus, timeline)
-    return Machine(vm, cpus, chipset, memory, ends.loop, hypervisor.name)
+    return Machine(vm, cpus, chipset, memory, ends.loop, hypervisor.name, recipe.architecture)

@@ -43,9 +43,10 @@ class Machine:
         memory: GuestMemory,
         loop: Loop,
         hypervisor: str,
+        architecture: str,
     ) -> None:
         self.vm = vm
-        self.hypervisor = hypervisor
+        self.hypervisor, self.architecture = hypervisor, architecture
         self.memory = memory
         self.cpus = tuple(cpus)
         self.chipset = chipset

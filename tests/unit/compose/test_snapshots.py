@@ -116,8 +116,8 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     ("change", "code", "says"),
     [
         (lambda plain: plain.update(format=2), "snapshot.foreign", "format 2"),
-        (lambda plain: plain.update(architecture="amd64"), "snapshot.foreign", "amd64"),
-        (lambda plain: plain.update(hypervisor="kvm"), "snapshot.foreign", "kvm"),
+        (lambda plain: plain.update(architecture="m68k"), "snapshot.foreign", "m68k"),
+        (lambda plain: plain.update(hypervisor="xen"), "snapshot.foreign", "xen"),
         (lambda plain: plain.update(memory=1), "snapshot.corrupt", "memory"),
         (lambda plain: plain.update(extra=1), "snapshot.corrupt", "extra"),
         (lambda plain: plain["files"].pop("memory"), "snapshot.corrupt", "missing"),

@@ -44,6 +44,20 @@ def test_base_is_read_through_and_never_written() -> None:
     assert state[STATE_HEADER_SIZE + 1] == 0
 
 
+def test_a_flattened_memory_has_one_layer() -> None:
+    base, overlay, state = anonymous(4), anonymous(4), mmap.mmap(-1, PAGE_SIZE)
+    base[:] = b"B" * len(base)
+    memory = Memory(state)
+    memory.add(0, overlay, base=base)
+    memory.write(PAGE_SIZE + 1, b"w")
+    memory.flatten()
+    assert overlay[:] == b"B" * (PAGE_SIZE + 1) + b"w" + b"B" * (3 * PAGE_SIZE - 2)
+    assert all(state[STATE_HEADER_SIZE + page] & 1 for page in range(4))
+    assert len(memory.views(0, 4 * PAGE_SIZE, write=False)) == 1
+    base[:] = bytes(len(base))
+    assert memory.read(0, 1) == b"B"
+
+
 def test_writing_a_code_page_marks_it_stale_and_counts() -> None:
     overlay, state = anonymous(2), mmap.mmap(-1, PAGE_SIZE)
     memory = Memory(state)

@@ -110,3 +110,30 @@ def test_whatever_a_guest_does_messages_are_those_of_unmasked_pins(
         live = {wired.chip.message(pin) for pin in range(PINS)} - {NONE}
         assert set(wired.sent[before:]) <= live
         assert {message for message in wired.routes.values() if message != NONE} == live
+
+
+def test_a_state_is_taken_over_with_its_routes(wired: Wired) -> None:
+    wired.program(4, 0x31, 2 << 24)
+    wired.program(5, 0x41 | LEVEL)
+    wired.program(6, 0x51 | MASKED)
+    wired.chip.set_line(5, True)
+    wired.chip.pulse(6)
+    other = Wired()
+    other.chip.set_state(wired.chip.get_state())
+    assert other.sent == []
+    assert (other.routes[4], other.routes[6]) == ((0xFEE0_2000, 0x31), NONE)
+    other.chip.end_of_interrupt(0x41)
+    other.program(6, 0x51)
+    assert other.sent == [(0xFEE0_0000, 0x41 | LEVEL), (0xFEE0_0000, 0x51)]
+
+
+@given(st.binary(max_size=300))
+def test_states_that_cannot_be(data: bytes) -> None:
+    """Whatever the bytes, they are refused, or are what get_state gives."""
+    chip = Wired().chip
+    for state in (data, (data * 300)[: len(chip.get_state())]):
+        try:
+            chip.set_state(state)
+        except ValueError:
+            continue
+        assert chip.get_state() == state

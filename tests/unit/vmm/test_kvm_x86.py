@@ -4,11 +4,12 @@ import struct
 
 import pytest
 
+from crumble_common.errors import HostError
 from crumble_vmm.boards import board_for
 from crumble_vmm.devices.power_ports import KeyboardController, PowerPorts
 from crumble_vmm.hypervisor.base import ExitReason, GuestEnds
-from crumble_vmm.hypervisor.kvm import x86
-from crumble_vmm.hypervisor.kvm.x86 import CpuidEntry
+from crumble_vmm.hypervisor.kvm import cpuid, x86
+from crumble_vmm.hypervisor.kvm.cpuid import CpuidEntry
 
 AMD = (0x68747541, 0x444D4163, 0x69746E65)
 HOST = [
@@ -24,7 +25,7 @@ HOST = [
 
 
 def table(cpu: int, cpus: int, *, deadline: bool = True) -> dict[tuple[int, int], CpuidEntry]:
-    made = x86.guest_cpuid(HOST, cpu, cpus, deadline=deadline)
+    made = cpuid.guest_table(HOST, cpu, cpus, deadline=deadline)
     found = {(entry.function, entry.index): entry for entry in made}
     assert len(found) == len(made)
     return found
@@ -58,7 +59,76 @@ def test_each_cpu_is_a_core_of_one_package(cpu: int, cpus: int, shift: int) -> N
 
 
 def test_a_table_goes_to_kvm_and_back() -> None:
-    assert x86.unpack_cpuid(x86.pack_cpuid(HOST)) == HOST
+    assert cpuid.unpack(cpuid.pack(HOST)) == HOST
+
+
+def every_feature() -> list[CpuidEntry]:
+    """A CPU that has all there is, its extended state as on Intel's."""
+    full = 0xFFFF_FFFF
+    parts = {2: (256, 576), 5: (64, 1088), 6: (512, 1152), 7: (1024, 1664), 9: (8, 2688)}
+    return [
+        *HOST,
+        CpuidEntry(7, 0, 1, 2, full, full, full),
+        CpuidEntry(7, 1, 1, full, 0, 0, 0),
+        CpuidEntry(0xD, 0, 1, 0x2E7, 576, 2696, 0),
+        CpuidEntry(0xD, 1, 1, full, 0, 0, 0),
+        *(CpuidEntry(0xD, n, 1, size, at, 0, 0) for n, (size, at) in parts.items()),
+        CpuidEntry(0x8000_0001, 0, 0, 0, 0, full, full),
+    ]
+
+
+def with_leaf(table: list[CpuidEntry], leaf: CpuidEntry) -> list[CpuidEntry]:
+    return [e for e in table if (e.function, e.index) != (leaf.function, leaf.index)] + [leaf]
+
+
+BIG = with_leaf(every_feature(), CpuidEntry(1, 0, 0, 0, 0, 0xFFFF_FFFF, 0xFFFF_FFFF))
+
+
+@pytest.mark.parametrize(
+    ("model", "states", "size", "avx", "avx512"),
+    [
+        ("x86-64-v2", 0, 0, False, False),
+        ("x86-64-v3", 0x7, 832, True, False),
+        ("x86-64-v4", 0xE7, 2688, True, True),
+        ("host", 0x2E7, 2696, True, True),
+    ],
+)
+def test_a_level_shows_what_it_has(
+    model: str, states: int, size: int, avx: bool, avx512: bool
+) -> None:
+    cpuid.check_model(model, BIG)
+    made = cpuid.guest_table(BIG, 0, 1, deadline=True, model=model)
+    leaves = {(entry.function, entry.index): entry for entry in made}
+    assert (leaves[0xD, 0].eax, leaves[0xD, 0].ecx) == (states, size)
+    assert bool(leaves[1, 0].ecx & 1 << 28) is avx
+    assert bool(leaves[7, 0].ebx & 1 << 16) is avx512
+    assert leaves[1, 0].ecx & 1 << 20 and leaves[1, 0].ecx & 1 << 31  # SSE4.2, hypervisor
+    assert not leaves[1, 0].ecx & 1 << 5 and not leaves[0x8000_0001, 0].ecx & 1 << 2  # VMX, SVM
+    assert cpuid.missing(made, BIG) == []
+
+
+def test_a_level_that_the_cpu_has_not_reached() -> None:
+    cpuid.check_model("host", HOST)
+    with pytest.raises(HostError, match=r"lacks .*sse4_2.*--cpu") as caught:
+        cpuid.check_model("x86-64-v2", HOST)
+    assert caught.value.code == "kvm.cpu"
+
+
+def test_what_a_guest_knows_must_be_there() -> None:
+    """A level moves to every CPU that has it; the host's own features only to its like."""
+    v3 = with_leaf(BIG, CpuidEntry(7, 0, 1, 2, 0xFFFF_FFFF & ~(1 << 16), 0, 0xFFFF_FFFF))
+    level = cpuid.guest_table(BIG, 0, 2, deadline=True, model="x86-64-v3")
+    own = cpuid.guest_table(BIG, 0, 2, deadline=True)
+    assert cpuid.missing(level, v3) == []
+    assert "avx512f" in cpuid.missing(own, v3)
+    assert any("CPUID 0x7.0 ecx" in name for name in cpuid.missing(own, v3))
+    other = with_leaf(BIG, CpuidEntry(0, 0, 0, 0xD, 1, 2, 3))
+    assert "another maker" in cpuid.missing(level, other)[0]
+
+
+def test_a_table_that_is_none() -> None:
+    with pytest.raises(ValueError, match="CPUID"):
+        cpuid.unpack(b"x")
 
 
 def test_a_kernel_is_entered_in_64_bit_mode() -> None:

@@ -17,17 +17,19 @@ from typing import Any, ClassVar
 
 from crumble_common.errors import InternalError
 from crumble_vmm.chipset.bus import Bus, Mapping
+from crumble_vmm.snapshot.state import NoState
 
 
 class Device:
     """What the chipset knows of a device. The defaults suit one that only has registers."""
 
     name: str = ""
-    state_type: ClassVar[type[Any]]
+    state_type: ClassVar[type[Any]] = NoState
     """The dataclass of its state in a snapshot (snapshot/state.py)."""
 
     def get_state(self) -> Any:
         """Its state. No vCPU is running, and it is halted."""
+        return NoState()
 
     def set_state(self, state: Any) -> None:
         """Takes over the state of the device it goes on for; before `start`.

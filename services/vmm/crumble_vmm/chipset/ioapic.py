@@ -6,6 +6,7 @@ end of interrupt while it stays high. What a masked edge pin gets is sent when i
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable
 
@@ -22,6 +23,8 @@ _READ_ONLY = _PENDING | _REMOTE_IRR
 _MESSAGE_BASE = 0xFEE0_0000
 Message = tuple[int, int]
 NONE: Message = (0, 0)
+# Of a snapshot: select, ID; entries; wires and waiting edges, a bit a pin.
+_STATE = struct.Struct(f"<BI{PINS}QII")
 
 
 class Ioapic:
@@ -92,6 +95,35 @@ class Ioapic:
             return NONE
         address = _MESSAGE_BASE | entry >> 56 << 12 | (4 if entry & _LOGICAL else 0)
         return address, entry & (_VECTOR | _DELIVERY | _LEVEL)
+
+    def get_state(self) -> bytes:
+        """Registers, wires, edges that wait."""
+        with self._lock:
+            bits = [
+                sum(on << pin for pin, on in enumerate(of)) for of in (self._high, self._waiting)
+            ]
+            return _STATE.pack(self._select, self._id, *self._entries, *bits)
+
+    def set_state(self, state: bytes) -> None:
+        """What get_state gave; ValueError. Sends nothing."""
+        try:
+            select, number, *entries, high, waiting = _STATE.unpack(state)
+        except struct.error:
+            raise ValueError("an IOAPIC's state has another size") from None
+        known = 0xFF << 56 | MASKED | 0xFFFF
+        if (
+            number & ~0x0F00_0000
+            or high >> PINS
+            or waiting >> PINS
+            or any(e & ~known for e in entries)
+        ):
+            raise ValueError("an IOAPIC that cannot be")
+        with self._lock:
+            self._select, self._id, self._entries = select, number, entries
+            self._high = [bool(high >> pin & 1) for pin in range(PINS)]
+            self._waiting = [bool(waiting >> pin & 1) for pin in range(PINS)]
+            for pin in range(PINS):
+                self._route(pin, self.message(pin))
 
     def _get(self, register: int) -> int:
         if register in (_ID, _ARBITRATION):

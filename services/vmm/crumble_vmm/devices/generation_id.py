@@ -12,7 +12,7 @@ import threading
 
 from crumble_vmm.chipset.builder import Device
 from crumble_vmm.chipset.lines import Line
-from crumble_vmm.snapshot.state import GenerationIdState
+from crumble_vmm.snapshot.state import NoState
 
 SIZE = 0x1000
 _ID_SIZE = 16
@@ -20,8 +20,6 @@ _ID_SIZE = 16
 
 class GenerationId(Device):
     """The bytes. Reading them is all a guest can do, and takes the interrupt back."""
-
-    state_type = GenerationIdState
 
     def __init__(self, name: str, line: Line) -> None:
         self.name = name
@@ -42,10 +40,6 @@ class GenerationId(Device):
     def mmio_write(self, offset: int, size: int, value: int, /) -> None:
         """There is nothing to write."""
 
-    def get_state(self) -> GenerationIdState:
-        """Nothing: a successor has an identity of its own."""
-        return GenerationIdState()
-
-    def set_state(self, state: GenerationIdState) -> None:  # noqa: ARG002
-        """A new VM: says so."""
+    def set_state(self, state: NoState) -> None:  # noqa: ARG002
+        """A new VM, with an identity of its own: says so."""
         self._line.set(True)

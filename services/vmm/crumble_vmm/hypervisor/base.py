@@ -119,7 +119,13 @@ class VirtioInterrupt(ABC):
 
 
 class VirtualMachine(ABC):
-    """A guest's vCPUs and interrupt controller over its memory."""
+    """A guest's vCPUs and interrupt controller over its memory.
+
+    translates: vCPUs find memory by `crb_translate`, so it may have a base, and a page that is frozen is
+    saved before they write it. Others stand still while their memory is saved.
+    """
+
+    translates: ClassVar[bool] = True
 
     @abstractmethod
     def create_cpu(

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from crumble_common.errors import UsageError
 from crumble_common.wire import pack_body
 from crumble_vmm.machine import Loop, Machine
-from crumble_vmm.snapshot.state import ARCHITECTURE, FORMAT, AgentState, VmState
+from crumble_vmm.snapshot.state import FORMAT, AgentState, VmState
 
 
 class _Phase(enum.Enum):
@@ -40,7 +40,7 @@ class Captures:
         self._fd = -1
         self._saver: threading.Thread | None = None
         # What was written since the last capture, or the restore, is marked.
-        self._has_parent = restored
+        self._has_parent = restored and machine.vm.translates
 
     @property
     def idle(self) -> bool:
@@ -99,7 +99,10 @@ class Captures:
             device.go_on()
 
     def thaw(self, abort: bool) -> None:
-        """Lets the guest go on and begins to save, or gives up. UsageError "vm.not_frozen"."""
+        """Lets the guest go on and begins to save, or gives up. UsageError "vm.not_frozen".
+
+        A guest that writes without translating goes on when all is saved.
+        """
         if self._phase is not _Phase.FROZEN:
             raise UsageError("The VM is not frozen.", code="vm.not_frozen", hint="Freeze it first.")
         if abort:
@@ -108,7 +111,8 @@ class Captures:
         else:
             self._phase = _Phase.SAVING
             self._saver = threading.Thread(target=self._save, name="saver")
-        self._go_on()
+        if self._saver is None or self._machine.vm.translates:
+            self._go_on()
         if self._saver is not None:
             self._saver.start()
 
@@ -121,7 +125,9 @@ class Captures:
         if self._saver is None:  # closed meanwhile
             return
         self._saver.join()
-        self._has_parent = error == 0
+        if not self._machine.vm.translates:
+            self._go_on()
+        self._has_parent = error == 0 and self._machine.vm.translates
         pages = self._machine.memory.memory.saved_pages
         self._finish()
         self._done(pages, _sentence(error))
@@ -153,7 +159,7 @@ def collect(machine: Machine, agent: AgentState, console: bytes) -> VmState:
     devices = machine.chipset.devices
     return VmState(
         format=FORMAT,
-        architecture=ARCHITECTURE,
+        architecture=machine.architecture,
         hypervisor=machine.hypervisor,
         memory=machine.memory.size,
         time=machine.time,

@@ -7,14 +7,15 @@ from crumble_vmm.chipset.builder import Chipset
 from crumble_vmm.config import MachineConfig
 from crumble_vmm.hypervisor import choose
 from crumble_vmm.machine import Machine
-from crumble_vmm.snapshot.state import ARCHITECTURE, VmState, corrupt, foreign
+from crumble_vmm.snapshot.state import VmState, corrupt, foreign
 
 
 def check(state: VmState, config: MachineConfig) -> None:
     """Raises UsageError "snapshot.foreign" when the state is not one of a machine as configured."""
+    hypervisor, probe = choose(config.hypervisor)
     for what, has, wanted in (
-        ("the architecture", state.architecture, ARCHITECTURE),
-        ("the hypervisor", state.hypervisor, choose(config.hypervisor)[0].name),
+        ("the architecture", state.architecture, probe.architectures[0]),
+        ("the hypervisor", state.hypervisor, hypervisor.name),
         ("the memory's size", state.memory, config.memory),
         ("the number of vCPUs", len(state.cpus), config.cpus),
     ):

@@ -16,7 +16,6 @@ from crumble_common.errors import UsageError
 from crumble_common.wire import WireError, pack_body, validate
 
 FORMAT = 2
-ARCHITECTURE = "riscv64"
 MAX_SIZE = 1 << 20
 
 
@@ -102,8 +101,8 @@ class RtcState:
 
 
 @dataclass(frozen=True)
-class GenerationIdState:
-    """The generation ID: what it is must not be kept."""
+class NoState:
+    """A device that has nothing to keep."""
 
 
 @dataclass(frozen=True)

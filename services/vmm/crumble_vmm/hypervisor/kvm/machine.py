@@ -7,11 +7,10 @@ therefore always reads as set, which a driver takes as "look at your rings".
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from crumble_common.errors import HostError, UsageError
+from crumble_common.errors import HostError
 from crumble_common.hypervisors import Probe
 from crumble_common.kvm.preflight import refused
 from crumble_common.kvm.probe import probe_kvm
@@ -29,22 +28,12 @@ from crumble_vmm.hypervisor.base import (
     VirtualCPU,
     VirtualMachine,
 )
-from crumble_vmm.hypervisor.kvm import x86
+from crumble_vmm.hypervisor.kvm import cpuid, x86, x86_state
 
 IOAPIC_BASE = 0xFEC0_0000
 _CAP_TSC_DEADLINE_TIMER = 72
 # KVM_SYSTEM_EVENT_*
 _SYSTEM_EVENTS = {1: ExitReason.POWER_OFF, 2: ExitReason.RESET, 3: ExitReason.CRASH}
-_GROUPS = {
-    "regs": kvm.REGS,
-    "sregs": kvm.SREGS,
-    "xcrs": kvm.XCRS,
-    "xsave": kvm.XSAVE,
-    "debugregs": kvm.DEBUGREGS,
-    "lapic": kvm.LAPIC,
-    "mp_state": kvm.MP_STATE,
-    "events": kvm.EVENTS,
-}
 
 
 class KvmHypervisor(Hypervisor):
@@ -64,6 +53,8 @@ class KvmHypervisor(Hypervisor):
 class KvmMachine(VirtualMachine):
     """One guest."""
 
+    translates = False
+
     def __init__(self, memory: Memory, cpus: int) -> None:
         self._cpus = cpus
         self._made: list[KvmCpu] = []
@@ -72,6 +63,7 @@ class KvmMachine(VirtualMachine):
             self._vm = kvm.Vm(kvm.IRQCHIP_SPLIT)
         except kvm.KvmError as error:
             raise refused(error) from None
+        memory.flatten()  # what the kernel maps has one layer
         try:
             self._vm.set_memory(memory)
         except OSError as error:
@@ -80,7 +72,8 @@ class KvmMachine(VirtualMachine):
         self._routes = [ioapic.NONE] * ioapic.PINS
         self._fds: list[int] = [0] * ioapic.PINS  # call fds of each pin
         self._ioapic = Ioapic(lambda message: self._vm.signal_msi(*message), self._route)
-        self._cpuid = x86.unpack_cpuid(self._vm.supported_cpuid())
+        self._cpuid = cpuid.unpack(self._vm.supported_cpuid())
+        self._msrs = self._vm.msr_list()
         self._deadline = bool(self._vm.capability(_CAP_TSC_DEADLINE_TIMER))
 
     def _route(self, pin: int, message: ioapic.Message) -> None:
@@ -101,11 +94,11 @@ class KvmMachine(VirtualMachine):
         """vCPU `index`; those after the first wait for INIT and SIPI."""
         try:
             vcpu = self._vm.create_vcpu(index)
-            table = x86.guest_cpuid(self._cpuid, index, self._cpus, deadline=self._deadline)
-            vcpu.set_cpuid(x86.pack_cpuid(table))
+            table = cpuid.guest_table(self._cpuid, index, self._cpus, deadline=self._deadline)
+            cpu = KvmCpu(vcpu, _WithIoapic(self._ioapic, mmio), ports or mmio, self._ioapic)
+            cpu.identify(table, self._cpuid, self._msrs)
         except OSError as error:
             raise _failed(error) from None
-        cpu = KvmCpu(vcpu, _WithIoapic(self._ioapic, mmio), ports or mmio, self._ioapic)
         self._made.append(cpu)
         return cpu
 
@@ -138,21 +131,15 @@ class KvmMachine(VirtualMachine):
         self._vm.clock = ticks
 
     def settle(self) -> None:
-        """UsageError: nothing here is captured yet."""
-        raise UsageError(
-            "A VM on KVM cannot be captured yet.",
-            code="vm.capture",
-            hint="Run it with --hv soft to take snapshots of it.",
-        )
+        """What is under way is the kernel's, and each device interrupts once more when it goes on."""
 
     def get_controller(self) -> bytes:
-        """As settle."""
-        self.settle()
-        return b""
+        """The IOAPIC; LAPICs are their vCPUs'."""
+        return self._ioapic.get_state()
 
-    def set_controller(self, state: bytes) -> None:  # noqa: ARG002
-        """As settle."""
-        self.settle()
+    def set_controller(self, state: bytes) -> None:
+        """The IOAPIC, and what its pins send."""
+        self._ioapic.set_state(state)
 
     def counters(self) -> dict[str, int]:
         """Exits by kind, of all vCPUs."""
@@ -199,7 +186,7 @@ class _Interrupt(VirtioInterrupt):
         self._ioapic.pulse(self._pin)
 
     def status(self) -> int:
-        return self._vm.slot_set(self._slot, 0)
+        return self._vm.slot_set(self._slot, 0) | 1
 
     def acknowledge(self, bits: int) -> None:
         self._vm.slot_clear(self._slot, bits)
@@ -240,19 +227,21 @@ class KvmCpu(VirtualCPU):
         """Exits by kind."""
         return self._vcpu.counters()
 
+    def identify(
+        self, table: list[cpuid.CpuidEntry], supported: list[cpuid.CpuidEntry], msrs: list[int]
+    ) -> None:
+        """What CPUID tells the guest, of what it could; MSRs there may be."""
+        self._table, self._supported, self._msrs = cpuid.pack(table), supported, msrs
+        self._vcpu.set_cpuid(self._table)
+
     def get_state(self) -> dict[str, Any]:
-        """Register groups, as the kernel has them; no MSRs."""
-        return {name: self._vcpu.get(group) for name, group in _GROUPS.items()}
+        """x86_state."""
+        return x86_state.get_state(self._vcpu, self._msrs, self._table)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Register groups; ValueError for what KVM refuses."""
-        if state.keys() != _GROUPS.keys():
-            raise ValueError("not the register groups of an x86 vCPU")
-        for name, group in _GROUPS.items():
-            try:
-                self._vcpu.set(group, state[name])
-            except (OSError, TypeError) as error:
-                raise ValueError(f"{name}: {error}") from None
+        """x86_state."""
+        x86_state.set_state(self._vcpu, state, self._supported, self._table)
+        self._table = state["cpuid"]
 
     def run(self) -> Exit:
         """Serves register and port accesses; the rest is for the machine."""
@@ -313,12 +302,6 @@ class KvmCpu(VirtualCPU):
 
 
 def _failed(error: OSError) -> HostError:
-    if error.errno == errno.ENOTSUP:
-        return HostError(
-            "A VM on KVM cannot go on from a snapshot yet.",
-            code="vmm.hypervisor",
-            hint="Use --hv soft.",
-        )
     return HostError(
         f"KVM cannot make this VM: {error.strerror}.",
         code="vmm.hypervisor",
