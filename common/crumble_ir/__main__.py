@@ -12,7 +12,11 @@ from crumble_common.errors import CrumbleError
 from crumble_ir.compiler import BACKENDS, to_elf, to_ir
 from crumble_ir.frontend.units import Units
 
-_OBJDUMP = {"amd64": "objdump", "riscv64": "riscv64-linux-gnu-objdump"}
+OBJDUMP = {
+    "amd64": "objdump",
+    "arm64": "aarch64-linux-gnu-objdump",
+    "riscv64": "riscv64-linux-gnu-objdump",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +48,7 @@ def _compile(chosen: argparse.Namespace) -> int:
     os.chmod(output, 0o755)  # noqa: S103, PTH101  an executable
     if chosen.disassemble:
         sys.stdout.flush()
-        subprocess.run([_OBJDUMP[chosen.arch], "-d", output], check=False)
+        subprocess.run([OBJDUMP[chosen.arch], "-d", output], check=False)
     return 0
 
 

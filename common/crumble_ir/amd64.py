@@ -47,32 +47,17 @@ class Amd64(Backend):
         arguments=(RDI, RSI, RDX, RCX, R8, R9),
     )
     scratch = (RAX, RCX)
-
-    def emit(self, data: bytes) -> None:
-        """Appends code."""
-        self.code.data += data
+    result = RAX
 
     def frame(self, locals_size: int, saved: int) -> int:
         """rsp is 8 below a multiple of 16 on entry."""
         size = locals_size + 8 * saved
         return size + (8 - size) % 16 if size or self.places.calls else 0
 
-    def prologue(self) -> None:
-        if self.frame_size:
-            self.emit(asm.alu_constant("sub", RSP, self.frame_size))
-        for index, register in enumerate(self.saved):
-            self.emit(asm.store(8, register, RSP, self.saves_offset + 8 * index))
+    def adjust_stack(self, size: int) -> None:
+        self.emit(asm.alu_constant("sub" if size < 0 else "add", RSP, abs(size)))
 
-    def do_ret(self, ins: Ins) -> None:
-        """Restores registers and returns."""
-        if ins.a is not None:
-            source = self.use(ins.a, RAX)
-            if source != RAX:
-                self.move(RAX, source)
-        for index, register in enumerate(self.saved):
-            self.emit(asm.load("u64", register, RSP, self.saves_offset + 8 * index))
-        if self.frame_size:
-            self.emit(asm.alu_constant("add", RSP, self.frame_size))
+    def leave(self) -> None:
         self.emit(asm.RET)
 
     def load_constant(self, target: int, value: int) -> None:
@@ -88,22 +73,6 @@ class Amd64(Backend):
         self.emit(asm.mov(target, source))
 
     # -- values -----------------------------------------------------------------------------
-
-    def do_const(self, ins: Ins) -> None:
-        """dst = constant."""
-        assert ins.dst is not None and isinstance(ins.a, Imm)
-        target = self.target(ins.dst, RAX)
-        self.load_constant(target, ins.a.value)
-        self.done(ins.dst, target)
-
-    def do_copy(self, ins: Ins) -> None:
-        """dst = a."""
-        assert ins.dst is not None and ins.a is not None
-        target = self.target(ins.dst, RAX)
-        source = self.use(ins.a, target)
-        if source != target:
-            self.move(target, source)
-        self.done(ins.dst, target)
 
     def do_symbol(self, ins: Ins) -> None:
         """dst = address of a symbol."""
@@ -274,7 +243,7 @@ class Amd64(Backend):
         self.arguments_out(ins.args, self.registers.arguments)
         self.emit(asm.CALL)
         self._hole(ins.symbol)
-        self._result(ins)
+        self.take_result(ins)
 
     def do_syscall(self, ins: Ins) -> None:
         """dst = args[0](args[1:]); the kernel destroys rcx and r11."""
@@ -283,15 +252,7 @@ class Amd64(Backend):
         assert isinstance(number, Imm)
         self.load_constant(RAX, number.value)
         self.emit(asm.SYSCALL)
-        self._result(ins)
-
-    def _result(self, ins: Ins) -> None:
-        if ins.dst is None:
-            return
-        target = self.target(ins.dst, RAX)
-        if target != RAX:
-            self.move(target, RAX)
-        self.done(ins.dst, target)
+        self.take_result(ins)
 
     @classmethod
     def reaches(cls, kind: str, distance: int) -> bool:

@@ -45,9 +45,9 @@ class Backend(ABC):
     base: ClassVar[int]
     registers: ClassVar[Registers]
     scratch: ClassVar[tuple[int, int]]
+    # Where a function and a system call leave their result.
+    result: ClassVar[int]
     link_registers: ClassVar[tuple[int, ...]] = ()
-    # How far apart branches may be; a back end re-emits with `long` branches beyond it.
-    stack_align: ClassVar[int] = 16
 
     def __init__(self, function: ir.Function, code: Code) -> None:
         self.function = function
@@ -102,13 +102,17 @@ class Backend(ABC):
 
     # -- emission ---------------------------------------------------------------------------
 
+    def emit(self, data: bytes) -> None:
+        """Appends code."""
+        self.code.data += data
+
     def translate(self) -> Code:
         """The machine code of the function."""
         while True:
             self.code.data.clear()
             self.code.fixups.clear()
             self.block_starts, self.branches = [], []
-            self.prologue()
+            self._prologue()
             self._arguments_in()
             for index, block in enumerate(self.function.blocks):
                 self.block_starts.append(len(self.code.data))
@@ -116,6 +120,12 @@ class Backend(ABC):
                     self.instruction(ins, index + 1)
             if self._resolve_branches():
                 return self.code
+
+    def _prologue(self) -> None:
+        if self.frame_size:
+            self.adjust_stack(-self.frame_size)
+        for index, register in enumerate(self.saved):
+            self.store_spill(register, self.saves_offset + 8 * index)
 
     def _arguments_in(self) -> None:
         """Moves the arguments to where the allocator wants them."""
@@ -171,6 +181,45 @@ class Backend(ABC):
         else:
             raise IrError(f"{self.name} has no {ins.op}")
 
+    # -- instructions that are alike everywhere ---------------------------------------------
+
+    def do_const(self, ins: Ins) -> None:
+        """dst = constant."""
+        assert ins.dst is not None and isinstance(ins.a, Imm)
+        target = self.target(ins.dst, self.scratch[0])
+        self.load_constant(target, ins.a.value)
+        self.done(ins.dst, target)
+
+    def do_copy(self, ins: Ins) -> None:
+        """dst = a."""
+        assert ins.dst is not None and ins.a is not None
+        target = self.target(ins.dst, self.scratch[0])
+        source = self.use(ins.a, target)
+        if source != target:
+            self.move(target, source)
+        self.done(ins.dst, target)
+
+    def do_ret(self, ins: Ins) -> None:
+        """Restores registers and returns."""
+        if ins.a is not None:
+            source = self.use(ins.a, self.result)
+            if source != self.result:
+                self.move(self.result, source)
+        for index, register in enumerate(self.saved):
+            self.load_spill(register, self.saves_offset + 8 * index)
+        if self.frame_size:
+            self.adjust_stack(self.frame_size)
+        self.leave()
+
+    def take_result(self, ins: Ins) -> None:
+        """dst = what a function or system call returned."""
+        if ins.dst is None:
+            return
+        target = self.target(ins.dst, self.result)
+        if target != self.result:
+            self.move(target, self.result)
+        self.done(ins.dst, target)
+
     def _branch(self, ins: Ins, following: int) -> None:
         then, orelse = ins.targets
         if then == following:
@@ -195,8 +244,12 @@ class Backend(ABC):
     # -- what an architecture provides ------------------------------------------------------
 
     @abstractmethod
-    def prologue(self) -> None:
-        """Makes the frame and saves registers."""
+    def adjust_stack(self, size: int) -> None:
+        """Stack pointer += size."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Jumps to the return address."""
 
     @abstractmethod
     def load_constant(self, target: int, value: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from crumble_ir import elf, ir
 from crumble_ir.amd64 import Amd64
+from crumble_ir.arm64 import Arm64
 from crumble_ir.backend import Backend, Code
 from crumble_ir.errors import CompileError
 from crumble_ir.frontend.program import Program
@@ -15,7 +16,7 @@ from crumble_ir.riscv64 import Riscv64
 from crumble_ir.simplify import simplify
 from crumble_ir.verify import verify
 
-BACKENDS: dict[str, type[Backend]] = {backend.name: backend for backend in (Amd64, Riscv64)}
+BACKENDS: dict[str, type[Backend]] = {backend.name: backend for backend in (Amd64, Arm64, Riscv64)}
 
 
 def backend_for(arch: str) -> type[Backend]:

@@ -6,7 +6,7 @@ Calls that only older architectures have (open, fork, poll, ...) are left out on
 
 from __future__ import annotations
 
-from crumble_ir.dialect import Syscall
+from crumble_ir.dialect import Syscall, by_arch
 
 chdir = Syscall(80, 49)
 chroot = Syscall(161, 51)
@@ -97,7 +97,7 @@ O_CREAT, O_EXCL, O_NOCTTY, O_TRUNC, O_APPEND, O_NONBLOCK = (
     0o2000,
     0o4000,
 )
-O_DIRECTORY = 0o200000  # arm64's differs
+O_DIRECTORY = by_arch(amd64=0o200000, arm64=0o40000, riscv64=0o200000)
 O_CLOEXEC = 0o2000000
 F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC = 2, 3, 4, 1030
 FD_CLOEXEC = 1

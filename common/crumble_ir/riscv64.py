@@ -61,11 +61,8 @@ class Riscv64(Backend):
         arguments=(A0, A1, A2, A3, A4, A5),
     )
     scratch = (T0, T1)
+    result = A0
     link_registers = (RA,)
-
-    def emit(self, data: bytes) -> None:
-        """Appends code."""
-        self.code.data += data
 
     def frame(self, locals_size: int, saved: int) -> int:
         """sp is a multiple of 16."""
@@ -86,22 +83,10 @@ class Riscv64(Backend):
         self._add_constant(T2, base, offset)
         return T2, 0
 
-    def prologue(self) -> None:
-        if self.frame_size:
-            self._add_constant(SP, SP, -self.frame_size)
-        for index, register in enumerate(self.saved):
-            self.store_spill(register, self.saves_offset + 8 * index)
+    def adjust_stack(self, size: int) -> None:
+        self._add_constant(SP, SP, size)
 
-    def do_ret(self, ins: Ins) -> None:
-        """Restores registers and returns."""
-        if ins.a is not None:
-            source = self.use(ins.a, A0)
-            if source != A0:
-                self.move(A0, source)
-        for index, register in enumerate(self.saved):
-            self.load_spill(register, self.saves_offset + 8 * index)
-        if self.frame_size:
-            self._add_constant(SP, SP, self.frame_size)
+    def leave(self) -> None:
         self.emit(asm.jalr(ZERO, RA, 0))
 
     def load_constant(self, target: int, value: int) -> None:
@@ -117,22 +102,6 @@ class Riscv64(Backend):
         self.emit(asm.addi(target, source, 0))
 
     # -- values -----------------------------------------------------------------------------
-
-    def do_const(self, ins: Ins) -> None:
-        """dst = constant."""
-        assert ins.dst is not None and isinstance(ins.a, Imm)
-        target = self.target(ins.dst, T0)
-        self.load_constant(target, ins.a.value)
-        self.done(ins.dst, target)
-
-    def do_copy(self, ins: Ins) -> None:
-        """dst = a."""
-        assert ins.dst is not None and ins.a is not None
-        target = self.target(ins.dst, T0)
-        source = self.use(ins.a, target)
-        if source != target:
-            self.move(target, source)
-        self.done(ins.dst, target)
 
     def do_symbol(self, ins: Ins) -> None:
         """dst = address of a symbol: auipc and addi."""
@@ -255,7 +224,7 @@ class Riscv64(Backend):
         self.arguments_out(ins.args, self.registers.arguments)
         self.code.fixups.append(Fixup(len(self.code.data), "jump", ins.symbol))
         self.emit(asm.jal(RA))
-        self._result(ins)
+        self.take_result(ins)
 
     def do_syscall(self, ins: Ins) -> None:
         """dst = args[0](args[1:])."""
@@ -264,15 +233,7 @@ class Riscv64(Backend):
         assert isinstance(number, Imm)
         self.load_constant(A7, number.value)
         self.emit(asm.ECALL)
-        self._result(ins)
-
-    def _result(self, ins: Ins) -> None:
-        if ins.dst is None:
-            return
-        target = self.target(ins.dst, A0)
-        if target != A0:
-            self.move(target, A0)
-        self.done(ins.dst, target)
+        self.take_result(ins)
 
     @classmethod
     def reaches(cls, kind: str, distance: int) -> bool:

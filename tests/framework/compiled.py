@@ -13,17 +13,17 @@ import pytest
 
 from crumble_ir import compile_text
 
-ARCHES = ("amd64", "riscv64")
+ARCHES = ("amd64", "arm64", "riscv64")
 HEAD = "from crumble_ir import linux\nfrom crumble_ir.dialect import *\n"
 
 
 @lru_cache
 def emulator(arch: str) -> tuple[str, ...] | None:
     """The words that run an executable of `arch` here, or None."""
-    native = {"x86_64": "amd64", "riscv64": "riscv64"}.get(platform.machine())
+    native = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}.get(platform.machine())
     if arch == native:
         return ()
-    qemu = {"riscv64": "qemu-riscv64", "amd64": "qemu-x86_64"}[arch]
+    qemu = {"riscv64": "qemu-riscv64", "arm64": "qemu-aarch64", "amd64": "qemu-x86_64"}[arch]
     found = shutil.which(qemu) or shutil.which(f"{qemu}-static")
     return (found,) if found else None
 

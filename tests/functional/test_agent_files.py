@@ -20,7 +20,7 @@ from crumble_vmm.guest.protocol import Frame, Spawn, ToGuest, ToHost
 from framework.agent_process import AgentHost, agent
 
 
-@pytest.fixture(scope="module", params=["amd64", "riscv64"])
+@pytest.fixture(scope="module", params=["amd64", "arm64", "riscv64"])
 def host(request: pytest.FixtureRequest) -> Iterator[AgentHost]:
     with agent(request.param) as found:
         yield found

@@ -23,7 +23,7 @@ from framework.agent_process import AgentHost, agent
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="needs root to change users")
 
 
-@pytest.fixture(params=["amd64", "riscv64"])
+@pytest.fixture(params=["amd64", "arm64", "riscv64"])
 def host(request: pytest.FixtureRequest) -> Iterator[AgentHost]:
     with agent(request.param) as found:
         yield found

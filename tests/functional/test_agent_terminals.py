@@ -11,7 +11,7 @@ from crumble_vmm.guest import protocol
 from framework.agent_process import AgentHost, agent
 
 
-@pytest.fixture(params=["amd64", "riscv64"])
+@pytest.fixture(params=["amd64", "arm64", "riscv64"])
 def host(request: pytest.FixtureRequest) -> Iterator[AgentHost]:
     with agent(request.param) as found:
         yield found

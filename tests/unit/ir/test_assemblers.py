@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from crumble_ir import amd64_assembler as x86
+from crumble_ir import arm64_assembler as a64
 from crumble_ir import riscv64_assembler as rv
 
 X86 = [
@@ -67,6 +68,7 @@ RV = [
     "t5",
     "t6",
 ]
+A64 = [f"x{n}" for n in range(31)] + ["xzr"]
 OFFSETS = [0, 8, 127, -128, 128, 0x12345, -0x12345]
 
 
@@ -79,7 +81,7 @@ def disassemble(code: bytes, tmp_path: Path, *words: str) -> list[str]:
         [*words, "-D", "-b", "binary", path], capture_output=True, text=True, check=True
     )
     lines = re.findall(r"^ *[0-9a-f]+:\t[0-9a-f ]+\t(.*)$", done.stdout, re.MULTILINE)
-    return [re.sub(r"\s+", " ", re.sub(r"\s*[#<].*", "", line)).strip() for line in lines]
+    return [re.sub(r"\s+", " ", re.sub(r"\s*(# |<|//).*", "", line)).strip() for line in lines]
 
 
 def check_x86(pairs: list[tuple[bytes, str]], tmp_path: Path) -> None:
@@ -92,6 +94,13 @@ def check_rv(pairs: list[tuple[bytes, str]], tmp_path: Path) -> None:
     words = ("riscv64-linux-gnu-objdump", "-m", "riscv:rv64", "-M", "no-aliases")
     got = disassemble(b"".join(code for code, _ in pairs), tmp_path, *words)
     assert got == [text for _, text in pairs]
+
+
+def check_a64(pairs: list[tuple[bytes, str]], tmp_path: Path) -> None:
+    words = ("aarch64-linux-gnu-objdump", "-m", "aarch64", "-M", "no-aliases")
+    got = disassemble(b"".join(code for code, _ in pairs), tmp_path, *words)
+    got = [text.replace(", ", ",") for text in got]
+    assert [text for text in got if text] == [text for _, text in pairs]
 
 
 def at(base: str, offset: int) -> str:
@@ -203,3 +212,85 @@ def test_riscv_branch_distances(distance: int, tmp_path: Path) -> None:
 def test_riscv_jump_distances(distance: int, tmp_path: Path) -> None:
     word = int.from_bytes(rv.jal(1), "little") | rv.jump_distance(distance)
     check_rv([(word.to_bytes(4, "little"), f"jal ra,{distance & (1 << 64) - 1:#x}")], tmp_path)
+
+
+def stack(number: int) -> str:
+    return "sp" if number == 31 else A64[number]
+
+
+def test_arm64_registers(tmp_path: Path) -> None:
+    names = {
+        "or": "orr", "xor": "eor", "divu": "udiv", "divs": "sdiv", "shl": "lslv", "shr": "lsrv",
+        "sar": "asrv",
+    }  # fmt: skip
+    pairs: list[tuple[bytes, str]] = []
+    for a in range(32):
+        b, c = (a * 7 + 3) % 32, (a * 11 + 5) % 32
+        one, two, three = A64[a], A64[b], A64[c]
+        uxtx = "" if 31 in (a, b) else ",uxtx"  # the preferred form
+        for op in a64.OP:
+            last = ",xzr" if op == "mul" else ""
+            name = {"mul": "madd"}.get(op, names.get(op, op))
+            pairs.append((a64.op(op, a, b, c), f"{name} {one},{two},{three}{last}"))
+        pairs += [
+            (a64.msub(a, b, c, 9), f"msub {one},{two},{three},x9"),
+            (a64.add_extended(a, b, c), f"add {stack(a)},{stack(b)},{three}{uxtx}"),
+            (a64.compare(b, c), f"subs xzr,{two},{three}"),
+            (a64.mov(a, b), f"orr {one},xzr,{two}"),
+            (a64.add_constant(a, b, 4095), f"add {stack(a)},{stack(b)},#0xfff"),
+            (a64.add_constant(a, b, -0xFFF000), f"sub {stack(a)},{stack(b)},#0xfff,lsl #12"),
+            (a64.compare_constant(b, 7), f"subs xzr,{stack(b)},#0x7"),
+            (a64.compare_constant(b, 0), f"subs xzr,{stack(b)},#0x0"),
+            (a64.compare_constant(b, -7), f"adds xzr,{stack(b)},#0x7"),
+            (a64.shift("shl", a, b, 63), f"ubfm {one},{two},#1,#0"),
+            (a64.shift("shl", a, b, 0), f"ubfm {one},{two},#0,#63"),
+            (a64.shift("shr", a, b, 40), f"ubfm {one},{two},#40,#63"),
+            (a64.shift("sar", a, b, 1), f"sbfm {one},{two},#1,#63"),
+            (a64.extend("u32", a, b), f"ubfm {one},{two},#0,#31"),
+            (a64.extend("i8", a, b), f"sbfm {one},{two},#0,#7"),
+            (a64.set_if("ltu", a), f"csinc {one},xzr,xzr,cs"),
+        ]
+        for kind, name in {"u8": "ldrb", "i16": "ldrsh", "i32": "ldrsw", "u64": "ldr"}.items():
+            far = 4095 << {"u8": 0, "i16": 1, "i32": 2, "u64": 3}[kind]
+            into = f"w{a}" if kind == "u8" and a < 31 else "wzr" if kind == "u8" else one
+            pairs.append((a64.load(kind, a, b, far), f"{name} {into},[{stack(b)},#{far}]"))
+            name = name.replace("ldr", "ldur")
+            pairs.append((a64.load(kind, a, b, -7), f"{name} {into},[{stack(b)},#-7]"))
+        pairs.append((a64.store("u64", a, b, 8), f"str {one},[{stack(b)},#8]"))
+        pairs.append((a64.store("i64", a, b, 255), f"stur {one},[{stack(b)},#255]"))
+    pairs.append((a64.SVC, "svc #0x0"))
+    check_a64(pairs, tmp_path)
+
+
+def test_arm64_constants(tmp_path: Path) -> None:
+    """Each sequence of moves makes the number, and each bitmask that there is disassembles to it."""
+    pairs: list[tuple[bytes, str]] = []
+    ones = [(1 << n) - 1 for n in (1, 2, 7, 31, 33, 63)]
+    values = [0xFF, ~0xFF, 0x00FF00FF00FF00FF, 0x5555555555555555, 1 << 63, 0xF00000000000000F]
+    for value in [*ones, *values, *(~one for one in ones)]:
+        field = a64.bitmask(value)
+        assert field is not None, hex(value)
+        text = f"{value & (1 << 64) - 1:#x}"
+        pairs.append((a64.logical_constant("xor", 1, 2, field), f"eor x1,x2,#{text}"))
+    for value in (0, -1, 5, 0xFF00FF, 0x1234):
+        assert (a64.bitmask(value) is None) == (value in (0, -1, 5, 0xFF00FF, 0x1234))
+    pairs += [
+        (a64.constant(3, 0), "movz x3,#0x0"),
+        (a64.constant(3, -1), "movn x3,#0x0"),
+        (a64.constant(3, -0x10001), "movn x3,#0x1,lsl #16"),
+        (a64.constant(3, 0x5000000000000), "movz x3,#0x5,lsl #48"),
+    ]
+    check_a64(pairs, tmp_path)
+
+
+@pytest.mark.parametrize("distance", [-(1 << 20), -4, 4, 0x8000, (1 << 20) - 4])
+def test_arm64_distances(distance: int, tmp_path: Path) -> None:
+    def add(code: bytes, distance: int) -> bytes:
+        return (int.from_bytes(code, "little") | distance).to_bytes(4, "little")
+
+    text = f"{distance & (1 << 64) - 1:#x}"
+    check_a64(
+        [(add(a64.branch_if("ges"), a64.branch_distance(distance)), f"b.ge {text}")], tmp_path
+    )
+    check_a64([(add(a64.BL, a64.jump_distance(distance)), f"bl {text}")], tmp_path)
+    check_a64([(add(a64.adr(5), a64.adr_distance(distance)), f"adr x5,{text}")], tmp_path)

@@ -12,6 +12,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from crumble_ir import compile_text, elf
+from crumble_ir.__main__ import OBJDUMP
 from crumble_ir.__main__ import main as command
 from crumble_ir.backend import Code, Fixup
 from crumble_ir.errors import IrError
@@ -42,7 +43,9 @@ def main(stack: ptr[u64]) -> i32:
 def test_headers_and_segments(arch: str) -> None:
     file = ELFFile(io.BytesIO(compile_text(SOURCE, arch)))
     assert file.header.e_type == "ET_EXEC"
-    assert file.get_machine_arch() == {"amd64": "x64", "riscv64": "RISC-V"}[arch]
+    assert (
+        file.get_machine_arch() == {"amd64": "x64", "arm64": "AArch64", "riscv64": "RISC-V"}[arch]
+    )
     loads = [segment for segment in file.iter_segments() if segment.header.p_type == "PT_LOAD"]
     assert [segment.header.p_flags for segment in loads] == [5, 4, 6]
     for segment in loads:
@@ -82,7 +85,7 @@ def test_the_same_source_gives_the_same_bytes(arch: str) -> None:
 
 
 def test_objdump_knows_every_instruction(arch: str, tmp_path: Path) -> None:
-    tool = {"amd64": "objdump", "riscv64": "riscv64-linux-gnu-objdump"}[arch]
+    tool = OBJDUMP[arch]
     if not shutil.which(tool):
         pytest.skip(f"{tool} is not installed")
     path = tmp_path / "program"

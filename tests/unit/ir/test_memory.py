@@ -1,4 +1,4 @@
-"""Loads, stores, structs, globals, addresses and large frames, on both architectures."""
+"""Loads, stores, structs, globals, addresses and large frames, on every architecture."""
 
 from __future__ import annotations
 
@@ -112,3 +112,19 @@ def test_large_frames_and_offsets(arch: str) -> None:
         print(f"{a[4999]} {b[2999]} {copy.x}")
     """
     assert evaluate(body(text), arch, before) == "7 9 6\n"
+
+
+def test_far_data(arch: str) -> None:
+    """What lies megabytes behind the code, on both sides of what one instruction reaches."""
+    before = (
+        "low = static(array[u8, 1500000])\nhigh = static(array[u64, 3000000])\nend = static(u16)\n"
+    )
+    text = """
+        low[1499999] = 1
+        high[2999999] = 2
+        end = 3
+        print(f"{low[1499999]} {high[2999999]} {end} {ptr[u64](addr(end))[0]} {high[0]}")
+    """
+    before += "\ndef touch() -> None:\n    global end\n    end = 3\n"
+    text = text.replace("end = 3", "touch()")
+    assert evaluate(body(text), arch, before) == "1 2 3 3 0\n"

@@ -22,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "guest"
 
 
-@pytest.mark.parametrize("arch", ["riscv64", "amd64"])
+@pytest.mark.parametrize("arch", ["riscv64", "arm64", "amd64"])
 def test_compiled_once_then_read(arch: str, cache: Path) -> None:
     image = build(arch)
     (file,) = cache.iterdir()
