@@ -40,7 +40,8 @@ class NetConfig:
 
     name: the guest's, NAME.internal. mac: "" learns it from the guest's first frame. resolvers: addresses
     of DNS servers, "" or ADDRESS:PORT; none: those of the host's resolv.conf. capture_fd: gets a packet
-    capture of at most `snaplen` bytes a frame.
+    capture of at most `snaplen` bytes a frame. also: further addresses of the gateway. With an empty
+    `socket_fd` the network begins without guests, and outlives each of them: see PortAdd.
     """
 
     socket_fd: str
@@ -57,6 +58,27 @@ class NetConfig:
     forwards: list[Forward] = field(default_factory=list)
     capture_fd: str = ""
     snaplen: int = 262_144
+    also: list[str] = field(default_factory=list)
+
+
+@message("net.port.add")
+@dataclass(frozen=True)
+class PortAdd:
+    """One guest more on a network. Reply: Ok. The fds were handed over, by the names given here; the fields
+    are those of NetConfig. It is removed when its front end leaves.
+    """
+
+    name: str
+    socket_fd: str
+    guest: str
+    mac: str
+    mtu: int = MTU
+    page_state_fd: str = ""
+    memory_base_fd: str = ""
+    policy: NetPolicy = field(default_factory=NetPolicy)
+    forwards: list[Forward] = field(default_factory=list)
+    capture_fd: str = ""
+    snaplen: int = 262_144
 
 
 @message("net.freeze")
@@ -64,18 +86,20 @@ class NetConfig:
 class NetFreeze:
     """The VM is being captured and stands still: from now on memory that `netd` writes to and that is
     CRB_PAGE_FROZEN is saved to `capture_fd` (a `take_fd` name) first. Reply: Ok. Nothing of the network is
-    captured: to a clone its connections are gone.
+    captured: to a clone its connections are gone. guest: by name; "" where there is but one.
     """
 
     capture_fd: str
+    guest: str = ""
 
 
 @message("net.forward.add")
 @dataclass(frozen=True)
 class ForwardAdd:
-    """Adds a port forward. Reply: Ok. Error: "net.forward"."""
+    """Adds a port forward. Reply: Ok. Error: "net.forward". guest: as in NetFreeze."""
 
     forward: Forward
+    guest: str = ""
 
 
 @message("net.forward.remove")
@@ -84,12 +108,44 @@ class ForwardRemove:
     """Ends a port forward; connections through it go on. Reply: Ok."""
 
     forward: Forward
+    guest: str = ""
 
 
 @message("net.inspect")
 @dataclass(frozen=True)
 class NetInspect:
-    """Reply: NetState."""
+    """Reply: NetState. guest: of this one only; "" for all."""
+
+    guest: str = ""
+
+
+@message("net.capture.start")
+@dataclass(frozen=True)
+class CaptureStart:
+    """Captures a guest's packets from now on, instead of what was captured before, to `capture_fd` (handed
+    over). Reply: Ok.
+    """
+
+    capture_fd: str
+    guest: str = ""
+    snaplen: int = 262_144
+
+
+@message("net.capture.stop")
+@dataclass(frozen=True)
+class CaptureStop:
+    """Ends a capture. Reply: CaptureStopped. Error: "net.capture" when there is none."""
+
+    guest: str = ""
+
+
+@message("net.capture.stopped")
+@dataclass(frozen=True)
+class CaptureStopped:
+    """lost: frames that a slow reader, or a full disk, did not take."""
+
+    frames: int
+    lost: int
 
 
 @dataclass(frozen=True)
@@ -103,6 +159,20 @@ class FlowInfo:
     sent: int
     received: int
     seconds: float
+    vm: str = ""
+
+
+@dataclass(frozen=True)
+class GuestInfo:
+    """One guest of a network. counters: its own, by name. capturing: its packets are captured."""
+
+    name: str
+    mac: str
+    address: str
+    address6: str
+    forwards: list[Forward]
+    counters: dict[str, int]
+    capturing: bool
 
 
 @message("net.state")
@@ -113,3 +183,4 @@ class NetState:
     forwards: list[Forward]
     flows: list[FlowInfo]
     counters: dict[str, int]
+    guests: list[GuestInfo] = field(default_factory=list)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+from collections.abc import Callable, Mapping
 
 from crumble_common import log
 from crumble_common.errors import UsageError
@@ -24,17 +25,32 @@ class Serving:
 
     Of our own vmm there are two more fds, "page_state" (which layer of memory a page is in) and, for
     a restored guest, "memory_base" (the layer below, which all its clones share): both are mapped
-    here, while that is allowed. Raises UsageError when the fd is no socket.
+    here, while that is allowed. fds: where they are found, else among those that the service was started
+    with. on_end: called when the front end has left, else the service ends. Raises UsageError when the
+    fd is no socket.
     """
 
-    def __init__(self, context: Context, socket_fd: str, device: Device) -> None:
+    def __init__(
+        self,
+        context: Context,
+        socket_fd: str,
+        device: Device,
+        *,
+        fds: Mapping[str, int] | None = None,
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
         self._context = context
         self._device = device
-        self._socket: socket.socket | None = _socket(context.fd(socket_fd))
+        self._fds = context.fds if fds is None else fds
+        self._on_end = on_end or context.finish
+        self._socket: socket.socket | None = _socket(
+            context.fd(socket_fd) if fds is None else fds[socket_fd]
+        )
         self._page_state = self._map("page_state", mmap.PROT_READ | mmap.PROT_WRITE)
         self._base = self._map("memory_base", mmap.PROT_READ)
         self._capture = MemoryCapture(self._page_state)
         self._backend: Backend | None = None
+        self._waiting = False
 
     def start(self) -> None:
         """Waits for the front end, or serves the one that is connected."""
@@ -42,6 +58,7 @@ class Serving:
         assert sock is not None
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             sock.setblocking(False)
+            self._waiting = True
             self._context.loop.add_fd(sock.fileno(), "listen", self._accept)
         else:
             self._serve(sock)
@@ -59,6 +76,11 @@ class Serving:
     def close(self) -> None:
         """Stops the rings and lets go of the front end."""
         self._capture.end()
+        if self._socket is not None:
+            if self._waiting:
+                self._context.loop.remove_fd(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
         if self._backend is not None:
             self._context.loop.remove_fd(self._backend.fileno())
             self._backend.close()
@@ -69,9 +91,9 @@ class Serving:
             self._context.loop.call_later(_CAPTURE_LOOK, self._look)
 
     def _map(self, name: str, access: int) -> mmap.mmap | None:
-        if name not in self._context.fds:
+        if name not in self._fds:
             return None
-        fd = self._context.fd(name)
+        fd = self._fds[name]
         return mmap.mmap(fd, os.fstat(fd).st_size, prot=access)
 
     def _accept(self) -> None:
@@ -100,7 +122,7 @@ class Serving:
             alive = False
         if not alive:
             self.close()
-            self._context.finish()
+            self._on_end()
 
 
 def _socket(fd: int) -> socket.socket:

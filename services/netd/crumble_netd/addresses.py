@@ -14,6 +14,7 @@ LINK_LOCAL6 = bytes.fromhex("fe80000000000000")
 class Addresses:
     """gateway: routes, resolves names, answers pings. host: stands for the host's loopback.
 
+    also: further addresses of the gateway, at which guests find it in every network.
     Addresses are 4 or 16 bytes; network6 is the prefix's 8 bytes, its length is always 64.
     """
 
@@ -24,6 +25,7 @@ class Addresses:
     host4: bytes
     network6: bytes
     domain: str = "internal"
+    also: frozenset[bytes] = frozenset()
 
     @property
     def mask4(self) -> bytes:
@@ -47,7 +49,8 @@ class Addresses:
 
     def owned(self) -> frozenset[bytes]:
         """The addresses this stack answers for itself."""
-        return frozenset((self.gateway4, self.host4, self.gateway6, self.host6, self.router6))
+        own = (self.gateway4, self.host4, self.gateway6, self.host6, self.router6)
+        return self.also.union(own)
 
     def inside(self, address: bytes) -> bool:
         """Whether an address belongs to the virtual network: such packets never leave it."""

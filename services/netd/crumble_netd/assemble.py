@@ -6,7 +6,7 @@ import ipaddress
 import time
 
 from crumble_common.errors import UsageError
-from crumble_common.messages.net import Forward, NetConfig
+from crumble_common.messages.net import Forward, NetConfig, PortAdd
 from crumble_netd.addresses import Addresses, packed
 from crumble_netd.forward_rules import ForwardRule
 from crumble_netd.layers.dns import Resolver
@@ -28,12 +28,13 @@ def new_stack(config: NetConfig, resolvers: list[Resolver]) -> Stack:
         network = ipaddress.IPv4Network(config.network)
         network6 = ipaddress.IPv6Network(config.network6)
         members = [ipaddress.IPv4Address(text) for text in (config.gateway, config.host)]
+        also = frozenset(packed(text) for text in config.also)
     except ValueError as error:
         raise _wrong(f"{error}") from None
     if network6.prefixlen != 64:
         raise _wrong(f"{config.network6} is no /64, which addresses are made in by themselves.")
-    if len({*members, ipaddress.IPv4Address(config.guest)}) != 3:
-        raise _wrong("gateway, host and guest are not three addresses.")
+    if len({*members}) != 2:
+        raise _wrong("gateway and host are not two addresses.")
     if any(member not in network for member in members):
         raise _wrong(f"gateway or host are not in {network}.")
     addresses = Addresses(
@@ -43,11 +44,12 @@ def new_stack(config: NetConfig, resolvers: list[Resolver]) -> Stack:
         gateway4=members[0].packed,
         host4=members[1].packed,
         network6=network6.network_address.packed[:8],
+        also=also,
     )
     return Stack(addresses, time.monotonic, resolvers=resolvers)
 
 
-def new_port(config: NetConfig, number: int, stack: Stack) -> Port:
+def new_port(config: NetConfig | PortAdd, number: int, stack: Stack) -> Port:
     """The guest that a configuration describes; raises UsageError."""
     rules = config.policy
     try:
@@ -59,6 +61,14 @@ def new_port(config: NetConfig, number: int, stack: Stack) -> Port:
         raise _wrong(f"{config.mac!r} is no MAC address of a host.")
     if len(guest) != 4 or not stack.addresses.inside(guest):
         raise _wrong(f"the guest's address {config.guest} is not in the network.")
+    if guest in stack.addresses.owned():
+        raise _wrong("gateway, host and guest are not three addresses.")
+    if any(guest == port.ipv4 or (mac and mac == port.mac) for port in stack.ports.values()):
+        raise _wrong(f"{config.guest} or {config.mac} is another guest's.")
+    if any(config.name == port.name for port in stack.ports.values()):
+        raise _wrong(f"{config.name} is on this network already.")
+    if mac == GATEWAY_MAC:
+        raise _wrong(f"{config.mac} is the gateway's.")
     if not _MIN_MTU <= config.mtu <= _MAX_MTU:
         raise _wrong(f"an MTU of {config.mtu} is not from {_MIN_MTU} to {_MAX_MTU}.")
     policy = Policy.of(rules.deny, rules.allow, internet=rules.internet)

@@ -27,6 +27,12 @@ class ForwardRules:
     def __init__(self, ports: dict[int, Port]) -> None:
         self._ports = ports
         self._rules: dict[int, ForwardRule] = {}
+        self._last = 0
+
+    def next(self) -> int:
+        """A number for a new one."""
+        self._last += 1
+        return self._last
 
     def add(self, rule: ForwardRule) -> None:
         """From now on."""

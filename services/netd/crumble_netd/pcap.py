@@ -19,7 +19,7 @@ class Capture:
     def __init__(self, fd: int, snaplen: int = MAX_SNAPLEN) -> None:
         self._fd = fd
         self._snaplen = snaplen
-        self.lost = 0
+        self.frames = self.lost = 0
         os.set_blocking(fd, False)
         self._rest = b""
         self._write(_HEADER.pack(_MAGIC_NANOSECONDS, 2, 4, 0, 0, snaplen, _ETHERNET))
@@ -29,6 +29,7 @@ class Capture:
         data = b"".join(parts)
         seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
         kept = data[: self._snaplen]
+        self.frames += 1
         self._write(_RECORD.pack(seconds, nanoseconds, len(kept), len(data)) + kept)
 
     def _write(self, record: bytes) -> None:

@@ -1,37 +1,40 @@
-"""`netd` as a service: one network, one guest on it, confined to sockets of the internet's two families."""
+"""`netd` as a service: one network and its guests, confined to sockets of the internet's two families."""
 
 from __future__ import annotations
 
+import os
 import socket
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from crumble_common import log
 from crumble_common.errors import UsageError
 from crumble_common.messages.net import (
+    CaptureStart,
+    CaptureStop,
     FlowInfo,
-    Forward,
     ForwardAdd,
     ForwardRemove,
     NetConfig,
     NetFreeze,
     NetInspect,
     NetState,
+    PortAdd,
 )
 from crumble_common.sandbox import Profile
 from crumble_common.service import Context, Reply, Service
-from crumble_common.vhost_user.serving import Serving
 from crumble_netd import addresses
-from crumble_netd.assemble import new_port, new_rule, new_stack, resolvers_of
+from crumble_netd.assemble import new_stack, resolvers_of
 from crumble_netd.commands import Kind
 from crumble_netd.flow_table import Flow
+from crumble_netd.guest import Guest
 from crumble_netd.layers.tcp import TcpFlow
 from crumble_netd.loop import HostSide
-from crumble_netd.pcap import Capture
 from crumble_netd.port import Port
-from crumble_netd.queue_pump import NetDevice
 
-# Sockets of all the flows a guest may have, listeners, and the rest.
-_NOFILE = 4096
+# Sockets of all the flows that some guests may have, listeners, and the rest.
+_NOFILE = 16_384
 # No file is opened any more when the control plane is connected.
 _FILES = frozenset(("open", "openat", "openat2"))
 _LOGGED = 100  # refusals written to the log, of each guest
@@ -39,7 +42,7 @@ _MAX_FLOWS_TOLD = 1000
 
 
 class NetdService(Service[NetConfig]):
-    """Serves one guest until its front end leaves."""
+    """Serves one guest until its front end leaves, or a network of those who come and go."""
 
     name = "netd"
     config_type = NetConfig
@@ -47,72 +50,108 @@ class NetdService(Service[NetConfig]):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._forwards: dict[int, Forward] = {}
-        self._rules = 0
+        self._guests: dict[int, Guest] = {}
+        self._ports = 0
+        self._do: dict[type, Callable[[Any], Any]] = {
+            PortAdd: self._port_add,
+            ForwardAdd: lambda m: self._guest(m.guest).forward(m.forward),
+            ForwardRemove: lambda m: self._guest(m.guest).unforward(m.forward),
+            CaptureStart: self._capture_start,
+            CaptureStop: lambda m: self._guest(m.guest).stop_capture(),
+            NetInspect: self._state,
+            NetFreeze: self._freeze,
+        }
 
     def open(self, config: NetConfig) -> None:
         """Makes the stack, and listens for forwards: their ports are taken before the guest boots."""
-        loop = self.context.loop
         self.stack = new_stack(config, resolvers_of(config))
         self.stack.on_refused = self._refused
-        self.port = new_port(config, 1, self.stack)
-        self.stack.add_port(self.port)
-        self.host = HostSide(loop, self.stack)
-        self.device = NetDevice(loop, self.stack, self.port, self.host.settle)
-        self.host.devices[self.port.number] = self.device
-        self._serving = Serving(self.context, config.socket_fd, self.device)
-        if config.capture_fd:
-            self.device.capture = Capture(self.context.fd(config.capture_fd), config.snaplen)
-        for forward in config.forwards:
-            self._forward(forward)
+        self.host = HostSide(self.context.loop, self.stack)
+        if config.socket_fd:
+            self._attach(config, self.context.fds, lambda _: self.context.finish())
+
+    def _attach(
+        self, config: NetConfig | PortAdd, fds: dict[str, int], on_end: Callable[[int], None]
+    ) -> None:
+        number = self._ports = self._ports + 1
+        self._guests[number] = Guest(
+            self.context, self.stack, self.host, number, config, fds, lambda: on_end(number)
+        )
 
     def sandbox(self) -> Profile:
         """Sockets, and what is open already."""
-        return Profile(families=(socket.AF_INET, socket.AF_INET6), sealed=_FILES, nofile=_NOFILE)
+        families = (socket.AF_INET, socket.AF_INET6)
+        return Profile(families=families, sealed=_FILES, nofile=_NOFILE)
 
     def start(self) -> None:
         """Waits for the front end, or serves the one that is connected already."""
-        self._serving.start()
+        for guest in self._guests.values():
+            guest.serving.start()
 
     # Requests.
 
     def handle(self, message: Any, reply: Reply) -> None:
-        """NetFreeze, ForwardAdd, ForwardRemove, NetInspect."""
-        if isinstance(message, ForwardAdd):
-            self._forward(message.forward)
-            reply.ok()
-        elif isinstance(message, ForwardRemove):
-            self._unforward(message.forward)
-            reply.ok()
-        elif isinstance(message, NetInspect):
-            reply.ok(self._state())
-        elif isinstance(message, NetFreeze):
-            self._serving.capture_to(self.context.take_fd(message.capture_fd))
-            reply.ok()
+        """Those of messages.net."""
+        if type(message) in self._do:
+            reply.ok(self._do[type(message)](message))
         else:
             super().handle(message, reply)
 
-    def _forward(self, forward: Forward) -> None:
-        number = self._rules = self._rules + 1
-        self.host.forward(new_rule(forward, number, self.port))
-        self._forwards[number] = forward
+    def _guest(self, name: str) -> Guest:
+        """The guest of this name; the only one for ""."""
+        found = [guest for guest in self._guests.values() if name in ("", guest.name)]
+        if len(found) == 1:
+            return found[0]
+        raise UsageError(f"There is no guest {name!r:.80} on this network.", code="net.guest")
 
-    def _unforward(self, forward: Forward) -> None:
-        for number, there in tuple(self._forwards.items()):
-            if there == forward:
-                self.host.unforward(number)
-                del self._forwards[number]
-                return
-        raise UsageError(
-            f"Port {forward.host_port}/{forward.protocol} is not forwarded.", code="net.forward"
-        )
+    def _port_add(self, message: PortAdd) -> None:
+        names = {
+            message.socket_fd: message.socket_fd,
+            "page_state": message.page_state_fd,
+            "memory_base": message.memory_base_fd,
+            message.capture_fd: message.capture_fd,
+        }
+        fds = {name: self.context.take_fd(given) for name, given in names.items() if given}
+        try:
+            self._attach(message, fds, self._gone)
+        finally:
+            for name in ("page_state", "memory_base"):  # mapped by now
+                if name in fds:
+                    os.close(fds[name])
+        self._guests[self._ports].serving.start()
 
-    def _state(self) -> NetState:
+    def _gone(self, number: int) -> None:
+        self._guests.pop(number).close()
+
+    def _capture_start(self, message: CaptureStart) -> None:
+        fd = self.context.take_fd(message.capture_fd)
+        try:
+            guest = self._guest(message.guest)
+        except UsageError:
+            os.close(fd)
+            raise
+        guest.capture(fd, message.snaplen)
+
+    def _freeze(self, message: NetFreeze) -> None:
+        fd = self.context.take_fd(message.capture_fd)
+        try:
+            guest = self._guest(message.guest)
+        except UsageError:
+            os.close(fd)
+            raise
+        guest.serving.capture_to(fd)
+
+    def _state(self, message: NetInspect) -> NetState:
         now = self.stack.now()
-        flows = [
-            _told(flow, now) for flow in self.stack.flows.all()[:_MAX_FLOWS_TOLD] if flow.key.guest
-        ]
-        return NetState(list(self._forwards.values()), flows, self.stats())
+        guests = [g for g in self._guests.values() if message.guest in ("", g.name)]
+        ports = {guest.port.number for guest in guests}
+        flows = [flow for flow in self.stack.flows.all() if flow.key.port in ports]
+        return NetState(
+            [forward for guest in guests for forward in guest.forwards.values()],
+            [_told(flow, now) for flow in flows[:_MAX_FLOWS_TOLD]],
+            self.stats(),
+            [guest.info() for guest in guests],
+        )
 
     def _refused(self, port: Port, kind: Kind, address: bytes, number: int) -> None:
         if port.counts["refused"] <= _LOGGED:
@@ -120,17 +159,21 @@ class NetdService(Service[NetConfig]):
             log.info("flow refused", guest=port.name, protocol=kind, to=where)
 
     def stats(self) -> dict[str, int]:
-        """Counters for the heartbeat."""
-        counts = {f"net.{name}": count for name, count in self.port.counts.items()}
-        flows = {f"net.flows.{kind}": n for (_, kind), n in self.stack.flows.counts.items() if n}
-        return {**counts, **flows, **self.device.pump.stats()}
+        """Counters for the heartbeat, of all guests together."""
+        total: Counter[str] = Counter()
+        for guest in self._guests.values():
+            total.update({f"net.{name}": count for name, count in guest.port.counts.items()})
+            total.update(guest.device.pump.stats())
+        for (_, kind), count in self.stack.flows.counts.items():
+            total[f"net.flows.{kind}"] += count
+        return dict(total)
 
     def stop(self, grace: float) -> None:  # noqa: ARG002  nothing here takes long
         """Ends every connection."""
-        self._serving.close()
+        for guest in self._guests.values():
+            guest.close()
+        self._guests.clear()
         self.host.close()
-        if self.device.capture is not None:
-            self.device.capture.close()
 
 
 def _told(flow: Flow, now: float) -> FlowInfo:
@@ -145,4 +188,5 @@ def _told(flow: Flow, now: float) -> FlowInfo:
         flow.sent,
         flow.received,
         round(now - flow.begun, 3),
+        flow.port.name,
     )

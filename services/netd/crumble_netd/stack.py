@@ -18,12 +18,13 @@ import os
 from collections.abc import Callable, Hashable
 
 from crumble_netd import events
-from crumble_netd.addresses import Addresses
+from crumble_netd.addresses import LINK_LOCAL6, Addresses
+from crumble_netd.claims import Claims
 from crumble_netd.commands import Command, Kind, Refuse
 from crumble_netd.events import Accepted, Incoming
 from crumble_netd.flow_table import Budget, Flow, FlowTable, Key, Limits
 from crumble_netd.forward_rules import ForwardRules
-from crumble_netd.header import Malformed
+from crumble_netd.header import Malformed, ipv6
 from crumble_netd.header.virtio_net import NOTHING, Offload
 from crumble_netd.layers.dhcp import DhcpLayer
 from crumble_netd.layers.dns import DnsLayer, Resolver
@@ -31,6 +32,7 @@ from crumble_netd.layers.ethernet import EthernetLayer
 from crumble_netd.layers.icmp import IcmpLayer
 from crumble_netd.layers.ip import IpLayer
 from crumble_netd.layers.neighbours import NeighbourLayer
+from crumble_netd.layers.switch import SwitchLayer
 from crumble_netd.layers.tcp import TcpFlow, TcpLayer
 from crumble_netd.layers.udp import UdpLayer
 from crumble_netd.policy import LOOPBACK4, LOOPBACK6, Policy
@@ -64,7 +66,9 @@ class Stack:
         self.on_refused: Refused = lambda *_: None
         self._commands: list[Command] = []
         self._paused: set[int] = set()
+        self._claims = Claims()
         self.ethernet = EthernetLayer(self)
+        self.switch = SwitchLayer(self)
         self.neighbours = NeighbourLayer(self)
         self.ip = IpLayer(self)
         self.icmp = IcmpLayer(self)
@@ -79,10 +83,25 @@ class Stack:
         """A guest, whose names are known from now on."""
         self.ports[port.number] = port
         self._name_all()
+        if port.mac:
+            self._expect(port)
+
+    def heard(self, port: Port) -> None:
+        """A guest's first frame has told its MAC."""
+        self._expect(port)
+        self._name_all()
+        self.neighbours.advertise(port)
+
+    def _expect(self, port: Port) -> None:
+        """The addresses that a MAC makes are nobody else's."""
+        for prefix in (self.addresses.network6, LINK_LOCAL6):
+            self._claims.claim(port.number, ipv6.eui64(prefix, port.mac), fixed=True)
 
     def remove_port(self, number: int) -> None:
         """A guest has gone: so have its flows."""
         port = self.ports.pop(number, None)
+        self._claims.release(number)
+        self._paused.discard(number)
         for flow in self.flows.all():
             if flow.port is port:
                 self.abandon(flow)
@@ -96,7 +115,22 @@ class Stack:
         }
         for port in self.ports.values():
             if port.name:
-                self.dns.names[tuple(port.name.lower().encode().split(b"."))] = (port.ipv4,)
+                found = (
+                    (port.ipv4, ipv6.eui64(addresses.network6, port.mac))
+                    if port.mac
+                    else (port.ipv4,)
+                )
+                self.dns.names[tuple(port.name.lower().encode().split(b"."))] = found
+
+    def by_mac(self, mac: bytes) -> Port | None:
+        """The guest with this MAC."""
+        return next((port for port in self.ports.values() if port.mac == mac), None)
+
+    def may_use(self, port: Port, address: bytes) -> bool:
+        """Anti-spoofing: whether a guest may send from `address`."""
+        if not port.may_use(address, self.addresses.network6):
+            return False
+        return len(address) == 4 or self._claims.claim(port.number, address)
 
     def frame(self, number: int, frame: bytes | memoryview, offload: Offload = NOTHING) -> None:
         """A frame from a guest."""

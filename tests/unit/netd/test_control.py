@@ -95,7 +95,7 @@ def test_what_it_does_not_know_it_says(service: NetdService) -> None:
 def test_configurations_that_cannot_be(change: dict[str, Any], says: str) -> None:
     ours, theirs = socket.socketpair()
     loop = EventLoop()
-    made = NetdService(Context("netd", {"net": theirs.fileno()}, loop, Link()))
+    made = NetdService(Context("netd", {"net": theirs.detach()}, loop, Link()))
     with ours, pytest.raises(UsageError, match=says):
         made.open(NetConfig(**{"socket_fd": "net", **change}))
     theirs.close()

@@ -29,9 +29,13 @@ class EthernetLayer:
         _check_offload(offload, len(frame), port)
         destination, source = bytes(frame[:6]), bytes(frame[6:12])
         self._check_source(port, source)
-        if destination != self._stack.addresses.mac and not ethernet.is_group(destination):
-            port.counts["drop.other_mac"] += 1
-            return
+        if destination != self._stack.addresses.mac:
+            switch = self._stack.switch
+            if not ethernet.is_group(destination):
+                switch.unicast(port, destination, frame, offload)
+                return
+            if not switch.alone:
+                switch.flood(port, frame, offload)
         kind = frame[12] << 8 | frame[13]
         data = frame[ethernet.SIZE :]
         if kind == ethernet.IPV4:
@@ -45,8 +49,10 @@ class EthernetLayer:
 
     def _check_source(self, port: Port, source: bytes) -> None:
         if not port.mac and not ethernet.is_group(source):
+            if self._stack.by_mac(source) is not None:
+                raise Malformed("spoofed")
             port.mac = source
-            self._stack.neighbours.advertise(port)
+            self._stack.heard(port)
         if source != port.mac or source == self._stack.addresses.mac:
             raise Malformed("spoofed")
 

@@ -76,7 +76,7 @@ class IpLayer:
     def receive4(self, port: Port, data: memoryview, offload: Offload) -> None:
         """An IPv4 packet from a guest; raises Malformed."""
         head = ipv4.parse(data)
-        self._check_source(port, head.source, head.destination)
+        self.check_source(port, head.source, head.destination)
         payload = data[head.size : head.length]
         if head.offset or head.more:
             key = (head.source, head.destination, head.protocol, head.identification)
@@ -95,7 +95,7 @@ class IpLayer:
         head = ipv6.parse(data)
         if head.protocol == ipv6.NO_NEXT:
             return
-        self._check_source(port, head.source, head.destination)
+        self.check_source(port, head.source, head.destination)
         payload = data[head.start : head.end]
         if head.fragment is not None:
             fragment = head.fragment
@@ -110,13 +110,13 @@ class IpLayer:
                        bytes(data[: ipv6.SIZE]), trusted=trusted),
             )  # fmt: skip
 
-    def _check_source(self, port: Port, source: bytes, destination: bytes) -> None:
-        network6 = self._stack.addresses.network6
+    def check_source(self, port: Port, source: bytes, destination: bytes) -> None:
+        """Anti-spoofing; raises Malformed."""
         if source in (ipv4.ANY, ipv6.ANY):
             # DHCP (RFC 2131 §4.1), duplicate address detection (RFC 4862 §5.4), router solicitation.
             if destination != ipv4.BROADCAST and destination[:1] != b"\xff":
                 raise Malformed("spoofed")
-        elif not port.may_use(source, network6):
+        elif not self._stack.may_use(port, source):
             raise Malformed("spoofed")
         elif len(source) == 16 and not ipv6.is_link_local(source):
             port.ipv6 = source
