@@ -2,7 +2,7 @@
 PYTHON ?= python3
 DEV = $(PYTHON) tools/dev.py
 
-.PHONY: run test test-faults test-kvm test-riscv setup lint format build sanitize bench clean help
+.PHONY: run test test-faults test-kvm test-riscv setup lint format build sanitize bench fuzz-cpu clean help
 run:       ; @$(DEV) run
 test:      ; @$(DEV) test
 test-faults: ; @$(DEV) test-faults
@@ -14,5 +14,6 @@ lint:      ; @$(DEV) lint
 format:    ; @$(DEV) format
 sanitize:  ; @$(DEV) sanitize
 bench:     ; @$(DEV) bench $(NAME)
+fuzz-cpu:  ; @$(DEV) fuzz-cpu $(BLOCKS) $(SEED)
 clean:     ; @$(DEV) clean
 help:      ; @$(DEV) --help

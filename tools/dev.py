@@ -207,6 +207,14 @@ def test_riscv(folder: str) -> None:
     run(BIN / "python", "-m", "framework.riscv_tests", folder, env=env)
 
 
+def fuzz_cpu(blocks: str, seed: str) -> None:
+    """Compares the soft CPU's engines and qemu-riscv64 on random blocks."""
+    setup()
+    need("qemu-riscv64", bool(shutil.which("qemu-riscv64")), "install qemu-user.")
+    words = ["--blocks", blocks, "--seed", seed]
+    run(BIN / "python", "-m", "framework.rv64_fuzz", *words, env={"PYTHONPATH": "tests"})
+
+
 def bench(name: str) -> None:
     """Runs one benchmark; its JSON goes to benchmarks/results."""
     setup()
@@ -249,6 +257,9 @@ def main() -> None:
     verbs.add_parser("test-riscv", help="built official RISC-V tests").add_argument(
         "folder", nargs="?", default=""
     )
+    fuzz = verbs.add_parser("fuzz-cpu", help="random blocks on the soft CPU and qemu-riscv64")
+    fuzz.add_argument("blocks", nargs="?", default="100000")
+    fuzz.add_argument("seed", nargs="?", default="0", help="0: any")
     chosen = parser.parse_args()
     if chosen.verb == "test":
         test(chosen.arguments)
@@ -256,6 +267,8 @@ def main() -> None:
         test_riscv(chosen.folder)
     elif chosen.verb == "test-kvm":
         test_kvm(chosen.arch)
+    elif chosen.verb == "fuzz-cpu":
+        fuzz_cpu(chosen.blocks, chosen.seed)
     elif chosen.verb == "bench":
         bench(chosen.name)
     else:

@@ -1,4 +1,4 @@
-"""Random riscv64 instruction streams for differential tests; rv64_program.py puts them in a program.
+"""Random riscv64 instruction streams for kernels to compare engines by (rv64_system.py).
 
 Streams terminate: branches go forwards, but for loops over a register that nothing else writes. They
 touch memory only in the block's scratch buffer, aligned where atomics need it, and read nothing that

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from framework.rv64_differential import have_qemu
+from framework.rv64_fuzz import have_qemu
 from framework.rv64_vector import check
 
 pytestmark = pytest.mark.skipif(not have_qemu(), reason="qemu-riscv64 (qemu-user) is not installed")
