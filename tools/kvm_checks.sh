@@ -32,7 +32,7 @@ status() {
 # Without a file system there is nothing to run, which the agent says.
 elf() {
     for module in /data/store/kernels/amd64/*/virtio_mmio.ko; do
-        timeout 300 python3 -m crumble_vmm --hypervisor kvm --quiet --memory 256M --kernel /vmlinux \
+        timeout 300 python3 -m crumble_vmm --hv kvm --quiet --memory 256M --kernel /vmlinux \
             --initrd-module $module -- /bin/true 2>&1
     done
     return 0
@@ -74,6 +74,7 @@ check 'smp restored' 2 run -c 2 oci:/image nproc
 check files 2097152 run oci:/image sh -c 'dd if=/dev/zero of=/tmp/x bs=64k count=32 2>/dev/null; wc -c < /tmp/x'
 check status 3 status
 check booted x86_64 crumble run --no-snapshot --hv kvm -m 256m --boot-timeout 200 oci:/image uname -m
+check level 'no' run --cpu-model x86-64-v2 oci:/image sh -c 'grep -qw avx2 /proc/cpuinfo || echo no'
 check auto x86_64 crumble run -m 256m oci:/image uname -m
 check eight "1
 2

@@ -161,6 +161,7 @@ def image(busybox: Path) -> Path:
             "md5sum",
             "sleep",
             "mv",
+            "grep",
             "true",
             "wc",
         ):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# What a guest's CPU may be: the host's, or a level of the x86-64 psABI, on KVM.
+CPU_MODELS = ("host", "x86-64-v2", "x86-64-v3", "x86-64-v4")
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:

@@ -61,7 +61,7 @@ def refused(world: RealWorld, *words: str, status: int = 125, says: str = "") ->
         ("--cpus=two", "invalid int value: 'two'. `crumble run --help`"),
         ("--boot-timeout=0", "no number of seconds above 0"),
         ("--timeout=nan", "no number of seconds above 0"),
-        ("--hv=kvm", "KVM cannot be used: .* --hv auto takes"),
+        ("--hv=kvm", "/dev/kvm.*--hv soft"),
         ("--hv=xen", "invalid choice: 'xen'"),
         ("--name=../x", "cannot be a VM's name. Use letters"),
         ("--hostname=a b", "is no host name. Use letters"),

@@ -47,7 +47,7 @@ def test_the_probe_names_every_back_end() -> None:
         (["--kernel", "KERNEL", "--memory", "1024G"], "larger than this host"),
         (["--kernel", "KERNEL", "--memory", "much"], "is no size"),
         (["--kernel", "KERNEL", "--cpus", "99"], "cannot have 99 vCPUs"),
-        (["--kernel", "KERNEL", "--hypervisor", "kvm"], "Hypervisor kvm cannot be used"),
+        (["--kernel", "KERNEL", "--hv", "kvm"], "/dev/kvm"),
         (["--kernel", "KERNEL", "--fs", "/nowhere.sock"], "/nowhere.sock"),
     ],
 )

@@ -47,6 +47,29 @@ def unopened(error: OSError, device: Path = DEVICE) -> HostError:
     return _error("device", f"/dev/kvm cannot be opened: {error.strerror}", "Use --hv soft.")
 
 
+def unusable(error: int) -> HostError:
+    """It is here, and runs nothing."""
+    what = f"/dev/kvm cannot run a guest: {os.strerror(error)}"
+    hint = "Stop other programs that use the CPU's virtualization, see the kernel's log; or use --hv soft."
+    return _error("unusable", what, hint)
+
+
+def emulated(speed: int) -> HostError:
+    """It runs a guest's kernel by emulation, at `speed` instructions a second."""
+    return _error(
+        "emulated",
+        "/dev/kvm is here but cannot run stock Linux: it has no hardware virtualization and emulates "
+        f"a guest's kernel, at {speed / 1e6:.1f} million instructions a second",
+        "Use a host with VT-x or AMD-V, or nested virtualization where this one is a VM; or --hv soft.",
+    )
+
+
+def unsupported(architecture: str) -> HostError:
+    """Crumble has no back end for it."""
+    what = f"/dev/kvm works, but Crumble cannot use it on {architecture} yet"
+    return _error("architecture", what, "Use --hv soft.")
+
+
 def _absent() -> HostError:
     if virtualized_cpu() is False:
         return _error(

@@ -12,7 +12,7 @@ import platform
 from pathlib import Path
 
 from crumble_common import paths
-from crumble_common.errors import CrumbleError
+from crumble_common.errors import CrumbleError, HostError
 from crumble_common.hypervisors import Probe
 from crumble_common.kvm import preflight
 from crumble_native import kvm_probe
@@ -27,28 +27,29 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def probe_kvm() -> Probe:
     """What `crumble doctor` says about KVM."""
     try:
+        return usable_kvm()
+    except HostError as error:
+        return Probe("kvm", _DEVICE.exists(), False, str(error))
+
+
+def usable_kvm() -> Probe:
+    """The probe of a KVM that runs stock kernels; a HostError "kvm.*" that says what to do about any other."""
+    try:
         os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        why = preflight.unopened(error, _DEVICE)
-        return Probe("kvm", _DEVICE.exists(), False, str(why))
+        raise preflight.unopened(error, _DEVICE) from None
     return _judge(_measured())
 
 
 def _judge(report: kvm_probe.Report) -> Probe:
     """The verdict on a measurement."""
     if report.outcome == kvm_probe.UNUSABLE:
-        reason = f"/dev/kvm cannot run a guest: {os.strerror(report.error)}."
-    elif report.outcome == kvm_probe.TIMED and report.instructions_per_second < _MIN_SPEED:
-        millions = report.instructions_per_second / 1e6
-        reason = (
-            "/dev/kvm is here but cannot run stock Linux: it has no hardware virtualization and "
-            f"emulates a guest's kernel, at {millions:.1f} million instructions a second."
-        )
-    elif _architecture() == "amd64" and report.outcome == kvm_probe.TIMED:
-        return Probe("kvm", True, True, "The CPU's own virtualization.", ("amd64",))
-    else:
-        reason = "/dev/kvm works, but Crumble cannot use it on this architecture yet."
-    return Probe("kvm", True, False, reason, (_architecture(),))
+        raise preflight.unusable(report.error)
+    if report.outcome == kvm_probe.TIMED and report.instructions_per_second < _MIN_SPEED:
+        raise preflight.emulated(report.instructions_per_second)
+    if _architecture() != "amd64" or report.outcome != kvm_probe.TIMED:
+        raise preflight.unsupported(_architecture())
+    return Probe("kvm", True, True, "The CPU's own virtualization.", ("amd64",))
 
 
 def _architecture() -> str:

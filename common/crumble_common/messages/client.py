@@ -37,6 +37,7 @@ class VmCreate:
     kernel: str = ""
     cmdline: str = ""
     hypervisor: str = "auto"
+    cpu_model: str = "host"
     pull: str = "missing"
     dmesg: bool = False
     shares: list[Share] = field(default_factory=list)

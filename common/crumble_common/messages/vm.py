@@ -36,7 +36,7 @@ class VmConfig:
     """`vmm`'s configuration. Fds given at spawn, by name: "memory", "page_state", each `socket_fd`.
 
     memory: bytes, a multiple of 2 MiB. kernel: path of a kernel image. modules: paths of .ko files to
-    load in order. cmdline: appended to ours. hypervisor: "auto", "soft", "kvm".
+    load in order. cmdline: appended to ours. hypervisor: "auto", "soft", "kvm". cpu_model: of hypervisors.CPU_MODELS.
     boot_limit: seconds from the kernel's entry to the agent's first word; 0: whoever asked waits.
     restore: `Frozen.state` of the VM this one goes on from: no kernel is loaded, and the fd "memory_base" is
     that VM's captured memory. Errors: "snapshot.foreign", "snapshot.corrupt", before anything runs.
@@ -55,6 +55,7 @@ class VmConfig:
     boot_limit: float = 0.0
     restore: bytes = b""
     network: VirtioNet | None = None
+    cpu_model: str = "host"
 
 
 @message("vm.event")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from crumble.cli.parser import Parser
 from crumble_common.errors import UsageError
+from crumble_common.hypervisors import CPU_MODELS
 
 _EPILOG = """\
 IMAGE is NAME[:TAG][@DIGEST] in a registry, oci:DIR[:TAG], docker-archive:FILE, or deb:SUITE[/PKG,...].
@@ -46,6 +47,8 @@ def run_parser() -> Parser:
     add("--boot-timeout", type=_seconds, default=120.0, metavar="S", help="for its kernel and init")
     add("--cmdline", default="", metavar="WORDS", help="append to the kernel's command line")
     add("--hv", choices=("auto", "soft", "kvm"), default="auto", help="back end (default: auto)")
+    add("--cpu-model", choices=CPU_MODELS, default="host",
+        help="on KVM, show the guest no more, so that snapshots fit other hosts (default: host)")  # fmt: skip
     add(
         "--from",
         dest="snapshot",

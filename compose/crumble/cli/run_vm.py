@@ -80,6 +80,7 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
         kernel=kernel,
         cmdline=options.cmdline,
         hypervisor=options.hv,
+        cpu_model=options.cpu_model,
         pull=options.pull,
         dmesg=options.dmesg,
         shares=shares(options.volume),

@@ -39,7 +39,7 @@ class VM:
 
     image: as `crumble run` takes it. memory: bytes, or "512m". volumes: {host: guest} or
     ["host:guest[:ro]"]. kernel: a path; the default one otherwise. pull: "missing", "always", "never".
-    boot_timeout: seconds its kernel and init may take. network: "user" or "none". publish: ports,
+    cpu_model: "host" or, on KVM, a level like "x86-64-v3". boot_timeout: seconds its kernel and init may take. network: "user" or "none". publish: ports,
     ["8080:80"]. allow, deny: what it may talk to, ["host:5432/tcp"]. capture: a pcap file. snapshot: the
     name of one to go on from, instead of an image. boot_snapshot: False boots it whether or not that was
     captured before. on_event: gets Progress, VmEvent and, with
@@ -57,6 +57,7 @@ class VM:
         kernel: str | os.PathLike[str] = "",
         cmdline: str = "",
         hypervisor: str = "auto",
+        cpu_model: str = "host",
         pull: str = "missing",
         volumes: Volumes = (),
         hostname: str = "",
@@ -78,6 +79,7 @@ class VM:
             kernel=str(Path(kernel).absolute()) if os.fspath(kernel) else "",
             cmdline=cmdline,
             hypervisor=hypervisor,
+            cpu_model=cpu_model,
             pull=pull,
             dmesg=dmesg,
             shares=shares(volumes),

@@ -39,6 +39,7 @@ def of(vm: Vm, image: Image, kernel: Kernel) -> dict[str, str]:
         "code": code(),
         "architecture": kernel.architecture,
         "hypervisor": vm.backend.name,
+        "cpu_model": request.cpu_model,
         "kernel": kernel.digest or _file(kernel.image),
         "modules": _digest(" ".join(kernel.modules)),
         "cmdline": request.cmdline,

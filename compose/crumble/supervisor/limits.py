@@ -9,6 +9,7 @@ from typing import get_args
 
 from crumble.supervisor.network import NETWORKS
 from crumble_common.errors import UsageError
+from crumble_common.hypervisors import CPU_MODELS
 from crumble_common.messages.client import VmCreate
 from crumble_common.messages.image import PullPolicy
 
@@ -52,6 +53,12 @@ def check(request: VmCreate) -> None:
             f"There is no back end {request.hypervisor!r}.",
             code="vm.hypervisor",
             hint="Choose auto, soft or kvm; `crumble doctor` shows which are usable.",
+        )
+    if request.cpu_model not in CPU_MODELS:
+        raise UsageError(
+            f"There is no CPU model {request.cpu_model!r:.80}.",
+            code="vm.cpu_model",
+            hint=f"Choose one of {', '.join(CPU_MODELS)}.",
         )
     if request.pull not in get_args(PullPolicy):
         raise UsageError(

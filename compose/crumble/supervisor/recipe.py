@@ -184,6 +184,7 @@ def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
         modules=vm.network.modules(kernel.modules),
         cmdline=request.cmdline,
         hypervisor=vm.backend.name,
+        cpu_model=request.cpu_model,
         hostname=vm.hostname,
         dmesg=request.dmesg,
         filesystems=[VirtioFs(ROOT_TAG, "root_fs")],

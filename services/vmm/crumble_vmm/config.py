@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crumble_common.errors import UsageError
+from crumble_common.hypervisors import CPU_MODELS
 from crumble_common.messages.vm import VirtioNet, VmConfig
 
 MIB = 1 << 20
@@ -80,6 +81,7 @@ class MachineConfig:
     boot_limit: float = 0.0
     restore: bytes = b""
     network: Network | None = None
+    cpu_model: str = "host"
 
     def __post_init__(self) -> None:
         for check in _CHECKS:
@@ -96,6 +98,7 @@ class MachineConfig:
             modules=tuple(map(Path, message.modules)),
             cmdline=message.cmdline,
             hypervisor=message.hypervisor,
+            cpu_model=message.cpu_model,
             hostname=message.hostname,
             dmesg=message.dmesg,
             filesystems=tuple(Filesystem(item.tag, item.socket_fd) for item in message.filesystems),
@@ -138,6 +141,15 @@ def _check_cpus(config: MachineConfig) -> None:
             f"A VM cannot have {config.cpus} vCPUs.",
             code="vmm.cpus",
             hint=f"Give it 1 to {MAX_CPUS}.",
+        )
+
+
+def _check_cpu_model(config: MachineConfig) -> None:
+    if config.cpu_model not in CPU_MODELS:
+        raise UsageError(
+            f"There is no CPU model {config.cpu_model!r}.",
+            code="vmm.cpu_model",
+            hint=f"Choose one of {', '.join(CPU_MODELS)}.",
         )
 
 
@@ -212,6 +224,7 @@ def _check_network(config: MachineConfig) -> None:
 _CHECKS: tuple[Callable[[MachineConfig], None], ...] = (
     _check_memory,
     _check_cpus,
+    _check_cpu_model,
     _check_cmdline,
     _check_hostname,
     _check_files,

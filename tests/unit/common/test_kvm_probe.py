@@ -5,32 +5,35 @@ from pathlib import Path
 
 import pytest
 
+from crumble_common.errors import HostError
 from crumble_common.kvm import probe as kvm
 from crumble_common.kvm.probe import probe_kvm
 from crumble_native.kvm_probe import TIMED, UNTIMED, UNUSABLE, Report
 
 
 @pytest.mark.parametrize(
-    ("report", "words"),
+    ("report", "code", "words"),
     [
-        (Report(TIMED, 0, 1_336_895), "cannot run stock Linux"),
-        (Report(TIMED, 0, 1_336_895), "1.3 million instructions a second"),
-        (Report(UNTIMED, 0, 0), "cannot use it on this architecture yet"),
-        (Report(UNUSABLE, errno.EBUSY, 0), "cannot run a guest: Device or resource busy"),
+        (Report(TIMED, 0, 1_336_895), "kvm.emulated", "cannot run stock Linux"),
+        (Report(TIMED, 0, 1_336_895), "kvm.emulated", "1.3 million instructions a second"),
+        (Report(UNTIMED, 0, 0), "kvm.architecture", "cannot use it on"),
+        (Report(UNUSABLE, errno.EBUSY, 0), "kvm.unusable", "run a guest: Device or resource busy"),
     ],
 )
-def test_verdicts(report: Report, words: str) -> None:
-    probe = kvm._judge(report)
-    assert words in probe.reason
-    assert (probe.present, probe.usable) == (True, False)
+def test_verdicts(report: Report, code: str, words: str) -> None:
+    with pytest.raises(HostError, match=words) as caught:
+        kvm._judge(report)
+    assert caught.value.code == code
+    assert "--hv soft" in caught.value.hint
 
 
 def test_a_fast_one_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvm.platform, "machine", lambda: "x86_64")
     probe = kvm._judge(Report(TIMED, 0, 2_000_000_000))
     assert (probe.usable, probe.architectures) == (True, ("amd64",))
-    monkeypatch.setattr(kvm.platform, "machine", lambda: "aarch64")
-    assert kvm._judge(Report(TIMED, 0, 2_000_000_000)).usable is False
+    monkeypatch.setattr(kvm.platform, "machine", lambda: "ppc64")
+    with pytest.raises(HostError, match="ppc64"):
+        kvm._judge(Report(TIMED, 0, 2_000_000_000))
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_a_level_shows_what_it_has(
 
 def test_a_level_that_the_cpu_has_not_reached() -> None:
     cpuid.check_model("host", HOST)
-    with pytest.raises(HostError, match=r"lacks .*sse4_2.*--cpu") as caught:
+    with pytest.raises(HostError, match=r"lacks .*sse4_2.*--cpu-model") as caught:
         cpuid.check_model("x86-64-v2", HOST)
     assert caught.value.code == "kvm.cpu"
 

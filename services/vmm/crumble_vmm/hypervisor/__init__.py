@@ -26,16 +26,12 @@ def choose(name: str) -> tuple[Hypervisor, Probe]:
             code="vmm.hypervisor",
             hint="Use auto, soft or kvm.",
         )
+    from crumble_common.kvm.probe import usable_kvm
     from crumble_vmm.hypervisor.kvm.machine import KvmHypervisor  # soft does without it
 
-    kvm = KvmHypervisor()
-    probe = kvm.probe()
-    if probe.usable:
-        return kvm, probe
-    if name == "auto":
-        return choose(SoftHypervisor.name)
-    raise HostError(
-        f"Hypervisor {name} cannot be used: {probe.reason}",
-        code="vmm.hypervisor",
-        hint="Use --hypervisor=auto to take the best one that works.",
-    )
+    try:
+        return KvmHypervisor(), usable_kvm()
+    except HostError:
+        if name == "auto":
+            return choose(SoftHypervisor.name)
+        raise

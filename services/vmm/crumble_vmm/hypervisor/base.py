@@ -202,5 +202,8 @@ class Hypervisor(ABC):
         """What it can do here. Cheap after the first call."""
 
     @abstractmethod
-    def create_vm(self, memory: Memory, cpus: int) -> VirtualMachine:
-        """A new virtual machine over all of `memory`. Raises HostError when the host refuses."""
+    def create_vm(self, memory: Memory, cpus: int, cpu_model: str = "host") -> VirtualMachine:
+        """A new virtual machine over all of `memory`, its CPUs of hypervisors.CPU_MODELS.
+
+        Raises HostError when the host refuses, UsageError for a model that this back end has not.
+        """

@@ -62,7 +62,6 @@ _V4 = {_7B: {"avx512f": 16, "avx512dq": 17, "avx512cd": 28, "avx512bw": 30, "avx
 _STATES = {"x86-64-v2": 0x3, "x86-64-v3": 0x7, "x86-64-v4": 0xE7}
 _STEPS = {"x86-64-v2": (_V2,), "x86-64-v3": (_V2, _V3), "x86-64-v4": (_V2, _V3, _V4)}
 HOST = "host"
-MODELS = (HOST, *_STEPS)
 # Beside what it needs a level shows: of leaf 1, x2APIC, the deadline timer, OSXSAVE and RDRAND, and what
 # every 64-bit CPU has; of leaf 7, FSGSBASE, SMEP, ERMS and SMAP; mitigations, which a guest must know of.
 _BESIDE = {
@@ -116,7 +115,7 @@ def check_model(model: str, supported: list[CpuidEntry]) -> None:
         raise HostError(
             f"This host's CPU is not {model}: it lacks {', '.join(absent)}.",
             code="kvm.cpu",
-            hint="Choose a lower level with --cpu, or host.",
+            hint="Choose a lower level with --cpu-model, or host.",
         )
 
 

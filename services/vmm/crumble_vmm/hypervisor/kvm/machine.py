@@ -45,9 +45,9 @@ class KvmHypervisor(Hypervisor):
         """Measured once a boot of the host."""
         return probe_kvm()
 
-    def create_vm(self, memory: Memory, cpus: int) -> VirtualMachine:
+    def create_vm(self, memory: Memory, cpus: int, cpu_model: str = "host") -> VirtualMachine:
         """A VM with the kernel's LAPICs and our IOAPIC."""
-        return KvmMachine(memory, cpus)
+        return KvmMachine(memory, cpus, cpu_model)
 
 
 class KvmMachine(VirtualMachine):
@@ -55,8 +55,8 @@ class KvmMachine(VirtualMachine):
 
     translates = False
 
-    def __init__(self, memory: Memory, cpus: int) -> None:
-        self._cpus = cpus
+    def __init__(self, memory: Memory, cpus: int, cpu_model: str = "host") -> None:
+        self._cpus, self._model = cpus, cpu_model
         self._made: list[KvmCpu] = []
         self._bells: dict[tuple[int, int, int], int] = {}
         try:
@@ -73,6 +73,11 @@ class KvmMachine(VirtualMachine):
         self._fds: list[int] = [0] * ioapic.PINS  # call fds of each pin
         self._ioapic = Ioapic(lambda message: self._vm.signal_msi(*message), self._route)
         self._cpuid = cpuid.unpack(self._vm.supported_cpuid())
+        try:
+            cpuid.check_model(cpu_model, self._cpuid)
+        except HostError:
+            self._vm.close()
+            raise
         self._msrs = self._vm.msr_list()
         self._deadline = bool(self._vm.capability(_CAP_TSC_DEADLINE_TIMER))
 
@@ -94,7 +99,9 @@ class KvmMachine(VirtualMachine):
         """vCPU `index`; those after the first wait for INIT and SIPI."""
         try:
             vcpu = self._vm.create_vcpu(index)
-            table = cpuid.guest_table(self._cpuid, index, self._cpus, deadline=self._deadline)
+            table = cpuid.guest_table(
+                self._cpuid, index, self._cpus, deadline=self._deadline, model=self._model
+            )
             cpu = KvmCpu(vcpu, _WithIoapic(self._ioapic, mmio), ports or mmio, self._ioapic)
             cpu.identify(table, self._cpuid, self._msrs)
         except OSError as error:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from crumble_common.errors import HostError
+from crumble_common.errors import HostError, UsageError
 from crumble_common.hypervisors import Probe
 from crumble_common.wire import WireError, validate
 from crumble_native import rv64
@@ -43,8 +43,14 @@ class SoftHypervisor(Hypervisor):
         """Always usable: the CPU is ours."""
         return Probe("soft", True, True, "Crumble's own RISC-V CPU; needs nothing.", ("riscv64",))
 
-    def create_vm(self, memory: Memory, cpus: int) -> VirtualMachine:
-        """A machine with `cpus` harts."""
+    def create_vm(self, memory: Memory, cpus: int, cpu_model: str = "host") -> VirtualMachine:
+        """A machine with `cpus` harts, all of the one model."""
+        if cpu_model != "host":
+            raise UsageError(
+                f"The soft back end's CPU is not {cpu_model}.",
+                code="vmm.cpu_model",
+                hint="CPU models are for KVM: use --hv kvm, or leave --cpu-model away.",
+            )
         return SoftMachine(memory, cpus)
 
 
