@@ -57,8 +57,7 @@ class Fsd:
             self.service.open(dataclasses.replace(config, tag="root", socket_fd="fs"))
         except BaseException:
             self._close()
-            ours.close()
-            os.close(fds["fs"])
+            ours.close()  # theirs is the service's own by now, as it is when a process ends
             raise
         self.service.start()
         self.thread = threading.Thread(target=self.loop.run)
