@@ -7,6 +7,7 @@ was in them. The header is validated on attach; what is in a section is its owne
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -67,6 +68,23 @@ class Arena:
                     raise _damaged(f"its section {name} has {length} bytes instead of {size}")
                 return memoryview(self._map)[offset : offset + length]
         return self._add(wanted, size)
+
+    def release(self, name: str, offset: int, size: int) -> None:
+        """Gives the whole pages in these bytes of a section back; they read as zeros then.
+
+        A hint: some kernels, and kinds of memory, cannot.
+        """
+        wanted = _encode(name)
+        for number in range(self._count()):
+            found, start, length = _SECTION.unpack_from(self._map, _entry(number))
+            if found == wanted and offset >= 0 and offset + size <= length:
+                first = -(-(start + offset) // mmap.PAGESIZE) * mmap.PAGESIZE
+                pages = (start + offset + size - first) // mmap.PAGESIZE
+                if pages > 0:
+                    with contextlib.suppress(OSError):
+                        self._map.madvise(mmap.MADV_REMOVE, first, pages * mmap.PAGESIZE)
+                return
+        raise ValueError(f"there is no such part of a section {name}")
 
     def _add(self, name: bytes, size: int) -> memoryview:
         """Entry first, then the end of use, then the count: dying in between loses nothing but room."""

@@ -196,6 +196,17 @@ class Virtqueue:
         if lib.crb_vring_push(self.handle, chain.head, written) != 0:
             raise ValueError(f"chain {chain.head} is not in flight")
 
+    def push_all(self, chains: list[Chain], written: list[int]) -> None:
+        """`push`, of several at once: the driver sees all or none, whenever this process is killed."""
+        if len(chains) == 1:
+            self.push(chains[0], written[0])
+            return
+        if any(w > chain.writable_len for chain, w in zip(chains, written, strict=True)):
+            raise ValueError("more bytes than a chain can hold")
+        used = [(chain.head, w) for chain, w in zip(chains, written, strict=True)]
+        if lib.crb_vring_push_batch(self.handle, ffi.new("crb_used[]", used), len(used)) != 0:
+            raise ValueError("a chain is not in flight")
+
     def should_notify(self) -> bool:
         """True when the driver wants an interrupt for what was pushed since the last call."""
         return bool(lib.crb_vring_should_notify(self.handle))

@@ -274,25 +274,39 @@ int crb_vring_pop(crb_vring *ring, crb_chain *chain) {
 }
 
 // The order below is the one the vhost-user protocol prescribes, so that a successor can tell
-// whether the used index was published for last_batch_head.
-int crb_vring_push(crb_vring *ring, uint16_t head, uint32_t written) {
-    if (head >= ring->size || !is_busy(ring, head) || ring->in_flight == 0) return -1;
-    const uint32_t slot = ring->used_idx & (ring->size - 1u);
-    const uint32_t element[2] = {head, written};
-    memcpy(used_for_write(ring, 4 + USED_ELEM * slot, USED_ELEM), element, USED_ELEM);
-    if (ring->inflight != NULL) {
-        ring->inflight->desc[head].next = ring->inflight->last_batch_head;
-        __atomic_store_n(&ring->inflight->last_batch_head, head, __ATOMIC_RELEASE);
+// whether the used index was published for the batch that ends in last_batch_head.
+int crb_vring_push_batch(crb_vring *ring, const crb_used *used, uint32_t count) {
+    if (count > ring->in_flight) return -1;
+    for (uint32_t i = 0; i < count; i++)
+        if (used[i].head >= ring->size || !is_busy(ring, (uint16_t)used[i].head)) return -1;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t slot = (uint16_t)(ring->used_idx + i) & (ring->size - 1u);
+        const uint32_t element[2] = {used[i].head, used[i].written};
+        memcpy(used_for_write(ring, 4 + USED_ELEM * slot, USED_ELEM), element, USED_ELEM);
     }
-    ring->used_idx++;
+    const uint16_t first = ring->inflight == NULL ? 0 : ring->inflight->last_batch_head;
+    for (uint32_t i = 0; ring->inflight != NULL && i < count; i++)
+        ring->inflight->desc[used[i].head].next = i == 0 ? first : (uint16_t)used[i - 1].head;
+    if (ring->inflight != NULL && count != 0)
+        __atomic_store_n(&ring->inflight->last_batch_head, (uint16_t)used[count - 1].head,
+                         __ATOMIC_RELEASE);
+    ring->used_idx = (uint16_t)(ring->used_idx + count);
     __atomic_store_n((uint16_t *)used_for_write(ring, 2, 2), ring->used_idx, __ATOMIC_RELEASE);
-    if (ring->inflight != NULL) {
-        __atomic_store_n(&ring->inflight->desc[head].inflight, 0, __ATOMIC_RELEASE);
-        __atomic_store_n(&ring->inflight->used_idx, ring->used_idx, __ATOMIC_RELEASE);
+    for (uint32_t i = 0; i < count; i++) {
+        const uint16_t head = (uint16_t)used[i].head;
+        if (ring->inflight != NULL)
+            __atomic_store_n(&ring->inflight->desc[head].inflight, 0, __ATOMIC_RELEASE);
+        ring->busy[head / 64] &= ~(UINT64_C(1) << (head % 64));
     }
-    ring->busy[head / 64] &= ~(UINT64_C(1) << (head % 64));
-    ring->in_flight--;
+    if (ring->inflight != NULL)
+        __atomic_store_n(&ring->inflight->used_idx, ring->used_idx, __ATOMIC_RELEASE);
+    ring->in_flight = (uint16_t)(ring->in_flight - count);
     return 0;
+}
+
+int crb_vring_push(crb_vring *ring, uint16_t head, uint32_t written) {
+    const crb_used used = {.head = head, .written = written};
+    return crb_vring_push_batch(ring, &used, 1);
 }
 
 // Section 2.7.7.2 and 2.7.10: with EVENT_IDX, notify when the used index passed used_event.

@@ -54,9 +54,10 @@ class NetClient:
         buffer: int = 4096,
         memory: int = 256 << 20,
         spin_us: float = 0.0,
+        inflight: bool = False,
     ) -> None:
         self.master = Master(target, memory=memory)
-        self.master.attach(queues=2, features=features, size=size)
+        self.master.attach(queues=2, features=features, size=size, inflight=inflight)
         self.rx, self.tx = self.master.queues
         self.features = self.master.acked
         if not self.features & virtio_net.F_MRG_RXBUF:

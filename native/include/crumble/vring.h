@@ -56,6 +56,12 @@ typedef struct crb_chain {
     crb_segment segments[CRB_CHAIN_MAX_SEGMENTS];
 } crb_chain;
 
+// A chain that is given back: the same layout as virtq_used_elem.
+typedef struct crb_used {
+    uint32_t head;
+    uint32_t written;
+} crb_used;
+
 // vhost-user's in-flight region of one split ring ("Inflight I/O tracking" of the vhost-user
 // protocol). Written by this process, kept by the front end; hostile when it comes back.
 typedef struct crb_inflight_entry {
@@ -116,6 +122,10 @@ int crb_vring_pop(crb_vring *ring, crb_chain *chain);
 // Gives the chain of `head` back with `written` bytes written at the start of its writable part.
 // 0, or -1 when `head` is not in flight.
 int crb_vring_push(crb_vring *ring, uint16_t head, uint32_t written);
+
+// Gives several chains back at once: the driver sees all of them or none, also when this process is
+// killed. Each head once.
+int crb_vring_push_batch(crb_vring *ring, const crb_used *used, uint32_t count);
 
 // True when the driver wants a notification for what was pushed since the last call.
 bool crb_vring_should_notify(crb_vring *ring);

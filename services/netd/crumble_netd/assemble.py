@@ -10,6 +10,7 @@ from crumble_common.messages.net import Forward, NetConfig, PortAdd
 from crumble_netd.addresses import Addresses, packed
 from crumble_netd.forward_rules import ForwardRule
 from crumble_netd.layers.dns import Resolver
+from crumble_netd.ledger import Ledger
 from crumble_netd.policy import Policy
 from crumble_netd.port import Port
 from crumble_netd.stack import Stack
@@ -22,7 +23,7 @@ _DNS_PORT = 53
 _MAX_RESOLVERS = 3
 
 
-def new_stack(config: NetConfig, resolvers: list[Resolver]) -> Stack:
+def new_stack(config: NetConfig, resolvers: list[Resolver], ledger: Ledger | None = None) -> Stack:
     """A stack without guests; raises UsageError."""
     try:
         network = ipaddress.IPv4Network(config.network)
@@ -46,7 +47,7 @@ def new_stack(config: NetConfig, resolvers: list[Resolver]) -> Stack:
         network6=network6.network_address.packed[:8],
         also=also,
     )
-    return Stack(addresses, time.monotonic, resolvers=resolvers)
+    return Stack(addresses, time.monotonic, resolvers=resolvers, ledger=ledger)
 
 
 def new_port(config: NetConfig | PortAdd, number: int, stack: Stack) -> Port:

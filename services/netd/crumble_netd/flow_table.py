@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from crumble_netd.commands import Kind
+from crumble_netd.ledger import Slot
 from crumble_netd.port import Port
 
 
@@ -26,7 +27,9 @@ class Key(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Flow:
-    """One exchange. number: names it to the host side. target: the far end as the host sees it."""
+    """One exchange. number: names it to the host side. target: the far end as the host sees it. slot: where it
+    outlives this process.
+    """
 
     key: Key
     port: Port
@@ -36,6 +39,7 @@ class Flow:
     last: float = 0.0
     sent: int = 0
     received: int = 0
+    slot: Slot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +95,16 @@ class FlowTable:
         return self.counts[port.number, kind] >= limits[kind]
 
     def add(self, flow: Flow) -> None:
-        """Gives the flow its number."""
-        self._next += 1
-        flow.number = self._next
+        """Gives the flow its number, unless it has one from a predecessor."""
+        flow.number = flow.number or self._next + 1
+        self._next = max(self._next, flow.number)
         self._by_key[flow.key] = flow
         self._by_number[flow.number] = flow
         self.counts[flow.key.port, flow.key.kind] += 1
+
+    def reserve(self, number: int) -> None:
+        """New flows get numbers after this one."""
+        self._next = max(self._next, number)
 
     def remove(self, flow: Flow) -> None:
         """Forgets it; unknown flows are fine."""

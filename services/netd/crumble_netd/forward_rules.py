@@ -20,6 +20,11 @@ class ForwardRule:
     guest: bytes
     guest_port: int
 
+    @property
+    def name(self) -> str:
+        """What it is known by also to a successor of this process."""
+        return f"forward:{self.kind}:{self.host.hex()}:{self.host_port}"
+
 
 class ForwardRules:
     """The rules in force, by number."""
@@ -47,6 +52,10 @@ class ForwardRules:
         rule = self._rules.get(number)
         port = self._ports.get(rule.port) if rule else None
         return (rule, port) if rule and port and port.mac else None
+
+    def name(self, number: int) -> str:
+        """A rule's name; "" when there is none."""
+        return self._rules[number].name if number in self._rules else ""
 
     def all(self) -> list[ForwardRule]:
         """Every rule."""

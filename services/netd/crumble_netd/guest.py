@@ -23,6 +23,7 @@ from crumble_netd.loop import HostSide
 from crumble_netd.pcap import Capture
 from crumble_netd.queue_pump import NetDevice
 from crumble_netd.stack import Stack
+from crumble_netd.survival import Survival
 
 
 class Guest:
@@ -35,6 +36,7 @@ class Guest:
         context: Context,
         stack: Stack,
         host: HostSide,
+        survival: Survival,
         number: int,
         config: NetConfig | PortAdd,
         fds: Mapping[str, int],
@@ -50,15 +52,17 @@ class Guest:
             raise
         self.forwards: dict[int, Forward] = {}
         self._loop: EventLoop = context.loop
-        self._stack, self._host = stack, host
+        self._stack, self._host, self._survival = stack, host, survival
+        survival.recall(self.port)
         self.device = NetDevice(context.loop, stack, self.port, host.settle)
         self.serving = Serving(context, config.socket_fd, self.device, fds=fds, on_end=on_end)
+        self.device.up = lambda: survival.go_on(stack, host, number)
         stack.add_port(self.port)
         host.devices[number] = self.device
         if config.capture_fd:
             self.capture(fds[config.capture_fd], config.snaplen)
         try:
-            for forward in config.forwards:
+            for forward in survival.forwards(config.name, config.forwards):
                 self.forward(forward)
         except UsageError:
             self.close()
@@ -69,7 +73,7 @@ class Guest:
     def forward(self, forward: Forward) -> None:
         """Listens; raises UsageError when that cannot be."""
         rule = new_rule(forward, self._stack.forwards.next(), self.port)
-        self._host.forward(rule)
+        self._host.forward(rule, self._survival.socket_of(rule))
         self.forwards[rule.number] = forward
 
     def unforward(self, forward: Forward) -> None:

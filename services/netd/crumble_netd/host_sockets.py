@@ -44,26 +44,17 @@ def unpacked(address: SocketAddress) -> tuple[bytes, int]:
 class Datagrams:
     """A connected UDP or ping socket."""
 
-    def __init__(
-        self, loop: EventLoop, flow: int, kind: Kind, address: bytes, port: int, tell: Tell
-    ) -> None:
-        """Raises OSError."""
+    def __init__(self, loop: EventLoop, flow: int, sock: socket.socket, tell: Tell) -> None:
         self.flow = flow
-        self._loop, self._tell = loop, tell
-        protocol = 0
-        if kind == "icmp":
-            protocol = socket.IPPROTO_ICMP if len(address) == 4 else socket.IPPROTO_ICMPV6
-        self._socket = socket.socket(
-            family(address), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, protocol
-        )
-        try:
-            self._socket.setblocking(False)
-            self._socket.connect(socket_address(address, port))
-        except OSError:
-            self._socket.close()
-            raise
-        self._fd = self._socket.fileno()
-        loop.add_fd(self._fd, f"host {kind}", self._read)
+        self._loop, self._socket, self._tell = loop, sock, tell
+        self._fd = sock.fileno()
+        sock.setblocking(False)
+        loop.add_fd(self._fd, "host datagrams", self._read)
+
+    @property
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._fd
 
     def _read(self) -> None:
         for _ in range(_DATAGRAMS):
@@ -214,6 +205,21 @@ class UdpForward:
         """Listens no more."""
         self._loop.remove_fd(self._socket.fileno())
         self._socket.close()
+
+
+def connect_datagrams(kind: Kind, address: bytes, port: int) -> socket.socket:
+    """A UDP or ping socket for a peer; raises OSError."""
+    protocol = 0
+    if kind == "icmp":
+        protocol = socket.IPPROTO_ICMP if len(address) == 4 else socket.IPPROTO_ICMPV6
+    sock = socket.socket(family(address), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, protocol)
+    try:
+        sock.setblocking(False)
+        sock.connect(socket_address(address, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def listen_at(kind: Kind, address: bytes, port: int) -> socket.socket:

@@ -7,11 +7,13 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from typing import Protocol
 
 from crumble_common.eventloop import EventLoop
 from crumble_netd import events
 from crumble_netd.host_sockets import Tell, family, socket_address
 from crumble_netd.tcp.buffers import SendBuffer
+from crumble_netd.tcp.sequence import MASK, add
 
 _CHUNK = 1 << 16
 # Reads of one socket until others get their turn.
@@ -20,17 +22,23 @@ _READS = 4
 LINGER = 60.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
-Space = Callable[[int, int], list[memoryview]]
+_NONE = SendBuffer(0, memoryview(b""))
 
 
-def _nowhere(_flow: int, _count: int) -> list[memoryview]:
-    return []
+class Buffers(Protocol):
+    """Of the stack, for the bytes of streams."""
+
+    def space(self, number: int, count: int) -> list[memoryview]:
+        """Where bytes are read to."""
+
+    def waiting(self, number: int) -> SendBuffer:
+        """Where bytes wait that the kernel has no room for."""
 
 
 class Stream:
     """A TCP socket: connecting, then read as far as credit goes and written as far as it takes.
 
-    space: of Stack, where bytes are read to. waiting: bytes that the kernel had no room for.
+    ended: told the flow's number when its socket, which was to be closed, is. written: bytes that the kernel has. waiting: bytes that it had no room for.
     """
 
     def __init__(
@@ -39,18 +47,21 @@ class Stream:
         flow: int,
         sock: socket.socket,
         tell: Tell,
+        buffers: Buffers,
+        ended: Callable[[int], None],
         *,
         connecting: bool = False,
-        space: Space = _nowhere,
+        written: int = 0,
         waiting: SendBuffer | None = None,
     ) -> None:
         self.flow = flow
         self._loop, self._socket, self._tell = loop, sock, tell
         self._fd = sock.fileno()
         self._connecting = connecting
-        self._space = space
+        self._buffers, self._ended = buffers, ended
         self._credit = 0
-        self._waiting = waiting or SendBuffer(0)
+        self._written = written
+        self._waiting = waiting or _NONE
         self._shutdown = self._shut = self._eof = self._closing = False
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -83,8 +94,8 @@ class Stream:
 
     def send(self, data: bytes | memoryview) -> None:
         """Writes, now or when there is room."""
-        waiting, took = self._waiting, 0
-        if not waiting.size and not self._connecting:
+        took = 0
+        if not self._waiting.size and not self._connecting:
             try:
                 took = self._socket.send(data)
             except BlockingIOError:
@@ -92,20 +103,29 @@ class Stream:
             except OSError as error:
                 self._fail(error.errno or errno.EIO)
                 return
-            waiting.skip(took)
+            self._written += took
         if took < len(data):
-            waiting.append(memoryview(data)[took:])
-            if not self._connecting:
-                self._loop.set_writable(self._fd, "host write", self._write)
+            self._wait(memoryview(data)[took:])
         if took and not self._closing:
             self._tell(events.Took(self.flow, took))
+
+    def _wait(self, data: memoryview) -> None:
+        """Keeps bytes until there is room for them."""
+        if self._waiting is _NONE:
+            self._waiting = self._buffers.waiting(self.flow)
+        if not self._waiting.size:
+            self._waiting.start = self._written & MASK
+        self._waiting.append(data)
+        if not self._connecting:
+            self._loop.set_writable(self._fd, "host write", self._write)
 
     def _write(self) -> None:
         waiting, took = self._waiting, 0
         try:
             while waiting.size:
                 count = self._socket.send(waiting.peek(waiting.start, waiting.size)[0])
-                took += waiting.discard(waiting.start + count)
+                took += waiting.discard(add(waiting.start, count))
+                self._written += count
         except BlockingIOError:
             pass
         except OSError as error:
@@ -164,7 +184,7 @@ class Stream:
 
     def _take(self, wanted: int) -> int:
         """Reads at most `wanted` bytes; how many there were, 0 at the stream's end."""
-        space = self._space(self.flow, wanted)
+        space = self._buffers.space(self.flow, wanted)
         if len(space) == 1:
             size = self._socket.recv_into(space[0])
         elif space:
@@ -183,9 +203,11 @@ class Stream:
     def close(self, *, reset: bool) -> None:
         """The end: at once, or when what is left has been written."""
         self._closing = True
-        if reset or not self._waiting.size or self._connecting:
+        if self._fd < 0:
+            self._ended(self.flow)
+        elif reset or not self._waiting.size or self._connecting:
             self._end(reset=reset)
-        elif self._fd >= 0:
+        else:
             self._shutdown = True
             self._loop.set_readable(self._fd, "host read", None)
             self._loop.call_later(LINGER, lambda: self._end(reset=True))
@@ -198,6 +220,8 @@ class Stream:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._socket.close()
         self._fd = -1
+        if self._closing:
+            self._ended(self.flow)
 
 
 def connect(address: bytes, port: int) -> socket.socket:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from crumble_common import log
 from crumble_common.errors import UsageError
 from crumble_common.eventloop import EventLoop, Timer
+from crumble_common.parking import Parking
 from crumble_netd import commands, events
 from crumble_netd.addresses import text
 from crumble_netd.forward_rules import ForwardRule
@@ -24,12 +25,14 @@ from crumble_netd.host_sockets import (
     SocketAddress,
     TcpForward,
     UdpForward,
+    connect_datagrams,
     listen_at,
     unpacked,
 )
 from crumble_netd.host_streams import Stream, connect
 from crumble_netd.queue_pump import NetDevice
 from crumble_netd.stack import Stack
+from crumble_netd.tcp.buffers import SendBuffer
 
 HostSocket = Stream | Datagrams | Peer
 
@@ -38,20 +41,21 @@ _ROUNDS = 64
 
 
 class HostSide:
-    """The sockets of a stack. devices: by port."""
+    """The sockets of a stack. devices: by port. parking: where sockets outlive this process."""
 
-    def __init__(self, loop: EventLoop, stack: Stack) -> None:
+    def __init__(self, loop: EventLoop, stack: Stack, parking: Parking | None = None) -> None:
         self.devices: dict[int, NetDevice] = {}
+        self.parking = parking
         self._loop, self._stack = loop, stack
         self._sockets: dict[int, HostSocket] = {}
         self._forwards: dict[int, TcpForward | UdpForward] = {}
         self._accepted: dict[int, socket.socket] = {}
         self._peers: dict[int, tuple[UdpForward, SocketAddress]] = {}
+        self._parked: set[int] = set()
         self._tokens = itertools.count(1)
         self._timer: Timer | None = None
         self._settling = False
         self._do: dict[type[commands.Command], Callable[..., None]] = {
-            commands.Transmit: self._transmit,
             commands.HostConnect: self._connect,
             commands.HostSend: self._send,
             commands.HostRead: self._read,
@@ -74,8 +78,7 @@ class HostSide:
                 wanted = self._stack.take()
                 if not wanted:
                     break
-                for command in wanted:
-                    self._do[type(command)](command)
+                self._carry_out(wanted)
             else:
                 self._loop.call_soon(self.settle)
         finally:
@@ -84,8 +87,24 @@ class HostSide:
             device.flush()
         self._arm()
 
+    def _carry_out(self, wanted: list[commands.Command]) -> None:
+        """Guests are told last: when that which they are told will not be forgotten."""
+        frames = []
+        for command in wanted:
+            if type(command) is commands.Transmit:
+                frames.append(command)
+            else:
+                self._do[type(command)](command)
+        self._stack.note()
+        if self.parking is not None:
+            self.parking.flush()
+        for frame in frames:
+            self._transmit(frame)
+
     def _tell(self, event: events.Event) -> None:
         self._stack.event(event)
+        if type(event) is events.Connected:
+            self._park(event.flow)
         self.settle()
 
     def _arm(self) -> None:
@@ -112,16 +131,49 @@ class HostSide:
         flow, kind, address, port = command
         try:
             if kind == "tcp":
-                self._stream(flow, connect(address, port), connecting=True)
+                self.stream(flow, connect(address, port), connecting=True)
             else:
-                self._sockets[flow] = Datagrams(self._loop, flow, kind, address, port, self._tell)
+                self.datagrams(flow, connect_datagrams(kind, address, port))
+                self._park(flow)
         except OSError as error:
             self._stack.event(events.Failed(flow, error.errno or errno.EIO))
 
-    def _stream(self, flow: int, sock: socket.socket, *, connecting: bool = False) -> None:
+    def stream(
+        self,
+        flow: int,
+        sock: socket.socket,
+        *,
+        connecting: bool = False,
+        written: int = 0,
+        waiting: SendBuffer | None = None,
+    ) -> None:
+        """A flow's TCP socket; see Stream."""
         self._sockets[flow] = Stream(
-            self._loop, flow, sock, self._tell, connecting=connecting, space=self._stack.space
-        )
+            self._loop, flow, sock, self._tell, self._stack, self._ended,
+            connecting=connecting, written=written, waiting=waiting,
+        )  # fmt: skip
+
+    def datagrams(self, flow: int, sock: socket.socket) -> None:
+        """A flow's UDP or ping socket."""
+        self._sockets[flow] = Datagrams(self._loop, flow, sock, self._tell)
+
+    def peer(self, flow: int, forward: str, address: SocketAddress) -> None:
+        """A flow's peer, who came by the forward of this name; raises KeyError."""
+        rule = next((r for r in self._stack.forwards.all() if r.name == forward), None)
+        found = self._forwards[rule.number] if rule else None
+        if not isinstance(found, UdpForward):
+            raise KeyError(forward)
+        self._sockets[flow] = found.adopt(address, flow)
+
+    def forget(self, name: str) -> None:
+        """What was parked by this name is of no use any more."""
+        if self.parking is not None:
+            self.parking.drop(name)
+            self.parking.flush()
+
+    def revived(self, flow: int) -> None:
+        """A flow's socket is a predecessor's, and parked."""
+        self._parked.add(flow)
 
     def _send(self, command: commands.HostSend) -> None:
         if sock := self._sockets.get(command.flow):
@@ -138,12 +190,31 @@ class HostSide:
     def _close(self, command: commands.HostClose) -> None:
         if sock := self._sockets.pop(command.flow, None):
             sock.close(reset=command.reset)
+            if not isinstance(sock, Stream):
+                self._ended(command.flow)
+
+    # Sockets that outlive this process.
+
+    def _park(self, flow: int) -> None:
+        kept, sock = self._stack.flows.get(flow), self._sockets.get(flow)
+        parked = self.parking is not None and kept is not None and kept.slot is not None
+        if parked and isinstance(sock, Stream | Datagrams):
+            assert self.parking is not None
+            self.parking.park(f"flow:{flow}", sock.fileno)
+            self._parked.add(flow)
+
+    def _ended(self, flow: int) -> None:
+        self._stack.ended(flow)
+        if flow in self._parked and self.parking is not None:
+            self._parked.discard(flow)
+            self.parking.drop(f"flow:{flow}")
 
     def _adopt(self, command: commands.Adopt) -> None:
         token, flow = command
         if token in self._accepted:
             sock = self._accepted.pop(token)
-            self._stream(flow, sock)
+            self.stream(flow, sock)
+            self._park(flow)
         elif token in self._peers:
             forward, peer = self._peers.pop(token)
             self._sockets[flow] = forward.adopt(peer, flow)
@@ -155,10 +226,13 @@ class HostSide:
 
     # Forwards.
 
-    def forward(self, rule: ForwardRule) -> None:
-        """Listens for a rule; raises UsageError when that cannot be."""
+    def forward(self, rule: ForwardRule, parked: int = -1) -> None:
+        """Listens for a rule, with a predecessor's socket if there is one; UsageError when that cannot be."""
         try:
-            sock = listen_at(rule.kind, rule.host, rule.host_port)
+            if parked >= 0:
+                sock = socket.socket(fileno=parked)
+            else:
+                sock = listen_at(rule.kind, rule.host, rule.host_port)
         except OSError as error:
             raise UsageError(
                 f"Cannot listen at {text(rule.host)} port {rule.host_port}/{rule.kind}: "
@@ -166,6 +240,9 @@ class HostSide:
                 code="net.forward",
                 hint="Choose another port of the host.",
             ) from error
+        if self.parking is not None and parked < 0:
+            self.parking.park(rule.name, sock.fileno())
+            self.parking.flush()
         self._stack.forwards.add(rule)
         number = rule.number
         if rule.kind == "tcp":
@@ -179,7 +256,9 @@ class HostSide:
 
     def unforward(self, number: int) -> None:
         """Ends a rule; what came through it goes on."""
-        self._stack.forwards.remove(number)
+        rule = self._stack.forwards.remove(number)
+        if rule is not None:
+            self.forget(rule.name)
         if forward := self._forwards.pop(number, None):
             forward.close()
 

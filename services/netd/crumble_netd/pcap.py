@@ -13,6 +13,14 @@ _MAGIC_NANOSECONDS, _ETHERNET = 0xA1B23C4D, 1
 MAX_SNAPLEN = 262_144
 
 
+def _begun(fd: int) -> bool:
+    """A predecessor wrote to it; a pipe does not tell, and gets another header."""
+    try:
+        return os.fstat(fd).st_size > 0
+    except OSError:
+        return False
+
+
 class Capture:
     """Writes frames to `fd`, which is taken over. A pipe whose reader is slow loses frames: `lost`."""
 
@@ -22,7 +30,8 @@ class Capture:
         self.frames = self.lost = 0
         os.set_blocking(fd, False)
         self._rest = b""
-        self._write(_HEADER.pack(_MAGIC_NANOSECONDS, 2, 4, 0, 0, snaplen, _ETHERNET))
+        if not _begun(fd):
+            self._write(_HEADER.pack(_MAGIC_NANOSECONDS, 2, 4, 0, 0, snaplen, _ETHERNET))
 
     def frame(self, parts: Iterable[bytes | memoryview]) -> None:
         """One frame, as it was on the wire."""

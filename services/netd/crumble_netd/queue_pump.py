@@ -58,6 +58,8 @@ class NetDevice:
     ) -> None:
         self.pump = QueuePump(loop)
         self.capture: Capture | None = None
+        # Told when the guest's receive ring is there.
+        self.up: Callable[[], None] = lambda: None
         self._loop = loop
         self._stack, self._port = stack, port
         self._settle = settle
@@ -83,6 +85,7 @@ class NetDevice:
             ring.queue.disable_kicks()
             if ring.kick_fd >= 0:
                 self._loop.add_fd(ring.kick_fd, "kick rx", self._kicked)
+            self._loop.call_soon(self.up)
             return
         self._tx = ring.queue
 
@@ -175,8 +178,7 @@ class NetDevice:
             return False
         head = virtio_net.build(frame.offload, len(chains)) + frame.head
         sizes = _fill(chains, [memoryview(head), *frame.payload])
-        for chain, written in zip(chains, sizes, strict=True):
-            queue.push(chain, written)
+        queue.push_all(chains, sizes)
         if sum(sizes) < size:
             self._port.counts["tx.too_large"] += 1
         self._pushed = True

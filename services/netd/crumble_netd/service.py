@@ -32,6 +32,7 @@ from crumble_netd.guest import Guest
 from crumble_netd.layers.tcp import TcpFlow
 from crumble_netd.loop import HostSide
 from crumble_netd.port import Port
+from crumble_netd.survival import Survival
 
 # Sockets of all the flows that some guests may have, listeners, and the rest.
 _NOFILE = 16_384
@@ -64,19 +65,24 @@ class NetdService(Service[NetConfig]):
 
     def open(self, config: NetConfig) -> None:
         """Makes the stack, and listens for forwards: their ports are taken before the guest boots."""
-        self.stack = new_stack(config, resolvers_of(config))
+        self._survival = Survival(self.context)
+        self.stack = new_stack(config, resolvers_of(config), self._survival.ledger)
         self.stack.on_refused = self._refused
-        self.host = HostSide(self.context.loop, self.stack)
+        self.stack.on_learnt = self._remember
+        self.host = HostSide(self.context.loop, self.stack, self._survival.parking)
         if config.socket_fd:
             self._attach(config, self.context.fds, lambda _: self.context.finish())
 
     def _attach(
         self, config: NetConfig | PortAdd, fds: dict[str, int], on_end: Callable[[int], None]
     ) -> None:
-        number = self._ports = self._ports + 1
+        number = self._survival.port(config.name)
         self._guests[number] = Guest(
-            self.context, self.stack, self.host, number, config, fds, lambda: on_end(number)
-        )
+            self.context, self.stack, self.host, self._survival, number, config, fds,
+            lambda: on_end(number),
+        )  # fmt: skip
+        self._ports = number
+        self._remember()
 
     def sandbox(self) -> Profile:
         """Sockets, and what is open already."""
@@ -93,7 +99,9 @@ class NetdService(Service[NetConfig]):
     def handle(self, message: Any, reply: Reply) -> None:
         """Those of messages.net."""
         if type(message) in self._do:
-            reply.ok(self._do[type(message)](message))
+            answer = self._do[type(message)](message)
+            self._remember()
+            reply.ok(answer)
         else:
             super().handle(message, reply)
 
@@ -122,6 +130,12 @@ class NetdService(Service[NetConfig]):
 
     def _gone(self, number: int) -> None:
         self._guests.pop(number).close()
+        self._remember()
+
+    def _remember(self) -> None:
+        self._survival.remember(
+            (g.name, g.port, list(g.forwards.values())) for g in self._guests.values()
+        )
 
     def _capture_start(self, message: CaptureStart) -> None:
         fd = self.context.take_fd(message.capture_fd)
@@ -166,6 +180,7 @@ class NetdService(Service[NetConfig]):
             total.update(guest.device.pump.stats())
         for (_, kind), count in self.stack.flows.counts.items():
             total[f"net.flows.{kind}"] += count
+        total["net.revived"] = self._survival.revived
         return dict(total)
 
     def stop(self, grace: float) -> None:  # noqa: ARG002  nothing here takes long

@@ -35,8 +35,10 @@ from crumble_netd.layers.neighbours import NeighbourLayer
 from crumble_netd.layers.switch import SwitchLayer
 from crumble_netd.layers.tcp import TcpFlow, TcpLayer
 from crumble_netd.layers.udp import UdpLayer
+from crumble_netd.ledger import Ledger
 from crumble_netd.policy import LOOPBACK4, LOOPBACK6, Policy
 from crumble_netd.port import Port
+from crumble_netd.tcp.buffers import SendBuffer
 from crumble_netd.timers import Timers
 
 Refused = Callable[[Port, Kind, bytes, int], None]
@@ -53,10 +55,13 @@ class Stack:
         resolvers: list[Resolver] | None = None,
         limits: Limits | None = None,
         random: Callable[[int], bytes] = os.urandom,
+        ledger: Ledger | None = None,
     ) -> None:
+        """ledger: where flows outlive this process."""
         self.addresses = addresses
         self.now = clock
         self.random = random
+        self.ledger = ledger
         self.ports: dict[int, Port] = {}
         self.timers = Timers()
         self.flows = FlowTable(limits or Limits())
@@ -64,6 +69,7 @@ class Stack:
         self.forwards = ForwardRules(self.ports)
         self.nobody = Port(-1, b"", b"", 1500, Policy())
         self.on_refused: Refused = lambda *_: None
+        self.on_learnt: Callable[[], None] = lambda: None
         self._commands: list[Command] = []
         self._paused: set[int] = set()
         self._claims = Claims()
@@ -203,6 +209,23 @@ class Stack:
     def flush(self) -> None:
         """The end of a batch of frames or events: ACKs that waited for company go out."""
         self.tcp.flush()
+
+    def waiting(self, number: int) -> SendBuffer:
+        """For bytes of a stream that the host's kernel has no room for."""
+        flow = self.flows.get(number)
+        slot = flow.slot if isinstance(flow, TcpFlow) else None
+        if slot is None:
+            return SendBuffer(0)
+        return SendBuffer(0, slot.from_guest, slot.enlarged_from_guest, room=slot.rooms[1])
+
+    def ended(self, number: int) -> None:
+        """The host's end of a flow that is no more has gone, too."""
+        if slot := self.tcp.ending.pop(number, None):
+            slot.end()
+
+    def note(self) -> None:
+        """Writes down what guests are about to be told."""
+        self.tcp.note()
 
     def pause(self, number: int, *, paused: bool) -> None:
         """A guest's receive ring is full, or has room again: TCP waits rather than lose."""

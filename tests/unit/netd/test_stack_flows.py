@@ -132,7 +132,7 @@ def test_time_wait_is_left_by_a_new_connection(net: FakeNetwork) -> None:
     net.packets()
     net.asked()
     net.guest.tcp(WEB, tcp.SYN, 900_000)
-    assert isinstance(one(net.asked()), HostConnect)
+    assert isinstance(net.asked()[-1], HostConnect)
 
 
 def test_connections_are_limited_and_time_wait_makes_room() -> None:

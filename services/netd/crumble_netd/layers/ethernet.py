@@ -53,6 +53,7 @@ class EthernetLayer:
                 raise Malformed("spoofed")
             port.mac = source
             self._stack.heard(port)
+            self._stack.on_learnt()
         if source != port.mac or source == self._stack.addresses.mac:
             raise Malformed("spoofed")
 

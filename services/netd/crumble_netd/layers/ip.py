@@ -118,8 +118,9 @@ class IpLayer:
                 raise Malformed("spoofed")
         elif not self._stack.may_use(port, source):
             raise Malformed("spoofed")
-        elif len(source) == 16 and not ipv6.is_link_local(source):
+        elif len(source) == 16 and not ipv6.is_link_local(source) and port.ipv6 != source:
             port.ipv6 = source
+            self._stack.on_learnt()
         if source == destination:
             raise Malformed("land")
 

@@ -25,6 +25,8 @@ from crumble_netd.events import Accepted
 from crumble_netd.flow_table import Flow, Key
 from crumble_netd.header import tcp
 from crumble_netd.header.tcp import ACK, RST, SYN, Segment
+from crumble_netd.layers import keeping
+from crumble_netd.ledger import Slot
 from crumble_netd.policy import LOOPBACK4, LOOPBACK6
 from crumble_netd.port import Port
 from crumble_netd.tcp.connection import Connection
@@ -45,7 +47,9 @@ _HEADERS4, _HEADERS6 = 40, 60
 
 @dataclass(eq=False, slots=True)
 class TcpFlow(Flow):
-    """A connection. syn: the guest's, until the host side has connected."""
+    """A connection. syn: the guest's, until the host side has connected. noted: which of its states is in
+    its slot.
+    """
 
     connection: Connection | None = None
     syn: Segment | None = None
@@ -55,16 +59,19 @@ class TcpFlow(Flow):
     window: int = 0
     freed: int = 0
     retried: bool = False
+    noted: tuple[object, ...] = ()
 
 
 class TcpLayer:
-    """All connections."""
+    """All connections. ending: by number, the slots of flows that are no more but for their host's socket."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self._secret = stack.random(16)
         self._dirty: dict[TcpFlow, None] = {}
         self._waiting: dict[TcpFlow, None] = {}  # in TIME-WAIT, oldest first
+        self._unnoted: dict[TcpFlow, None] = {}
+        self.ending: dict[int, Slot] = {}
 
     # From guests.
 
@@ -81,6 +88,7 @@ class TcpLayer:
         )  # fmt: skip
         flow = stack.flows.find(key)
         if isinstance(flow, TcpFlow) and self._reused(flow, segment):
+            self._stack.emit(HostClose(flow.number))
             self._forget(flow)
             flow = None
         if isinstance(flow, TcpFlow):
@@ -159,7 +167,7 @@ class TcpLayer:
 
     def _accept(self, flow: TcpFlow) -> None:
         assert flow.syn is not None
-        flow.connection = self._new(flow)
+        flow.connection = self.new_connection(flow)
         flow.connection.accept(flow.syn, self._stack.now())
         flow.syn = None
         self._serve(flow)
@@ -179,7 +187,7 @@ class TcpLayer:
         )
         stack.flows.add(flow)
         stack.emit(Adopt(event.token, flow.number))
-        flow.connection = self._new(flow)
+        flow.connection = self.new_connection(flow)
         flow.connection.open(stack.now())
         self._serve(flow)
 
@@ -239,6 +247,11 @@ class TcpLayer:
         connection.consumed(size, self._stack.now())
         self._serve(flow)
 
+    def revived(self, flow: TcpFlow) -> None:
+        """A predecessor's flow is here, and has something to say."""
+        flow.noted = ("revived",)
+        self._serve(flow)
+
     # Time, and the way to the guest.
 
     def tick(self, flow: TcpFlow) -> None:
@@ -266,7 +279,8 @@ class TcpLayer:
 
     # Inside.
 
-    def _new(self, flow: TcpFlow) -> Connection:
+    def new_connection(self, flow: TcpFlow) -> Connection:
+        """A connection for a flow, closed, kept in the ledger from when it says something."""
         key, stack, port = flow.key, self._stack, flow.port
         material = key.guest + key.remote + bytes(str((key.guest_port, key.remote_port)), "ascii")
         digest = hashlib.blake2s(material, key=self._secret, digest_size=8).digest()
@@ -278,11 +292,22 @@ class TcpLayer:
             max_segment=65_535 if port.segments(ipv6=six) else 0,
         )
         offset = int.from_bytes(digest[4:], "big")
+        if flow.slot is None and stack.ledger is not None and flow.service != "dns":
+            flow.slot = stack.ledger.take(stream=True)
         connection = Connection(iss, settings, ts_offset=offset)
+        if flow.slot is not None:
+            connection.keep(flow.slot.to_guest, flow.slot.enlarged_to_guest)
         connection.paused = stack.paused(port)
         connection.grow = stack.budget.take
         flow.window = connection.block.rcv_limit
         return connection
+
+    def note(self) -> None:
+        """Writes down what has changed: before guests are told."""
+        unnoted, self._unnoted = self._unnoted, {}
+        for flow in unnoted:
+            if flow.connection is not None:
+                keeping.note(flow, flow.connection.block)
 
     def _serve(self, flow: TcpFlow) -> None:
         """Carries out what a connection wants."""
@@ -294,6 +319,8 @@ class TcpLayer:
                 self._do(flow, connection, output)
         if flow.connection is None:
             return
+        if flow.slot is not None:
+            self._unnoted[flow] = None
         self._stack.timers.set(("tcp", flow.number), connection.deadline())
         if connection.ack_wanted:
             self._dirty[flow] = None
@@ -314,9 +341,11 @@ class TcpLayer:
         elif isinstance(output, Freed):
             self._credit(flow, output.size)
         elif isinstance(output, Established):
-            flow.credit = flow.granted = CREDIT_START
+            flow.credit = CREDIT_START
+            # There are bytes already when a predecessor read some.
+            flow.granted = max(0, CREDIT_START - connection.buffer.size)
             if flow.service != "dns":
-                emit(HostRead(number, CREDIT_START))
+                emit(HostRead(number, flow.granted))
         elif isinstance(output, PeerClosed):
             if flow.service == "dns":
                 connection.shutdown(self._stack.now())
@@ -349,6 +378,8 @@ class TcpLayer:
         orderly = output.reason == "closed"
         if flow.service != "dns":
             self._stack.emit(HostClose(flow.number, reset=not orderly))
+        if orderly and flow.noted and flow.connection is not None:
+            keeping.note(flow, flow.connection.block)
         self._forget(flow)
 
     def _drop(self, flow: TcpFlow) -> None:
@@ -362,6 +393,9 @@ class TcpLayer:
             stack.budget.give(max(flow.credit - CREDIT_START, 0))
             stack.budget.give(connection.block.rcv_limit - flow.window)
             flow.connection = None
+        if flow.slot is not None:
+            # Its bytes may still be on their way to the host.
+            self.ending[flow.number], flow.slot = flow.slot, None
         self._waiting.pop(flow, None)
         stack.dns.gone(flow)
         stack.flows.remove(flow)

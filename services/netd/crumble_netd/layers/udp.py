@@ -9,6 +9,7 @@ from crumble_netd.commands import Adopt, HostClose, HostConnect, HostSend, Refus
 from crumble_netd.events import Incoming
 from crumble_netd.flow_table import Flow, Key
 from crumble_netd.header import checksum, ipv4, udp
+from crumble_netd.layers import keeping
 from crumble_netd.port import Port
 
 if TYPE_CHECKING:
@@ -62,12 +63,15 @@ class UdpLayer:
 
     def _open(self, port: Port, key: Key, target: tuple[bytes, int]) -> Flow:
         stack = self._stack
-        flow = self._add(port, key, target)
+        flow = self._add(port, key, target, "nat")
         stack.emit(HostConnect(flow.number, "udp", *target))
         return flow
 
-    def _add(self, port: Port, key: Key, target: tuple[bytes, int]) -> Flow:
-        """A new flow; the one that was silent for longest makes room for it."""
+    def _add(self, port: Port, key: Key, target: tuple[bytes, int], service: str) -> Flow:
+        """A new flow; the one that was silent for longest makes room for it.
+
+        service: "nat", or the name of the forward it came by.
+        """
         stack = self._stack
         if stack.flows.full(port, "udp"):
             port.counts["limit.udp"] += 1
@@ -76,7 +80,16 @@ class UdpLayer:
             self.close(oldest)
         flow = Flow(key, port, target=target, begun=stack.now())
         stack.flows.add(flow)
+        if stack.ledger is not None and (slot := stack.ledger.take(stream=False)):
+            slot.begin(flow.number, keeping.identity(flow, service))
+            flow.slot = slot
         return flow
+
+    def revive(self, flow: Flow) -> None:
+        """A predecessor's flow goes on."""
+        flow.received = 1  # for all we know there were answers
+        self._stack.flows.add(flow)
+        self._touch(flow)
 
     def _touch(self, flow: Flow) -> None:
         flow.last = self._stack.now()
@@ -89,6 +102,8 @@ class UdpLayer:
         """Its time is over."""
         self._stack.timers.set(("idle", flow.number), 0)
         self._stack.flows.remove(flow)
+        if flow.slot is not None:
+            flow.slot.end()
         self._stack.emit(HostClose(flow.number))
 
     # From the host side.
@@ -116,7 +131,7 @@ class UdpLayer:
         if len(event.data) > 65_507:
             stack.emit(Refuse(event.token))
             return
-        flow = self._add(port, key, event.peer)
+        flow = self._add(port, key, event.peer, stack.forwards.name(event.rule))
         stack.emit(Adopt(event.token, flow.number))
         self.received(flow, event.data)
 

@@ -67,10 +67,6 @@ class SendBuffer:
         self.size -= count
         return count
 
-    def skip(self, count: int) -> None:
-        """Bytes that never came here, while there are none: the next one comes after them."""
-        self.start = add(self.start, count)
-
     def peek(self, seq: int, count: int) -> list[memoryview]:
         """At most `count` bytes from `seq` on: views, right until the bytes are discarded."""
         skip = distance(self.start, seq)

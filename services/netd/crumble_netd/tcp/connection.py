@@ -37,9 +37,7 @@ class Connection:
         settings: Settings = DEFAULTS,
         control: Congestion | None = None,
         ts_offset: int = 0,
-        memory: memoryview | None = None,
     ) -> None:
-        """memory: where the send buffer is to be, when not with us."""
         self.settings = settings
         self.control: Congestion = control or Cubic()
         self.block = ControlBlock(
@@ -51,7 +49,7 @@ class Connection:
             rcv_mss=settings.mss,
             ts_offset=ts_offset,
         )
-        self.buffer = SendBuffer(add(iss, 1), memory)
+        self.buffer = SendBuffer(add(iss, 1))
         self.reassembly = Reassembly()
         self.scoreboard = Scoreboard()
         self.outputs: list[Output] = []
@@ -59,6 +57,10 @@ class Connection:
         self.paused = False
         # Asked before the receive window's limit grows by so many bytes.
         self.grow: Callable[[int], bool] = lambda _: True
+
+    def keep(self, memory: memoryview, enlarged: Callable[[int], None]) -> None:
+        """The send buffer, empty as yet, is to be in `memory`; see SendBuffer."""
+        self.buffer = SendBuffer(self.buffer.start, memory, enlarged)
 
     # What the application does.
 

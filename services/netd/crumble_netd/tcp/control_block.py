@@ -7,6 +7,7 @@ a timer is off; sizes are bytes. Buffers are elsewhere (`buffers.py`, `reassembl
 from __future__ import annotations
 
 import dataclasses
+import operator
 import struct
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ class ControlBlock:
 
     def to_bytes(self) -> bytes:
         """The block as `from_bytes` takes it."""
-        return _LAYOUT.pack(*(getattr(self, name) for name in _NAMES))
+        return _LAYOUT.pack(*_VALUES(self))
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> ControlBlock:
@@ -101,6 +102,6 @@ def _code(field: dataclasses.Field[object]) -> str:
 
 
 _FIELDS = dataclasses.fields(ControlBlock)
-_NAMES = tuple(field.name for field in _FIELDS)
+_VALUES = operator.attrgetter(*(field.name for field in _FIELDS))
 _LAYOUT = struct.Struct("<" + "".join(map(_code, _FIELDS)))
 SIZE = _LAYOUT.size
