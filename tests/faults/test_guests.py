@@ -86,6 +86,15 @@ def test_memory_that_runs_out_is_the_guests(world: RealWorld) -> None:
     world.assert_nothing_left()
 
 
+def test_a_file_system_that_is_full_is_the_guests(world: RealWorld) -> None:
+    """What it writes is bounded; what goes on then finds room again."""
+    script = "fallocate -l 9G /big; echo $?; echo small > /small; cat /small; fallocate -l 1G /part"
+    done = world.run("run", IMAGE, "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (0, "1\nsmall\n"), done
+    assert "No space left on device" in done.stderr
+    world.assert_nothing_left()
+
+
 def test_a_fork_bomb_stays_in_the_guest(world: RealWorld) -> None:
     """The host has no process more, and the command ends in its time."""
     process = world.start(

@@ -89,6 +89,23 @@ def test_a_second_signal_ends_a_supervisor_whose_vms_do_not(world: RealWorld) ->
     check_sentence(said, "The VM box was stopped|supervisor has ended")
 
 
+def test_who_asks_for_a_stop_may_go(world: RealWorld) -> None:
+    """What was asked for is done all the same, and asked for again it is no error."""
+    daemon = world.start("up")
+    assert daemon.stderr is not None
+    read_until(daemon.stderr, b"is running in")
+    assert world.run("run", "-d", "--name", "box", IMAGE, "sh", "-c", STUBBORN).returncode == 0
+    stop = world.start("stop", "-t", "3000", "box")
+    eventually(lambda: "stopping" in world.run("ps", "-a").stdout, "it does not stop")
+    stop.send_signal(signal.SIGINT)
+    assert (stop.wait(30), stop.communicate()) == (130, (b"", b""))
+    assert "stopping" in world.run("ps", "-a").stdout
+    assert world.run("stop", "-t", "0", "box").returncode == 0
+    assert "box" not in world.run("ps", "-a").stdout
+    assert world.run("down").returncode == 0
+    assert daemon.wait(30) == 0
+
+
 def test_a_reader_that_goes_away(world: RealWorld) -> None:
     """As in a host's pipe: the writer ends by SIGPIPE, silently."""
     done = shell(world, '{ "$CRUMBLE" run $IMAGE yes; echo $? >&2; } | head -1')

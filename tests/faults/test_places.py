@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.real_crumble import IMAGE, RealWorld, check_sentence, real_world, refused
+from framework.real_crumble import COMMAND, IMAGE, RealWorld, check_sentence, real_world, refused
 
 pytestmark = [pytest.mark.guest, pytest.mark.network, pytest.mark.slow]
 
@@ -144,3 +144,31 @@ def test_relative_places(tmp_path: Path) -> None:
         process = world.start("run", IMAGE, "echo", "alive", cwd=tmp_path / "w")
         assert process.communicate(timeout=60) == (b"alive\n", b"")
         world.environment = before
+
+
+def test_shares_that_may_not_be_read(tmp_path: Path) -> None:
+    """A root that is held to permissions is as good as somebody else here."""
+    drop = "-dac_override,-dac_read_search"
+    held = ["setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}"]
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    (private / "file").write_text("")
+    (private / "file").chmod(0o600)
+    if os.geteuid() or subprocess.run([*held, "true"]).returncode:
+        pytest.skip("only root can give directories away")
+    for path in (private / "file", private):
+        os.chown(path, 1234, 1234)
+    with real_world(tmp_path / "w") as world:
+
+        def run(share: Path, *words: str) -> subprocess.CompletedProcess[str]:
+            command = [*held, str(COMMAND), "run", "-v", f"{share}:/share", IMAGE, *words]
+            return subprocess.run(command, env=world.environment, capture_output=True, text=True)
+
+        for share in (private, private / "file"):
+            done = run(share, "true")
+            assert done.returncode == 125
+            check_sentence(done.stderr, f"The share {share} cannot be (read|used)")
+        private.chmod(0o755)  # now only what is in it is private
+        done = run(private, "sh", "-c", "ls /share; cat /share/file; echo > /share/new")
+        assert done.stdout == "file\n"
+        assert done.stderr.count("Permission denied") == 2

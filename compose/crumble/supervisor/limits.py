@@ -100,12 +100,20 @@ def _check_share(source: str, target: str) -> None:
             code="share.target",
             hint="Give an absolute path below /.",
         )
-    if not Path(source).exists():
+    try:
+        Path(source).stat()
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"The share {source} does not exist.",
             code="share.source",
             hint="-v takes HOST_PATH:GUEST_PATH[:ro].",
-        )
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"The share {source} cannot be used: {getattr(error, 'strerror', error)}.",
+            code="share.source",
+            hint="Check that you may use it, or share something else.",
+        ) from None
 
 
 def rounded_memory(size: int) -> int:
