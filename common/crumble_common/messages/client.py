@@ -24,7 +24,7 @@ class VmCreate:
     the requester's connection, and runs `main`, whose output goes to its log and whose end is its end.
     An empty `main.argv` is the image's own command; entrypoint replaces the image's, None keeps it.
     boot_timeout: seconds from the kernel's entry to the agent's first word. network: "user" (the host's,
-    through `netd`) or "none"; publish: port forwards; policy: what it may talk to; capture: a file.
+    through `netd`), "none", or a network's name; publish: port forwards; policy: what it may talk to; capture: a file.
 
     snapshot: goes on from this snapshot; image, cpus, memory, kernel, cmdline and network are then its own.
     boot_snapshot: may go on from where another VM like it had booted, and leave that for the next one.
@@ -70,7 +70,7 @@ class ServiceInfo:
 @dataclass(frozen=True)
 class VmInfo:
     """A VM as `ps` shows it. state: "starting", "running", "paused", "stopping", "stopped",
-    "failed". snapshot: the one it went on from, "" when it booted.
+    "failed". snapshot: the one it went on from, "" when it booted. network: its kind or name; address: of IPv4.
     """
 
     id: str
@@ -89,6 +89,8 @@ class VmInfo:
     user: str = ""
     services: list[ServiceInfo] = field(default_factory=list)
     snapshot: str = ""
+    network: str = "none"
+    address: str = ""
 
 
 @message("client.vm.list")
@@ -221,6 +223,34 @@ class Commit:
     excludes: list[str] = field(default_factory=list)
     config: ImageConfig | None = None
     comment: str = ""
+
+
+@message("client.net.capture")
+@dataclass(frozen=True)
+class NetCapture:
+    """Captures a VM's packets from now on to `path`, a file or a pipe that is read. Reply: Ok.
+    messages.net.CaptureStop ends it.
+    """
+
+    path: str
+    snaplen: int = 262_144
+    guest: str = ""
+
+
+@message("client.network.inspect")
+@dataclass(frozen=True)
+class NetworkInspect:
+    """Reply: messages.net.NetState, of a named network as it is now."""
+
+    name: str
+
+
+@message("client.network.remove")
+@dataclass(frozen=True)
+class NetworkRemove:
+    """Removes a network's definition. Reply: Ok. Error: "network.used"."""
+
+    name: str
 
 
 @message("client.down")

@@ -43,7 +43,7 @@ class NetPolicy:
 class NetConfig:
     """`netd`'s configuration. Fds given at spawn, by name: `socket_fd` (vhost-user), `capture_fd` if any.
 
-    name: the guest's, NAME.internal. mac: "" learns it from the guest's first frame. resolvers: addresses
+    name: the guest's, NAME.internal; so are its aliases. mac: "" learns it from the guest's first frame. resolvers: addresses
     of DNS servers, "" or ADDRESS:PORT; none: those of the host's resolv.conf. capture_fd: gets a packet
     capture of at most `snaplen` bytes a frame. also: further addresses of the gateway. With an empty
     `socket_fd` the network begins without guests, and outlives each of them: see PortAdd.
@@ -51,6 +51,7 @@ class NetConfig:
 
     socket_fd: str
     name: str = ""
+    aliases: list[str] = field(default_factory=list)
     mac: str = ""
     mtu: int = MTU
     network: str = NETWORK
@@ -84,6 +85,7 @@ class PortAdd:
     forwards: list[Forward] = field(default_factory=list)
     capture_fd: str = ""
     snaplen: int = 262_144
+    aliases: list[str] = field(default_factory=list)
 
 
 @message("net.freeze")

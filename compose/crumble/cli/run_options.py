@@ -57,7 +57,12 @@ def run_parser() -> Parser:
         help="go on from it; no IMAGE then",
     )
     add("--no-snapshot", action="store_true", help="boot, whether or not that was captured before")
-    add("--network", choices=("user", "none"), default="user", help="the host's, or none")
+    add(
+        "--network",
+        default="user",
+        metavar="user|none|NAME",
+        help="the host's, none, or a shared one",
+    )
     add("-p", "--publish", action="append", default=[], metavar="PORTS",
         help="forward a port: [IP:]HOST:GUEST[/udp]")  # fmt: skip
     add("--allow", action="append", default=[], metavar="RULE",

@@ -46,7 +46,7 @@ def of(vm: Vm, image: Image, kernel: Kernel) -> dict[str, str]:
         "image": image.id,
         "layers": _digest(" ".join(layer.index for layer in image.layers)),
         "resolv.conf": hashlib.sha256(vm.network.resolv_conf()).hexdigest(),
-        "network": vm.network.kind,
+        "network": "on" if vm.network.on else "none",
         "cpus": str(vm.cpus),
         "memory": str(vm.memory),
     }

@@ -54,13 +54,15 @@ async def _stand_still(
     vm: Vm, vmm: ServiceProcess, fsd: ServiceProcess, draft: Draft, saved: Future[None]
 ) -> Frame:
     loop = vm.host.loop
-    nets = [service for service in vm.services if service.row.name == "netd"]
-    for service in (fsd, *nets):
+    nets = [vm.host.networks.of(vm)] if vm.network.on else []
+    for service in (fsd, *(net for net, _ in nets)):
         await service.ready  # what is sent to one that has not connected is lost
     memory = draft.create(form.MEMORY)
     os.ftruncate(memory, vm.memory)
-    for service in (vmm, fsd, *nets):
+    for service in (vmm, fsd):
         service.give("capture", memory)
+    for net, _ in nets:
+        net.give(f"capture.{vm.id}", memory)
     fsd.give("index", draft.create(form.INDEX))
     fsd.give("contents", draft.create(form.CONTENTS))
     for name, path in layer_links(vm).items():
@@ -68,8 +70,8 @@ async def _stand_still(
     began = loop.now()
     frozen: Frozen = await _soon(vm, vmm, Freeze("capture"))
     try:
-        for net in nets:
-            await _soon(vm, net, NetFreeze("capture"))
+        for net, guest in nets:
+            await _soon(vm, net, NetFreeze(f"capture.{vm.id}", guest))
         files: FsFrozen = await _soon(vm, fsd, FsFreeze("capture", "index", "contents"))
     except BaseException:
         vmm.request(Thaw(abort=True))

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from crumble.supervisor.network import NETWORKS
 from crumble_common.errors import UsageError
 from crumble_common.hypervisors import CPU_MODELS
 from crumble_common.messages.client import VmCreate
@@ -71,12 +70,6 @@ def check(request: VmCreate) -> None:
             f"{request.hostname!r} is no host name.",
             code="vm.hostname",
             hint="Use letters, digits, dots and hyphens, at most 64.",
-        )
-    if request.network not in NETWORKS:
-        raise UsageError(
-            f"There is no network {request.network!r:.80}.",
-            code="vm.network",
-            hint="Choose user or none.",
         )
     for share in request.shares:
         _check_share(share.source, share.target)

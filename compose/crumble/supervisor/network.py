@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crumble.networks.store import RESERVED, Definition, NetworkStore, mac_of
 from crumble_common.errors import UsageError
 from crumble_common.messages import net
-from crumble_common.messages.client import VmCreate
-from crumble_common.messages.net import NetConfig
+from crumble_common.messages.net import NetConfig, PortAdd
 from crumble_common.messages.vm import VirtioNet
 
 if TYPE_CHECKING:
@@ -20,43 +22,81 @@ NETWORKS = ("user", "none")
 _MODULES = frozenset(("failover", "net_failover", "virtio_net"))
 _DOMAIN = "internal"
 _SOCKET = "net"
-# Every guest is alone on its network; so clones of a snapshot, which all have one address, are none to
-# each other.
+# On its own network every guest is the same to itself; so clones of a snapshot, which all have one
+# address, are none to each other.
 _MAC = "02:63:72:75:6d:02"
+# The name server's address is the same in every network: what a guest knows of it stays true in a clone.
+_ALWAYS = [net.GATEWAY, str(ipaddress.IPv6Network(net.NETWORK6)[1])]
 
 
 class Network:
-    """Of one VM. kind: one of NETWORKS. on: it has one."""
+    """Of one VM. kind: one of NETWORKS, or the name of a network. on: it has one.
 
-    def __init__(self, kind: str, request: VmCreate) -> None:
-        if kind == "none" and request.publish:
+    Raises UsageError for what cannot be, and takes an address where several guests need different ones.
+    """
+
+    def __init__(self, kind: str, vm: Vm) -> None:
+        if kind == "none" and vm.request.publish:
             raise UsageError(
                 "A VM without a network has no ports to forward to.",
                 code="vm.network",
                 hint="Leave out --network none, or the forwards; a snapshot keeps what it had.",
             )
+        if kind in RESERVED and kind not in NETWORKS:
+            raise UsageError(
+                f"There is no network {kind}.",
+                code="vm.network",
+                hint="Choose user, none, or one that `crumble network create` made.",
+            )
         self.kind = kind
         self.on = kind != "none"
-        self._request = request
+        self.named: Definition | None = None
+        self.address, self.mac = net.GUEST if self.on else "", _MAC
+        if kind not in NETWORKS:
+            alive = frozenset(name for name, other in vm.host.vms.items() if not other.ended.done)
+            self.named = NetworkStore().lease(kind, vm.name, alive)
+            self.address = self.named.leases[vm.name]
+            self.mac = mac_of(self.address)
 
     def netd_config(self, vm: Vm) -> NetConfig:
-        """What `netd` is told."""
-        request = self._request
+        """What a `netd` of its own is told."""
+        request = vm.request
         return NetConfig(
             socket_fd=_SOCKET,
-            name=vm.hostname,
-            mac=_MAC,
+            name=vm.name,
+            aliases=[vm.hostname],
+            mac=self.mac,
             policy=request.policy,
             forwards=request.publish,
             capture_fd="capture" if request.capture else "",
+        )
+
+    def port(self, vm: Vm, names: Mapping[str, str]) -> PortAdd:
+        """What the `netd` of a named network is told of this guest. names: of the fds that it was given."""
+        request, named = vm.request, self.named
+        assert named is not None
+        internet = request.policy.internet and named.internet
+        return PortAdd(
+            name=vm.name,
+            aliases=[vm.hostname],
+            socket_fd=names[_SOCKET],
+            page_state_fd=names["page_state"],
+            memory_base_fd=names.get("memory_base", ""),
+            capture_fd=names.get("capture", ""),
+            guest=self.address,
+            mac=self.mac,
+            policy=dataclasses.replace(request.policy, internet=internet),
+            forwards=request.publish,
         )
 
     def device(self) -> VirtioNet | None:
         """What `vmm` is told."""
         if not self.on:
             return None
-        bits = ipaddress.ip_network(net.NETWORK).prefixlen
-        return VirtioNet(_SOCKET, _MAC, net.MTU, f"{net.GUEST}/{bits}", net.GATEWAY)
+        subnet = self.named.subnet if self.named else net.NETWORK
+        gateway = self.named.gateway if self.named else net.GATEWAY
+        bits = ipaddress.ip_network(subnet).prefixlen
+        return VirtioNet(_SOCKET, self.mac, net.MTU, f"{self.address}/{bits}", gateway)
 
     def modules(self, paths: list[str]) -> list[str]:
         """Those of a kernel's modules that this guest needs."""
@@ -67,7 +107,20 @@ class Network:
         if not self.on:
             return b""
         words = " ".join([_DOMAIN, *_host_search()])
-        return f"nameserver {net.GATEWAY}\nsearch {words}\n".encode()
+        servers = "".join(f"nameserver {address}\n" for address in _ALWAYS)
+        return f"{servers}search {words}\n".encode()
+
+
+def config_of(named: Definition) -> NetConfig:
+    """What the `netd` of a network is told."""
+    return NetConfig(
+        socket_fd="",
+        network=named.subnet,
+        gateway=named.gateway,
+        host=named.host,
+        network6=named.subnet6,
+        also=_ALWAYS,
+    )
 
 
 def _host_search() -> list[str]:

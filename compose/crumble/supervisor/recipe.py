@@ -6,15 +6,15 @@ import contextlib
 import dataclasses
 import os
 import socket
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self
 
 from crumble.supervisor import bootkey, limits, rename
 from crumble.supervisor.backend import choose
 from crumble.supervisor.images import OnProgress
 from crumble.supervisor.materials import stamp
+from crumble.supervisor.networks import opened
 from crumble.supervisor.tasks import Task, both, in_thread, limited
-from crumble_common.errors import GuestError, UsageError
+from crumble_common.errors import CrumbleError, GuestError, HostError, UsageError
 from crumble_common.guest_memory import GuestMemory
 from crumble_common.messages.fs import FsConfig, InjectedFile
 from crumble_common.messages.image import Image, ImageGet, Kernel, KernelGet
@@ -92,10 +92,7 @@ def _start(vm: Vm, vm_config: VmConfig, fs_config: FsConfig) -> None:
         _spawn(vm, "vmm", vm_config, {**fds, "root_fs": root.driver, "net": net.driver})
         _spawn(vm, "fsd", fs_config, {**fds, "root_fs": root.device})
         if vm.network.on:
-            with _capture(vm.request.capture) as capture:
-                _spawn(
-                    vm, "netd", vm.network.netd_config(vm), {**fds, "net": net.device, **capture}
-                )
+            _connect(vm, {**fds, "net": net.device})
 
 
 async def _materials(vm: Vm, on_progress: OnProgress) -> tuple[Image, Kernel]:
@@ -135,20 +132,16 @@ class _Pair:
             end.close()
 
 
-@contextlib.contextmanager
-def _capture(path: str) -> Iterator[dict[str, int]]:
-    """The file of a packet capture, open while it is handed over."""
-    if not path:
-        yield {}
-        return
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise UsageError(f"Cannot write {path}: {error.strerror}.", code="net.capture") from error
-    try:
-        yield {"capture": fd}
-    finally:
-        os.close(fd)
+def _connect(vm: Vm, fds: dict[str, int]) -> None:
+    """To a `netd` of its own, or to that of its network."""
+    path = vm.request.capture
+    with opened(path) if path else contextlib.nullcontext(-1) as capture:
+        given = {**fds, "capture": capture} if path else fds
+        if vm.network.named is None:
+            _spawn(vm, "netd", vm.network.netd_config(vm), given)
+        else:
+            names = vm.host.table["netd"].fds
+            vm.host.networks.attach(vm, {name: given[name] for name in names if name in given})
 
 
 def _spawn(
@@ -197,4 +190,21 @@ def _no_agent(limit: float) -> GuestError:
         f"The guest's agent did not answer within {limit:g} s.",
         code="guest.no_agent",
         hint="See with --dmesg what its kernel prints, or give it longer with --boot-timeout.",
+    )
+
+
+def boot_error(problem: BaseException, vm: Vm) -> CrumbleError:
+    """Why a VM did not come up, for its requester."""
+    if isinstance(problem, CrumbleError):
+        return problem
+    if isinstance(problem, OSError):
+        return HostError(
+            f"Cannot make the VM {vm.name}: {problem}.",
+            code="host.os",
+            hint="Free what it says is lacking, and try again.",
+        )
+    return UsageError(
+        f"The VM {vm.name} was stopped before it was ready.",
+        code="vm.stopped",
+        hint="Start it again to use it.",
     )

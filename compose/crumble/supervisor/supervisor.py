@@ -25,6 +25,8 @@ from crumble.supervisor.images import REQUESTS as IMAGE_REQUESTS
 from crumble.supervisor.images import Images
 from crumble.supervisor.mainprocess import MainProcess
 from crumble.supervisor.materials import Materials
+from crumble.supervisor.networks import VM_REQUESTS as _NET_REQUESTS
+from crumble.supervisor.networks import Networks
 from crumble.supervisor.origin import Origin
 from crumble.supervisor.services import Services
 from crumble.supervisor.spawner import Spawner
@@ -33,11 +35,12 @@ from crumble.supervisor.table import TABLE, Table
 from crumble.supervisor.tasks import Cancelled, Future, Task
 from crumble.supervisor.vm import Vm
 from crumble_common import __version__, log, wire
-from crumble_common.errors import CrumbleError, HostError, InternalError, UsageError
+from crumble_common.errors import CrumbleError, InternalError, UsageError
 from crumble_common.eventloop import EventLoop
 from crumble_common.messages import client as messages
 from crumble_common.messages import vm as guest
 from crumble_common.messages.image import Image
+from crumble_common.messages.net import NetState
 from crumble_common.messages.service import Ok, Ping
 
 # Ended VMs that `ps --all` and `logs` still know.
@@ -81,6 +84,7 @@ class Supervisor:
         self.materials = Materials()
         self.store = Store()
         self.captures = Captures(self, self.store)
+        self.networks = Networks(self)
         self.vms: dict[str, Vm] = {}
         self._fetching: dict[Task[Any], Client] = {}
         self._started = time.time()
@@ -193,6 +197,8 @@ class Supervisor:
             return vm.pause(isinstance(body, guest.Pause))
         if isinstance(body, guest.DebugStart):
             return vm.debug(body)
+        if isinstance(body, _NET_REQUESTS):
+            return self.networks.ask(vm, body)
         if isinstance(body, _VM_REQUESTS):
             return _ask(vm, body)
         raise UsageError(f"{type(body).wire_type} cannot be asked of a VM.", code="wire.target")
@@ -244,7 +250,7 @@ class Supervisor:
             if request.detach and request.main is not None:
                 await self._start_main(vm, request.main)
         except (CrumbleError, Cancelled, OSError) as problem:
-            error = vm.failure or _boot_error(problem, vm)
+            error = vm.failure or recipe.boot_error(problem, vm)
             vm.fail(error)
             await vm.ended
             if vm.trial_failed and isinstance(problem, CrumbleError):
@@ -309,6 +315,13 @@ class Supervisor:
             vms=sum(vm.alive for vm in self.vms.values()),
         )
 
+    async def _network(self, _client: Client, request: messages.NetworkInspect) -> NetState:
+        return await self.networks.inspect(request.name)
+
+    async def _network_rm(self, _client: Client, request: messages.NetworkRemove) -> Ok:
+        self.networks.remove(request.name)
+        return Ok()
+
     async def _ping(self, _client: Client, _request: Ping) -> Ok:
         return Ok()
 
@@ -324,6 +337,8 @@ class Supervisor:
         messages.VmList: _list,
         messages.VmStop: _stop_vm,
         messages.VmLogs: _logs,
+        messages.NetworkInspect: _network,
+        messages.NetworkRemove: _network_rm,
         messages.Status: _status,
         messages.Down: _down,
         Ping: _ping,
@@ -379,22 +394,6 @@ def _answer(client: Client, envelope: wire.Envelope, done: Future[Any]) -> None:
     except BaseException as error:  # noqa: BLE001  a bug must not end the other VMs
         log.exception("request failed", error, request=type(envelope.body).wire_type)
         client.refuse(envelope.request, InternalError(f"Crumble failed: {error!r}.", code="bug"))
-
-
-def _boot_error(problem: BaseException, vm: Vm) -> CrumbleError:
-    if isinstance(problem, CrumbleError):
-        return problem
-    if isinstance(problem, OSError):
-        return HostError(
-            f"Cannot make the VM {vm.name}: {problem}.",
-            code="host.os",
-            hint="Free what it says is lacking, and try again.",
-        )
-    return UsageError(
-        f"The VM {vm.name} was stopped before it was ready.",
-        code="vm.stopped",
-        hint="Start it again to use it.",
-    )
 
 
 def _survive(kind: str, error: Exception) -> None:

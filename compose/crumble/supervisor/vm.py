@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from crumble.supervisor import backend, capture, debug, limits
 from crumble.supervisor.causes import SEE_DMESG, Causes
 from crumble.supervisor.command import with_defaults
-from crumble.supervisor.network import Network
+from crumble.supervisor.network import NETWORKS, Network
 from crumble.supervisor.services import ServiceProcess
 from crumble.supervisor.tasks import Future, Task, limited
 from crumble.supervisor.vmlog import VmLog
@@ -67,7 +67,7 @@ class Vm:
         self.request = request
         self.cpus, self.memory = request.cpus, limits.rounded_memory(request.memory)
         self.hostname = request.hostname or name.replace("_", "-").strip("-.")
-        self.network = Network(request.network, request)
+        self.network = Network(request.network, self)
         self.created = time.time()
         self.state = "starting"
         self.detail = ""
@@ -96,7 +96,9 @@ class Vm:
 
     def go_on_from(self, origin: Origin) -> None:
         """Will not boot, but be what `origin` was."""
-        self.network = Network(origin.about.network, self.request)
+        about, wanted = origin.about, self.request.network
+        given = about.kind == "boot" or wanted not in NETWORKS
+        self.network = Network(wanted if given and about.network != "none" else about.network, self)
         origin.take()
         self.origin = origin
         self.cpus, self.memory = origin.about.cpus, origin.about.memory
@@ -161,6 +163,8 @@ class Vm:
             user=config.user if config else "",
             services=[service.info() for service in self.services],
             snapshot=self.origin.about.name if self.origin else "",
+            network=self.network.kind,
+            address=self.network.address,
         )
 
     def adopt(self, service: ServiceProcess) -> None:

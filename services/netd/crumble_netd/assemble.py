@@ -73,7 +73,8 @@ def new_port(config: NetConfig | PortAdd, number: int, stack: Stack) -> Port:
     if not _MIN_MTU <= config.mtu <= _MAX_MTU:
         raise _wrong(f"an MTU of {config.mtu} is not from {_MIN_MTU} to {_MAX_MTU}.")
     policy = Policy.of(rules.deny, rules.allow, internet=rules.internet)
-    return Port(number, mac, guest, config.mtu, policy, config.name)
+    aliases = tuple(config.aliases)
+    return Port(number, mac, guest, config.mtu, policy, config.name, aliases=aliases)
 
 
 def new_rule(forward: Forward, number: int, port: Port) -> ForwardRule:

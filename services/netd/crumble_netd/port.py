@@ -27,6 +27,7 @@ class Port:
     features: int = 0
     ipv6: bytes = b""
     counts: Counter[str] = field(default_factory=Counter)
+    aliases: tuple[str, ...] = ()
 
     @property
     def checksums(self) -> bool:

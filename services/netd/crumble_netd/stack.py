@@ -115,18 +115,15 @@ class Stack:
 
     def _name_all(self) -> None:
         addresses = self.addresses
-        self.dns.names = {
-            (b"host",): (addresses.host4, addresses.host6),
-            (b"gateway",): (addresses.gateway4, addresses.gateway6),
-        }
+        names: dict[tuple[bytes, ...], tuple[bytes, ...]] = {}
         for port in self.ports.values():
-            if port.name:
-                found = (
-                    (port.ipv4, ipv6.eui64(addresses.network6, port.mac))
-                    if port.mac
-                    else (port.ipv4,)
-                )
-                self.dns.names[tuple(port.name.lower().encode().split(b"."))] = found
+            six = (ipv6.eui64(addresses.network6, port.mac),) if port.mac else ()
+            for name in (*port.aliases, port.name):
+                if name:
+                    names[tuple(name.lower().encode().split(b"."))] = (port.ipv4, *six)
+        names[b"host",] = (addresses.host4, addresses.host6)
+        names[b"gateway",] = (addresses.gateway4, addresses.gateway6)
+        self.dns.names = names
 
     def by_mac(self, mac: bytes) -> Port | None:
         """The guest with this MAC."""

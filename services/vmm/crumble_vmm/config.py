@@ -59,6 +59,10 @@ class Network:
             mac = b""
         return cls(message.socket_fd, mac, message.mtu, message.address, message.gateway)
 
+    def told(self) -> str:
+        """As the guest is told of it: guest/network.py."""
+        return f"{self.mac.hex()},{self.address},{self.gateway}"
+
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:

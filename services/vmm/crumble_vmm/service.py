@@ -85,11 +85,12 @@ class VmmService(Service[VmConfig]):
         """Builds the machine; everything wrong with its parts is said here."""
         self.timeline.step("vmm start")
         self.config = MachineConfig.from_message(config)
-        self.session = AgentSession(self.config.hostname)
+        network = self.config.network
+        self.session = AgentSession(self.config.hostname, network.told() if network else "")
         context = self.context
         names = [item.socket_fd for item in self.config.filesystems]
-        if self.config.network is not None:
-            names.append(self.config.network.socket_fd)
+        if network is not None:
+            names.append(network.socket_fd)
         sockets = {name: socket.socket(fileno=context.fd(name)) for name in names}
         ends = Ends(
             loop=context.loop,

@@ -55,7 +55,7 @@ def test_ready_and_setup(agent: FakeAgent) -> None:
     agent.session.setup(123, b"seed")
     agent.run()
     assert agent.expect(ToGuest.SETUP).payload == (
-        struct.pack("<QI", 123, 3) + b"box" + struct.pack("<I", 4) + b"seed"
+        struct.pack("<QI", 123, 3) + b"box" + struct.pack("<I", 4) + b"seed" + bytes(4)
     )
     payload = struct.pack("<QI", 5_000_000, 4) + b"init"
     assert agent.say(ToHost.READY, argument=1, payload=payload) == [

@@ -53,9 +53,10 @@ MAX_READ = 1 << 20
 class AgentSession:
     """One connection to one agent."""
 
-    def __init__(self, hostname: str = "") -> None:
+    def __init__(self, hostname: str = "", network: str = "") -> None:
         self.ready = False
         self.hostname = hostname
+        self._network = network.encode()
         self._reader = FrameReader()
         self._out = bytearray()
         self._channels: dict[int, Channel] = {}
@@ -163,8 +164,9 @@ class AgentSession:
     # Commands.
 
     def setup(self, time_ns: int, seed: bytes) -> None:
-        """Hostname, clock and entropy."""
-        self.send(protocol.encode_setup(self.hostname.encode(), time_ns, seed))
+        """Hostname, clock, entropy, and the network's addresses."""
+        name = self.hostname.encode()
+        self.send(protocol.encode_setup(name, time_ns, seed, self._network))
 
     def ping(self) -> None:
         """Asks whether the agent still serves: `AgentAlive` follows."""

@@ -167,7 +167,7 @@ class Board(ABC):
         if config.filesystems:
             words.append(ROOT_PARAMETER + config.filesystems[0].tag)
         if network := config.network:
-            words.append(f"{NETWORK_PARAMETER}{network.address},{network.gateway}")
+            words.append(NETWORK_PARAMETER + network.told())
         words.append(config.cmdline)
         line = " ".join(filter(None, words))
         if len(line) > self.max_cmdline:

@@ -21,7 +21,7 @@ from crumble_ir.dialect import (
     u64,
 )
 from crumble_ir.runtime import memory
-from crumble_vmm.guest import agent, devices, mounts, network, phases, state, system
+from crumble_vmm.guest import agent, devices, mounts, network, phases, protocol, state, system
 
 USAGE = 2
 FAILED = 70
@@ -90,7 +90,8 @@ def _initialize() -> None:
     else:
         mounts.populate(b"")
     devices.loopback_up()
-    network.configure()
+    if mounts.find_parameter(protocol.NETWORK_PARAMETER):
+        network.configure(mounts.parameter)
     phases.mark("port")
     fd = devices.wait_for_port()
     devices.stop_listening()

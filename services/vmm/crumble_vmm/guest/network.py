@@ -1,7 +1,8 @@
 """The guest's network interface, as the kernel's command line says. In the dialect of crumble_ir.
 
-crumble.network=ADDRESS/BITS,GATEWAY gives eth0 its IPv4 address and default route. IPv6 configures itself
-from the router's advertisements; there is nobody to share the link with, so nothing waits for duplicates.
+crumble.network=MAC,ADDRESS/BITS,GATEWAY gives eth0 its IPv4 address and default route. IPv6 configures itself
+from the router's advertisements; nobody else may use an address that this MAC makes, so nothing waits for duplicates.
+A guest that went on from a snapshot is told by SETUP what it is from now on, and begins anew.
 """
 
 # mypy: ignore-errors
@@ -24,9 +25,11 @@ from crumble_ir.dialect import (
     u64,
 )
 from crumble_ir.runtime import memory
-from crumble_vmm.guest import devices, mounts, protocol, state
+from crumble_vmm.guest import protocol, state
 
 SLASH, COMMA, DOT, ZERO = b"/"[0], b","[0], b"."[0], b"0"[0]
+SPACE, LETTER = b" "[0], b"a"[0]
+HARDWARE_AT = 18  # of struct ifreq: sa_data
 IPV6 = b"/proc/sys/net/ipv6/conf/eth0/"
 
 
@@ -65,15 +68,58 @@ class Route:
     irtt: u16
 
 
+@struct
+class FlagsRequest:
+    name: array[u8, 16]
+    flags: i16
+    rest: array[u8, 22]
+
+
+_known = static(array[u8, protocol.MAX_NETWORK + 1])
 _text = static(ptr[u8])
 _path = static(array[u8, 96])
 
 
-def configure() -> None:
-    """Brings up eth0, when the command line says how; a guest without a network is a guest, too."""
-    if not mounts.find_parameter(protocol.NETWORK_PARAMETER):
+def configure(text: ptr[u8]) -> None:
+    """Brings up eth0 as the command line says, up to a space."""
+    size: i64 = 0
+    while text[size] > SPACE and size < protocol.MAX_NETWORK:
+        size += 1
+    _keep(text, size)
+    _write(b"accept_dad", b"0")
+    _write(b"router_solicitation_delay", b"0")
+    _apply(False)
+
+
+def change(text: ptr[u8], size: i64) -> None:
+    """The addresses are to be these. Nothing happens when they are, or when there is no network."""
+    if size == 0 or size > protocol.MAX_NETWORK or _known[0] == 0 or _is_known(text, size):
         return
-    _set_text(mounts.parameter)
+    _keep(text, size)
+    _apply(True)
+
+
+def _is_known(text: ptr[u8], size: i64) -> bool:
+    for index in range(size):
+        if _known[index] != text[index]:
+            return False
+    return _known[size] == 0
+
+
+def _keep(text: ptr[u8], size: i64) -> None:
+    memory.copy(_known, text, size)
+    _known[size] = 0
+
+
+def _apply(changed: bool) -> None:
+    request: AddressRequest
+    memory.clear(ptr[u8](request), sizeof(AddressRequest))
+    memory.copy(request.name, b"eth0", 4)
+    request.address.family = linux.ARPHRD_ETHER
+    _set_text(_known)
+    for index in range(6):
+        ptr[u8](request)[HARDWARE_AT + index] = _hex() * 16 + _hex()
+    _skip(COMMA)
     address = _number4()
     bits = _after(SLASH)
     _skip(COMMA)
@@ -81,10 +127,11 @@ def configure() -> None:
     fd = linux.socket(linux.AF_INET, linux.SOCK_DGRAM | linux.SOCK_CLOEXEC, 0)
     if fd < 0:
         return
-    _write(b"accept_dad", b"0")
-    _write(b"router_solicitation_delay", b"0")
+    if changed:
+        _up(fd, False)
+        linux.ioctl(fd, linux.SIOCSIFHWADDR, request)
     if _set(fd, linux.SIOCSIFADDR, address) and _set(fd, linux.SIOCSIFNETMASK, _mask(bits)):
-        devices.interface_up(fd, b"eth0", 4)
+        _up(fd, True)
         _route(fd, gateway)
     linux.close(fd)
 
@@ -92,6 +139,14 @@ def configure() -> None:
 def _set_text(text: ptr[u8]) -> None:
     global _text
     _text = text
+
+
+def _hex() -> u8:
+    digit = _text[0]
+    _set_text(_text + 1)
+    if digit >= LETTER:
+        return digit - LETTER + 10
+    return digit - ZERO
 
 
 def _decimal() -> u32:
@@ -141,6 +196,20 @@ def _set(fd: i64, request: i64, address: u32) -> bool:
     memory.copy(data.name, b"eth0", 4)
     _fill(data.address, address)
     return linux.ioctl(fd, request, data) == 0
+
+
+def _up(fd: i64, up: bool) -> None:
+    """Down, the interface loses its IPv6 addresses and all routes; up, it asks for a router."""
+    request: FlagsRequest
+    memory.clear(ptr[u8](request), sizeof(FlagsRequest))
+    memory.copy(request.name, b"eth0", 4)
+    if linux.ioctl(fd, linux.SIOCGIFFLAGS, request) != 0:
+        return
+    if up:
+        request.flags = request.flags | linux.IFF_UP
+    else:
+        request.flags = request.flags & ~linux.IFF_UP
+    linux.ioctl(fd, linux.SIOCSIFFLAGS, request)
 
 
 def _route(fd: i64, gateway: u32) -> None:

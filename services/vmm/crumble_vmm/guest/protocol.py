@@ -50,6 +50,7 @@ MAX_GROUPS = 1024
 MAX_PATH = 4095
 MAX_HOSTNAME = 64
 MAX_SEED = 512
+MAX_NETWORK = 63
 
 
 class ToGuest(IntEnum):
@@ -62,7 +63,7 @@ class ToGuest(IntEnum):
     CREDIT = 5  # argument: stream << 28 | bytes the host took
     FILE_READ = 6  # argument: size ≤ MAX_PAYLOAD; payload: u64 offset, path
     FILE_WRITE = 7  # argument: mode of a new file; payload: u64 offset, u32 path length, path, data
-    SETUP = 8  # payload: u64 unix time ns (0: leave), u32 length + hostname, u32 length + seed
+    SETUP = 8  # payload: u64 unix time ns (0: leave); u32 length + hostname, seed, network
     SHUTDOWN = 9  # argument: ms between SIGTERM and SIGKILL
     PING = 10  # argument and payload come back in PONG
 
@@ -291,11 +292,12 @@ def _path(path: bytes) -> bytes:
     return path
 
 
-def encode_setup(hostname: bytes, time_ns: int, seed: bytes) -> bytes:
-    """SETUP: hostname (empty: leave), clock (0: leave) and entropy. Not answered."""
+def encode_setup(hostname: bytes, time_ns: int, seed: bytes, network: bytes = b"") -> bytes:
+    """SETUP: hostname (empty: leave), clock (0: leave), entropy, MAC,ADDRESS/BITS,GATEWAY (empty: leave). Not answered."""
     hostname, seed = hostname[:MAX_HOSTNAME], seed[:MAX_SEED]
     payload = struct.pack("<QI", time_ns, len(hostname)) + hostname
     payload += struct.pack("<I", len(seed)) + seed
+    payload += struct.pack("<I", len(network)) + network
     return Frame(ToGuest.SETUP, payload=payload).encode()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from crumble_ir import linux
 from crumble_ir.dialect import array, format_into, i32, i64, ptr, static, struct, u8, u32, u64
 from crumble_ir.runtime import memory
-from crumble_vmm.guest import port, protocol, state
+from crumble_vmm.guest import network, port, protocol, state
 from crumble_vmm.guest.state import Timespec
 
 SECOND = 1000000000
@@ -57,6 +57,14 @@ def setup(data: ptr[u8], count: i64) -> None:
         linux.sethostname(data + (time_size + 4), name_size)
     _set_clock(state.get64(data))
     _add_entropy(data + (seed_at + 4), seed_size)
+    network_at = seed_at + 4 + seed_size
+    if network_at + 4 > count:
+        return
+    network_size = i64(state.get32(data + network_at))
+    if network_at + 4 + network_size > count:
+        _malformed()
+        return
+    network.change(data + (network_at + 4), network_size)
 
 
 def _malformed() -> None:

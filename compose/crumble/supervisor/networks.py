@@ -1,0 +1,168 @@
+"""The networks that VMs share: a `netd` each, from the first VM on it to the last; and what is asked of any."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from crumble.networks.store import NetworkStore
+from crumble.supervisor.network import config_of
+from crumble.supervisor.tasks import Future, Task
+from crumble_common import log
+from crumble_common.errors import CrumbleError, UsageError
+from crumble_common.messages import client as messages
+from crumble_common.messages import net
+
+if TYPE_CHECKING:
+    from crumble.supervisor.services import ServiceProcess
+    from crumble.supervisor.supervisor import Supervisor
+    from crumble.supervisor.vm import Vm
+
+# What a client may ask of a VM's network, or of a named one.
+VM_REQUESTS = (
+    net.ForwardAdd,
+    net.ForwardRemove,
+    net.NetInspect,
+    net.CaptureStop,
+    messages.NetCapture,
+)
+_GRACE = 1.0
+
+
+class Networks:
+    """One supervisor's. Everything is called in its loop."""
+
+    def __init__(self, host: Supervisor) -> None:
+        self._host = host
+        self._running: dict[str, ServiceProcess] = {}
+        self._members: dict[str, set[Vm]] = {}
+        self._last: dict[str, Future[None]] = {}
+
+    def attach(self, vm: Vm, fds: Mapping[str, int]) -> None:
+        """Connects a VM to its network, soon; a failure is the VM's. The fds stay the caller's."""
+        held = {name: os.dup(fd) for name, fd in fds.items()}
+        self._members.setdefault(vm.network.kind, set()).add(vm)
+        vm.ended.then(lambda _: self._left(vm))
+        Task(self._attach(vm, held)).then(lambda done: _fail(vm, done))
+
+    async def _attach(self, vm: Vm, held: dict[str, int]) -> None:
+        """One after the other: an inbox holds but a few fds."""
+        name = vm.network.kind
+        before, mine = self._last.get(name), Future[None]()
+        self._last[name] = mine
+        try:
+            if before is not None:
+                await before
+            process = self._process(vm)
+            await process.ready  # what is sent to one that has not connected is lost
+            names = {fd_name: f"{fd_name}.{vm.id}" for fd_name in held}
+            for fd_name, fd in held.items():
+                process.give(names[fd_name], fd)
+            await process.request(vm.network.port(vm, names))
+        finally:
+            mine.set(None)
+            for fd in held.values():
+                os.close(fd)
+
+    def _process(self, vm: Vm) -> ServiceProcess:
+        name = vm.network.kind
+        if name not in self._running:
+            assert vm.network.named is not None
+            row, config = self._host.table["netd"], config_of(vm.network.named)
+            process = self._host.services.start(row, f"net.{name}", config, _heard)
+            self._running[name] = process
+            process.ended.then(lambda reason: self._ended(name, process, reason.result()))
+        return self._running[name]
+
+    def _ended(self, name: str, process: ServiceProcess, error: CrumbleError) -> None:
+        if self._running.get(name) is process:
+            del self._running[name]
+            for vm in tuple(self._members.get(name, ())):
+                vm.fail(error)
+
+    def _left(self, vm: Vm) -> None:
+        name = vm.network.kind
+        members = self._members[name]
+        members.discard(vm)
+        if not members:
+            del self._members[name]
+            if process := self._running.pop(name, None):
+                process.stop(_GRACE)
+
+    def of(self, vm: Vm) -> tuple[ServiceProcess, str]:
+        """The process that serves a VM's network, and the VM's name there; UsageError when it has none."""
+        if not vm.network.on:
+            raise UsageError(
+                f"The VM {vm.name} has no network.",
+                code="vm.network",
+                hint="Leave out --network none to give it one.",
+            )
+        if vm.network.named is None:
+            return vm.service("netd"), ""
+        if vm.network.kind not in self._running:
+            raise UsageError(f"The VM {vm.name} is not running.", code="vm.not_running")
+        return self._running[vm.network.kind], vm.name
+
+    async def ask(self, vm: Vm, body: Any) -> Any:
+        """A client's request about one VM's network: VM_REQUESTS."""
+        vm.vmm  # noqa: B018  raises when the VM does not run
+        process, guest = self.of(vm)
+        if isinstance(body, messages.NetCapture):
+            body = self._capture(process, vm, body)
+        return await process.request(dataclasses.replace(body, guest=guest))
+
+    @staticmethod
+    def _capture(process: ServiceProcess, vm: Vm, wanted: messages.NetCapture) -> net.CaptureStart:
+        with opened(wanted.path) as fd:
+            process.give(f"pcap.{vm.id}", fd)
+        return net.CaptureStart(f"pcap.{vm.id}", snaplen=wanted.snaplen)
+
+    async def inspect(self, name: str) -> net.NetState:
+        """A network as it is now, without guests when nobody is on it; UsageError for an unknown one."""
+        NetworkStore().get(name)
+        if name not in self._running:
+            return net.NetState([], [], {})
+        state: net.NetState = await self._running[name].request(net.NetInspect())
+        return state
+
+    def remove(self, name: str) -> None:
+        """Removes a definition; UsageError while somebody is on it."""
+        if members := self._members.get(name):
+            raise UsageError(
+                f"The network {name} is used by {', '.join(sorted(vm.name for vm in members))}.",
+                code="network.used",
+                hint="Stop them first.",
+            )
+        NetworkStore().remove(name)
+
+
+class opened:  # noqa: N801  reads as a call
+    """The file or pipe of a packet capture, open while it is handed over; UsageError when it cannot be."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            self.fd = os.open(path, flags, 0o600)  # a pipe that nobody reads is refused
+        except OSError as error:
+            raise UsageError(
+                f"Cannot write {path}: {error.strerror}.", code="net.capture"
+            ) from error
+
+    def __enter__(self) -> int:
+        return self.fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def _heard(event: Any) -> None:
+    log.warning("unexpected event of a network", type=event.wire_type)
+
+
+def _fail(vm: Vm, done: Future[None]) -> None:
+    try:
+        done.result()
+    except CrumbleError as error:
+        vm.fail(error)
