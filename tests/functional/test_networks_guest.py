@@ -46,6 +46,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.environment["CRUMBLE_DATA_DIR"] = str(paths.data_dir())
     made.run("network", "rm", RED, BLUE)  # of a run that was killed
     yield made
+    made.run("down")
     made.end()
     made.run("network", "rm", RED, BLUE)
     made.assert_nothing_left()
@@ -128,7 +129,7 @@ def test_vms_share_a_network(world: World) -> None:
     assert flows["guests"][1]["counters"]["drop.spoofed"] > 0
 
     # A fork has an address of its own.
-    ran(world, "fork", "one", "--name", "two", "--detach")
+    ran(world, "fork", "one", "--name", "two")
     script = "busybox ip -4 addr show eth0 | busybox grep -o 'inet [0-9./]*'; busybox wget -q -T 9 -O - http://web/"
     assert ran(world, "exec", "two", "sh", "-c", script).splitlines() == [
         "inet 10.99.0.5/24",
