@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from crumble_common.record import dataclass
 
 # What a guest's CPU may be: the host's, or a level of the x86-64 psABI, on KVM.
 CPU_MODELS = ("host", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Probe:
     """What a back end can do on this host.
 

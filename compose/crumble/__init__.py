@@ -9,9 +9,11 @@ The whole public API is here. Names are loaded when first used, so that the comm
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from crumble.sdk.captured import Snapshot
     from crumble.sdk.images import Image, images, inspect, pull, remove
     from crumble.sdk.process import (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
 
+from crumble_common.record import dataclass, field
 from crumble_common.wire import message
 
 # What a network looks like unless it is told otherwise.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from crumble.cli.parser import Parser
 from crumble_common.errors import UsageError
@@ -121,7 +120,8 @@ def _add(found: dict[str, str], text: str) -> None:
 
 def _lines(path: str) -> list[str]:
     try:
-        text = Path(path).read_text()
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise UsageError(

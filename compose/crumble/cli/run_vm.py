@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crumble.cli import run_options, terminal
@@ -22,9 +20,8 @@ from crumble.supervisor.command import argv
 from crumble.supervisor.names import invent
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages import client as messages
-from crumble_common.messages.net import NetPolicy
+from crumble_common.messages.net import Forward, NetPolicy
 from crumble_common.messages.vm import ConsoleOutput, ProcessStart, VmEvent
-from crumble_common.publish import parse_forward
 
 if TYPE_CHECKING:
     from crumble.supervisor.ground import Ground
@@ -70,7 +67,7 @@ def _process(options: argparse.Namespace) -> ProcessStart:
 
 
 def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
-    kernel = str(Path(options.kernel).absolute()) if options.kernel else ""
+    kernel = _absolute(options.kernel)
     entrypoint = None if options.entrypoint is None else _words(options.entrypoint)
     return messages.VmCreate(
         image=image_reference(options.image),
@@ -93,14 +90,33 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
         boot_snapshot=not options.no_snapshot,
         operation="run",
         network=options.network,
-        publish=[parse_forward(text) for text in options.publish],
+        publish=_forwards(options.publish),
         policy=NetPolicy(options.allow, options.deny),
-        capture=str(Path(options.pcap).absolute()) if options.pcap else "",
+        capture=_absolute(options.pcap),
     )
+
+
+def _absolute(path: str) -> str:
+    """Where a file is, whatever directory somebody is in; "" for none."""
+    return f"{os.getcwd()}/{path}" if path and path[0] != "/" else path  # noqa: PTH109
+
+
+# What few runs need is imported by them: it takes a good part of the time in which one starts.
+
+
+def _forwards(texts: list[str]) -> list[Forward]:
+    """Ports as people write them."""
+    if not texts:
+        return []
+    from crumble_common.publish import parse_forward
+
+    return [parse_forward(text) for text in texts]
 
 
 def _words(text: str) -> list[str]:
     """A shell's words."""
+    import shlex
+
     try:
         return shlex.split(text)
     except ValueError:

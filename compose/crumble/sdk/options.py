@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from crumble_common.errors import CrumbleError, GuestError, InternalError, UsageError
@@ -47,14 +47,14 @@ def _share(text: str) -> Share:
             code="usage.volume",
             hint="Write HOST_PATH:GUEST_PATH, or HOST_PATH:GUEST_PATH:ro.",
         )
-    return Share(str(Path(source).absolute()), target, mode == "ro")
+    return Share(os.path.join(os.getcwd(), source), target, mode == "ro")  # noqa: PTH109
 
 
 def image_reference(text: str) -> str:
     """A reference, with the path in oci: and docker-archive: ones made absolute."""
     for scheme in ("oci:", "docker-archive:"):
         if text.startswith(scheme) and not text[len(scheme) :].startswith("/"):
-            return f"{scheme}{Path.cwd()}/{text[len(scheme) :]}"
+            return f"{scheme}{os.getcwd()}/{text[len(scheme) :]}"  # noqa: PTH109
     return text
 
 

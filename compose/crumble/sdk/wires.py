@@ -8,7 +8,6 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from crumble.supervisor.locate import is_locked
@@ -50,7 +49,7 @@ class StreamWire:
         self._received = bytearray()
         self._socket = socket.socket(socket.AF_UNIX)
         try:
-            self._socket.connect(str(Path(daemon, "stream")))
+            self._socket.connect(f"{daemon}/stream")
         except OSError as error:
             self._socket.close()
             raise InternalError(

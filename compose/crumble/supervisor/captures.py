@@ -13,6 +13,7 @@ from crumble.snapshots.manifest import StoredFile
 from crumble.snapshots.store import Store
 from crumble.supervisor import bootkey, capture
 from crumble.supervisor.origin import Origin
+from crumble.supervisor.rehearsal import rehearse
 from crumble.supervisor.tasks import Future, Task, in_thread
 from crumble_common import log
 from crumble_common.errors import CrumbleError, UsageError
@@ -87,6 +88,7 @@ class Captures:
             return
         self._making.add(name)
         try:
+            await rehearse(vm)
             frame = await self._begin(vm)
         except BaseException as error:
             self._making.discard(name)

@@ -276,7 +276,7 @@ class Vm:
             await self._shut_down(vmms[0], grace)
         for service in others:
             service.may_end()  # as soon as it has nobody to serve
-        for service in vmms:
+        for service in vmms if grace > 0 else self.services:
             service.stop(min(grace, 1.0))
         for service in vmms:
             await service.ended
