@@ -43,6 +43,11 @@ MAX_BREAKPOINTS: int = lib.CRB_MAX_BREAKPOINTS
 MAX_WATCHPOINTS: int = lib.CRB_MAX_WATCHPOINTS
 MAX_TRACE: int = lib.CRB_MAX_TRACE
 
+TRANSLATOR_ON: int = lib.CRB_TRANSLATOR_ON
+TRANSLATOR_OFF: int = lib.CRB_TRANSLATOR_OFF
+TRANSLATOR_CPU: int = lib.CRB_TRANSLATOR_CPU
+TRANSLATOR_FORBIDDEN: int = lib.CRB_TRANSLATOR_FORBIDDEN
+
 _ANY = -1
 
 
@@ -185,6 +190,27 @@ class Hart:
         raw = ffi.new("crb_hart_counters *")
         lib.crb_hart_get_counters(self._machine.handle, self.index, raw)
         return {name: getattr(raw, name) for name in _COUNTERS}
+
+    def fallbacks(self) -> dict[str, tuple[int, int]]:
+        """What translated code did not do itself, by operation: done by a function and back, and left to the
+        interpreter for the rest of the block. Operations that never were are left out. Any thread.
+        """
+        called, left = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        found: dict[str, tuple[int, int]] = {}
+        kind = 0
+        while True:
+            name = lib.crb_hart_fallback(self._machine.handle, self.index, kind, called, left)
+            if name == ffi.NULL:
+                return found
+            if called[0] or left[0]:
+                found[ffi.string(name).decode()] = (called[0], left[0])
+            kind += 1
+
+
+def translator_state() -> int:
+    """Whether harts made now translate hot code, or why they only interpret: a TRANSLATOR_* value."""
+    state: int = lib.crb_translator_state()
+    return state
 
 
 class Machine:

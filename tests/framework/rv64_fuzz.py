@@ -321,7 +321,7 @@ def batch_of(seed: int) -> Batch:
     return Batch(
         seed,
         blocks=8192 if shape % 4 == 1 else 4096,
-        units=(4, 8, 8, 12, 16, 24)[seed % 6],
+        units=(3, 4, 6, 8, 12, 20)[seed % 6],
         rounds=20 if shape % 4 == 0 else 2,
         level=2 if shape % 8 == 3 else 1,
         traps=3 if shape % 4 == 0 else 12,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from crumble_common.messages.vm import DebugTrace, DebugTraced, VmEvent
+from crumble_common.messages.vm import DebugCount, DebugCounted, DebugTrace, DebugTraced, VmEvent
 from crumble_vmm.debug.packets import encode
 from crumble_vmm.debug.server import DebugServer
 from framework.guest_root import fsd, make_root
@@ -123,3 +123,12 @@ def test_a_trace_shows_what_ran(vm: GuestVm) -> None:
     assert 0 < len(entries) <= 500
     assert all(pc % 2 == 0 and privilege in (0, 1) for pc, _, privilege in entries)
     assert run(vm, "echo", "on") == "on\n"
+
+
+def test_counters_tell_what_translated_code_did_not_do_itself(vm: GuestVm) -> None:
+    answer = vm.ask(DebugCount())
+    assert isinstance(answer, DebugCounted)
+    assert answer.counters["instructions"] > 10**6
+    # A guest that has booted has called SBI, and the interpreter was never needed for that.
+    assert answer.fallbacks["ECALL"][0] > 0
+    assert answer.fallbacks["ECALL"][1] == 0

@@ -284,6 +284,23 @@ class DebugTraced:
     entries: bytes
 
 
+@message("vm.debug.count")
+@dataclass(frozen=True)
+class DebugCount:
+    """Asks what the soft CPU counted. Reply: DebugCounted. Errors: "debug.backend"."""
+
+
+@message("vm.debug.counted")
+@dataclass(frozen=True)
+class DebugCounted:
+    """Sums over all vCPUs. fallbacks: operation to how often translated code called a function for it, and how often
+    it left the rest of its block to the interpreter.
+    """
+
+    counters: dict[str, int]
+    fallbacks: dict[str, list[int]]
+
+
 @message("vm.freeze")
 @dataclass(frozen=True)
 class Freeze:

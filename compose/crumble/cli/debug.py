@@ -1,8 +1,9 @@
-"""`crumble debug gdb VM`, `crumble debug trace VM`."""
+"""`crumble debug gdb VM`, `crumble debug trace VM`, `crumble debug counters VM`."""
 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from crumble.cli import quick
 from crumble.cli.parser import Parser
@@ -13,7 +14,7 @@ _ENTRY = struct.Struct("<QII")
 def main(arguments: list[str]) -> int:
     """Runs the verb; returns the exit status."""
     parser = Parser("debug", "Debugs a VM that runs on the soft CPU.", _EPILOG)
-    parser.add_argument("what", choices=("gdb", "trace"), metavar="gdb|trace")
+    parser.add_argument("what", choices=("gdb", "trace", "counters"), metavar="gdb|trace|counters")
     parser.add_argument("vm", metavar="VM")
     parser.add_argument(
         "--port",
@@ -32,6 +33,9 @@ def main(arguments: list[str]) -> int:
         answer = quick.ask("vm.debug.start", {"tcp_port": options.port}, to=target)
         print(f"target remote {answer['address']}")
         return 0
+    if options.what == "counters":
+        _print_counters(quick.ask("vm.debug.count", {}, to=target))
+        return 0
     wanted = {"cpu": options.cpu, "count": options.count, "seconds": options.seconds}
     answer = quick.ask("vm.debug.trace", wanted, to=target)
     for pc, insn, privilege in _ENTRY.iter_unpack(answer["entries"]):
@@ -40,7 +44,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _print_counters(answer: dict[str, Any]) -> None:
+    for name, count in answer["counters"].items():
+        print(f"{name:20} {count:14}")
+    print(f"\n{'translated code':20} {'called':>14} {'left':>14}")
+    for name, counts in sorted(answer["fallbacks"].items(), key=lambda item: -sum(item[1])):
+        print(f"{name:20} {counts[0]:14} {counts[1]:14}")
+
+
 _EPILOG = """\
 gdb    prints the command with which gdb (gdb-multiarch) connects. The VM stands still meanwhile.
 trace  prints the last instructions of a vCPU: mode (U or S), address, the instruction's bytes.
+counters  prints what the vCPUs counted, and per operation what translated code did not do itself:
+       called a function for, left to the interpreter.
 """

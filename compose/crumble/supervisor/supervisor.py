@@ -54,6 +54,7 @@ _VM_REQUESTS = (
     guest.FileWrite,
     guest.Timeline,
     guest.DebugTrace,
+    guest.DebugCount,
 )
 _VM_EVENTS = (guest.ProcessInput, guest.ProcessCredit, guest.ProcessResize)
 

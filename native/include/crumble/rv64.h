@@ -170,4 +170,19 @@ typedef struct crb_hart_counters {
 } crb_hart_counters;
 void crb_hart_get_counters(crb_machine *machine, uint32_t hart, crb_hart_counters *counters);
 
+// Whether harts made now translate hot code, and if not, why they only interpret.
+enum crb_translator {
+    CRB_TRANSLATOR_ON,
+    CRB_TRANSLATOR_OFF,       // CRUMBLE_SOFT_JIT=0
+    CRB_TRANSLATOR_CPU,       // not on a CPU such as this host's
+    CRB_TRANSLATOR_FORBIDDEN, // the host gives no executable memory
+};
+int crb_translator_state(void);
+
+// What translated code does not do itself, by kind of operation: `called` by a function and back,
+// `left` to the interpreter for the rest of the block. NULL when there is no such kind. Any thread;
+// the counts are about right while the hart runs.
+const char *crb_hart_fallback(crb_machine *machine, uint32_t hart, uint32_t kind, uint64_t *called,
+                              uint64_t *left);
+
 #endif

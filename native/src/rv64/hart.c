@@ -349,6 +349,17 @@ int crb_hart_set_state(crb_machine *machine, uint32_t id, const crb_hart_state *
     return 0;
 }
 
+const char *crb_hart_fallback(crb_machine *machine, uint32_t id, uint32_t kind, uint64_t *called,
+                              uint64_t *left) {
+#define NAME(name) #name,
+    static const char *const names[] = {CRB_OPS(NAME)};
+#undef NAME
+    if (id >= machine->n_harts || kind >= CRB_N_OPS) return NULL;
+    *called = machine->harts[id]->jit_called[kind];
+    *left = machine->harts[id]->jit_left[kind];
+    return names[kind];
+}
+
 void crb_hart_get_counters(crb_machine *machine, uint32_t id, crb_hart_counters *counters) {
     *counters = (crb_hart_counters){0};
     if (id >= machine->n_harts) return;

@@ -224,6 +224,7 @@ typedef struct crb_hart {
     struct crb_machine *machine;
     uint32_t id;
     crb_hart_counters counters;
+    uint64_t jit_called[CRB_N_OPS], jit_left[CRB_N_OPS]; // see crb_hart_fallback()
 
     crb_tlb tlbs[CRB_MODES];
     crb_walk_entry walks[CRB_WALKS];
@@ -445,7 +446,6 @@ void crb_moved(crb_hart *hart);
 crb_result crb_mem_load(crb_hart *hart, const crb_op *op, uint64_t va);
 crb_result crb_mem_store(crb_hart *hart, const crb_op *op, uint64_t va);
 void crb_finish_load(crb_hart *hart, uint8_t kind, uint8_t rd, uint64_t value);
-crb_result crb_amo(crb_hart *hart, const crb_op *op);
 crb_result crb_cbo(crb_hart *hart, const crb_op *op);
 // WRS and the fences around SINVAL.VMA.
 crb_result crb_misc(crb_hart *hart, const crb_op *op);

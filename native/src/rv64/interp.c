@@ -159,6 +159,7 @@ native:
     budget = hart->budget;
     page_va = hart->page_va;
     op = ops + hart->jit_op;
+    hart->jit_left[op->kind]++;
     DISPATCH;
 
 load_miss:

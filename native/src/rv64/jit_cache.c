@@ -74,6 +74,16 @@ void crb_jit_init(crb_hart *hart) {
     restart(jit);
 }
 
+int crb_translator_state(void) {
+    if (wanted_heat() == 0) return CRB_TRANSLATOR_OFF;
+    if (!crb_jit_host_able()) return CRB_TRANSLATOR_CPU;
+    struct crb_jit jit = {0};
+    const bool mapped = map_code(&jit);
+    unmap(jit.rw, SIZE);
+    unmap(jit.rx, SIZE);
+    return mapped ? CRB_TRANSLATOR_ON : CRB_TRANSLATOR_FORBIDDEN;
+}
+
 void crb_jit_flush(crb_hart *hart) {
     if (hart->jit != NULL) restart(hart->jit);
 }
@@ -183,14 +193,17 @@ crb_result crb_jit_slow(crb_hart *hart, uint32_t index) {
     const crb_op_meta meta = hart->meta[index];
     hart->pc = hart->page_va + meta.offset;
     hart->budget -= meta.count;
+    hart->jit_called[op->kind]++;
     switch (op->kind) {
     case CRB_OP_LB ... CRB_OP_LWU:
     case CRB_OP_FLW:
     case CRB_OP_FLD:
+    case CRB_OP_FLH:
         return crb_mem_load(hart, op, hart->r[op->rs1] + (uint64_t)(int64_t)op->imm);
     case CRB_OP_SB ... CRB_OP_SD:
     case CRB_OP_FSW:
     case CRB_OP_FSD:
+    case CRB_OP_FSH:
         return crb_mem_store(hart, op, hart->r[op->rs1] + (uint64_t)(int64_t)op->imm);
     case CRB_OP_STRADDLE:
         return crb_straddle(hart, &hart->ops[index], hart->page_va);

@@ -403,6 +403,30 @@ static bool store(crb_translation *t, const crb_op *op) {
     return true;
 }
 
+// Half precision is boxed by all bits above.
+static bool load_half(crb_translation *t, const crb_op *op) {
+    const uint32_t f = op->rd - CRB_F(0);
+    check(t, op, 0);
+    const crb_host_operand at = crb_jit_lookup(t, op, 2, false);
+    x86_rx(&t->e, false, 0x0fb7, RAX, at.base, at.index, at.disp); // movzx
+    x86_alu_ri(&t->e, true, ALU_OR, RAX, -0x10000);
+    const int d = place(t, f);
+    vex_rr(&t->e, VEX_0F, VEX_66, true, SSE_FROM_GPR, d, 0, RAX);
+    keep(t, f, d, false);
+    crb_jit_missed(t, &at, op);
+    return true;
+}
+
+static bool store_half(crb_translation *t, const crb_op *op) {
+    check(t, op, 0);
+    const crb_host_operand at = crb_jit_lookup(t, op, 2, true);
+    const int scratch = at.index == RAX ? RDX : RAX;
+    x86_load(&t->e, scratch, RBP, GUEST(op->rs2));
+    x86_rx(&t->e, false, 0x660000 | 0x89, scratch, at.base, at.index, at.disp);
+    crb_jit_missed(t, &at, op);
+    return true;
+}
+
 // ---- By kind
 
 static bool misc(crb_translation *t, const crb_op *op, const fields *i) {
@@ -519,6 +543,8 @@ bool crb_jit_float(crb_translation *t, const crb_op *op) {
     t->pinned = 0;
     if (op->kind == CRB_OP_FLW || op->kind == CRB_OP_FLD) return load(t, op);
     if (op->kind == CRB_OP_FSW || op->kind == CRB_OP_FSD) return store(t, op);
+    if (op->kind == CRB_OP_FLH) return load_half(t, op);
+    if (op->kind == CRB_OP_FSH) return store_half(t, op);
     if (is_flags(op)) return flags(t, op);
     if (op->kind < CRB_OP_FP || op->kind > CRB_OP_FNMADD_D) return false;
     const fields i = split(op);

@@ -252,6 +252,23 @@ static void loop(crb_translation *t, const crb_op *op, uint32_t size, uint32_t a
     give(t, op, size, RAX);
 }
 
+// amomin and its like: the operand is taken when the condition holds for it and the old value.
+static void extreme(crb_translation *t, const crb_op *op, uint32_t size, int condition) {
+    crb_emit *e = &t->e;
+    const bool w = size == 8;
+    atomic_lookup(t, op, size, true);
+    x86_mov(e, RDX, RAX);
+    x86_rm(e, w, 0x8b, RAX, RDX, 0);
+    const uint8_t *again = e->at;
+    crb_jit_get(t, RCX, op->rs2);
+    x86_rr(e, w, ALU_CMP, RCX, RAX);
+    x86_rr(e, w, 0x0f40 | (uint32_t)(condition ^ 1), RCX, RAX);
+    put8(e, 0xf0);
+    x86_rm(e, w, 0x0fb1, RCX, RDX, 0);
+    x86_place(x86_jcc_later(e, CC_NE), again);
+    give(t, op, size, RAX);
+}
+
 // ---- By kind
 
 static bool loads(crb_translation *t, const crb_op *op) {
@@ -305,6 +322,18 @@ static bool atomics(crb_translation *t, const crb_op *op) {
         return true;
     case CRB_OP_AMOOR_W:
         loop(t, op, size, ALU_OR);
+        return true;
+    case CRB_OP_AMOMIN_W:
+        extreme(t, op, size, CC_L);
+        return true;
+    case CRB_OP_AMOMAX_W:
+        extreme(t, op, size, CC_G);
+        return true;
+    case CRB_OP_AMOMINU_W:
+        extreme(t, op, size, CC_B);
+        return true;
+    case CRB_OP_AMOMAXU_W:
+        extreme(t, op, size, CC_A);
         return true;
     default:
         return false;

@@ -506,10 +506,16 @@ uint8_t *crb_atomic_slow(crb_hart *hart, uint64_t va, uint32_t size, bool write)
     return host;
 }
 
+// Kernels clear pages by it, so all blocks of a page but the first hit the TLB.
 crb_result crb_zero_block(crb_hart *hart, uint64_t va) {
     crb_result result;
     uint64_t gpa;
     uint64_t page;
+    const crb_tlb_entry *entry = &hart->tlb->write[va >> CRB_PAGE_SHIFT & (CRB_TLB_SIZE - 1)];
+    if (CRB_LIKELY(entry->tag == (va & CRB_PAGE_MASK))) {
+        memset((uint8_t *)(uintptr_t)((va & ~63ull) + entry->addend), 0, 64);
+        return CRB_NEXT;
+    }
     if (CRB_UNLIKELY(hart->debug != NULL)) crb_debug_access(hart, va & ~63ull, 64, CRB_WATCH_WRITE);
     uint8_t *host = fill(hart, va & ~63ull, true, &result, &gpa, &page);
     if (result != CRB_NEXT) return at_va(hart, result, va);

@@ -200,7 +200,9 @@ class VmmService(Service[VmConfig]):
                 reply.ok()
             case messages.Pause() | messages.Resume() | messages.Freeze() | messages.Thaw():
                 self._hold(message, reply)
-            case messages.DebugStart() | messages.DebugTrace() if self._debugging is not None:
+            case messages.DebugStart() | messages.DebugTrace() | messages.DebugCount() if (
+                self._debugging is not None
+            ):
                 self._debugging.handle(message, reply)
             case _:
                 self._ask_agent(message, reply)

@@ -1,4 +1,4 @@
-"""Control requests about debugging: where gdb may connect, and instruction traces."""
+"""Control requests about debugging: where gdb may connect, instruction traces, counters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from crumble_common.errors import UsageError
 from crumble_common.eventloop import EventLoop
-from crumble_common.messages.vm import DebugStart, DebugTrace, DebugTraced
+from crumble_common.messages.vm import DebugCount, DebugCounted, DebugStart, DebugTrace, DebugTraced
 from crumble_common.service import Reply
 from crumble_vmm.debug.server import MAX_TRACE, DebugServer, end_trace, start_trace
 from crumble_vmm.debug.target import need_soft
@@ -24,9 +24,12 @@ class Debugging:
         self._server: DebugServer | None = None
         self._tracing = False
 
-    def handle(self, message: DebugStart | DebugTrace, reply: Reply) -> None:
+    def handle(self, message: DebugStart | DebugTrace | DebugCount, reply: Reply) -> None:
         """Does it; raises UsageError."""
         need_soft(self._machine)
+        if isinstance(message, DebugCount):
+            reply.ok(self._counted())
+            return
         if self._tracing or (self._server is not None and self._server.busy):
             raise UsageError(
                 "The VM is being debugged already.", code="debug.busy", hint="End that first."
@@ -36,6 +39,14 @@ class Debugging:
             reply.ok()
         else:
             self._trace(message, reply)
+
+    def _counted(self) -> DebugCounted:
+        fallbacks: dict[str, list[int]] = {}
+        for cpu in self._machine.cpus:
+            for name, counts in cpu.debug_hart().fallbacks().items():
+                before = fallbacks.get(name, [0, 0])
+                fallbacks[name] = [had + new for had, new in zip(before, counts, strict=True)]
+        return DebugCounted(self._machine.vm.counters(), fallbacks)
 
     def _listen(self, name: str) -> None:
         listener = socket.socket(fileno=self._take_fd(name))

@@ -33,6 +33,13 @@ _SYSTEM_FAILURE = 1
 # DBCN: the most a guest prints by one call that is taken at once; it goes on with the rest.
 _MAX_PRINT = 4096
 
+_TRANSLATORS = {
+    rv64.TRANSLATOR_ON: "translates hot code",
+    rv64.TRANSLATOR_OFF: "only interprets, as CRUMBLE_SOFT_JIT=0 asks for",
+    rv64.TRANSLATOR_CPU: "only interprets: it translates on x86-64 CPUs with AVX2, BMI and FMA",
+    rv64.TRANSLATOR_FORBIDDEN: "only interprets, up to 25 times slower: this host forbids executable memory",
+}
+
 
 class SoftHypervisor(Hypervisor):
     """The back end that works everywhere."""
@@ -41,7 +48,8 @@ class SoftHypervisor(Hypervisor):
 
     def probe(self) -> Probe:
         """Always usable: the CPU is ours."""
-        return Probe("soft", True, True, "Crumble's own RISC-V CPU; needs nothing.", ("riscv64",))
+        reason = f"Crumble's own RISC-V CPU; {_TRANSLATORS[rv64.translator_state()]}."
+        return Probe("soft", True, True, reason, ("riscv64",))
 
     def create_vm(self, memory: Memory, cpus: int, cpu_model: str = "host") -> VirtualMachine:
         """A machine with `cpus` harts, all of the one model."""
