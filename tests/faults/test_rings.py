@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crumble_vmm.devices.virtio import mmio
+from crumble_vmm.devices.virtio import mmio, transport
 from framework.command import eventually
 from framework.tiny_kernel import RAM, T1, TinyKernel
 
@@ -89,7 +89,7 @@ class Guest(TinyKernel):
         self.to("beq", T1, 0, label=label)
 
     def broken(self, slot: int) -> None:
-        self.until(SLOTS + slot * mmio.SIZE + mmio.STATUS, "lw", mmio.NEEDS_RESET)
+        self.until(SLOTS + slot * mmio.SIZE + mmio.STATUS, "lw", transport.NEEDS_RESET)
 
     def served(self, slot: int) -> None:
         self.until(RINGS + (slot << 20) + 0x2002, "lhu", 1)

@@ -13,7 +13,7 @@ import mmap
 
 from crumble_common.eventloop import EventLoop
 from crumble_native.memory import Memory
-from crumble_vmm.devices.virtio import mmio
+from crumble_vmm.devices.virtio import mmio, transport
 from crumble_vmm.devices.virtio.device import F_VERSION_1, VirtioDevice
 from crumble_vmm.hypervisor.base import VirtioInterrupt
 from crumble_vmm.snapshot.state import TransportState
@@ -31,7 +31,7 @@ class Interrupt(VirtioInterrupt):
         self.bits = self.raised = 0
         self.call_fds: set[int] = set()
 
-    def signal(self, bits: int) -> None:
+    def signal(self, bits: int, queue: int = -1) -> None:
         self.bits |= bits
         self.raised += 1
 
@@ -41,7 +41,7 @@ class Interrupt(VirtioInterrupt):
     def acknowledge(self, bits: int) -> None:
         self.bits &= ~bits
 
-    def add_call_fd(self, fd: int) -> None:
+    def add_call_fd(self, fd: int, queue: int = 0) -> None:
         self.call_fds.add(fd)
 
     def remove_call_fd(self, fd: int) -> None:
@@ -113,11 +113,11 @@ class MmioDriver:
         assert self.read(mmio.MAGIC_VALUE) == 0x74726976
         assert self.read(mmio.VERSION) == 2
         self.write(mmio.STATUS, 0)
-        self.write(mmio.STATUS, mmio.ACKNOWLEDGE)
-        self.write(mmio.STATUS, mmio.ACKNOWLEDGE | mmio.DRIVER)
+        self.write(mmio.STATUS, transport.ACKNOWLEDGE)
+        self.write(mmio.STATUS, transport.ACKNOWLEDGE | transport.DRIVER)
         self.accept(self.offered() & ~without | F_VERSION_1)
-        self.write(mmio.STATUS, mmio.ACKNOWLEDGE | mmio.DRIVER | mmio.FEATURES_OK)
-        return bool(self.status & mmio.FEATURES_OK)
+        self.write(mmio.STATUS, transport.ACKNOWLEDGE | transport.DRIVER | transport.FEATURES_OK)
+        return bool(self.status & transport.FEATURES_OK)
 
     def add_queue(self, index: int, size: int = 0) -> VirtqueueDriver:
         """Lays a queue out and makes it ready."""
@@ -140,7 +140,7 @@ class MmioDriver:
 
     def go(self) -> None:
         """DRIVER_OK."""
-        self.write(mmio.STATUS, self.status | mmio.DRIVER_OK)
+        self.write(mmio.STATUS, self.status | transport.DRIVER_OK)
         self.settle()
 
     def kick(self, index: int) -> None:

@@ -37,6 +37,7 @@ class VmConfig:
 
     memory: bytes, a multiple of 2 MiB. kernel: path of a kernel image. modules: paths of .ko files to
     load in order. cmdline: appended to ours. hypervisor: "auto", "soft", "kvm". cpu_model: of hypervisors.CPU_MODELS.
+    transport: of virtio devices.
     boot_limit: seconds from the kernel's entry to the agent's first word; 0: whoever asked waits.
     restore: `Frozen.state` of the VM this one goes on from: no kernel is loaded, and the fd "memory_base" is
     that VM's captured memory. Errors: "snapshot.foreign", "snapshot.corrupt", before anything runs.
@@ -56,6 +57,7 @@ class VmConfig:
     restore: bytes = b""
     network: VirtioNet | None = None
     cpu_model: str = "host"
+    transport: Literal["mmio", "pci"] = "mmio"
 
 
 @message("vm.event")

@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cpus", type=int, default=1, metavar="N")
     add("--cmdline", default="", help="appended to the kernel's command line")
     add("--hv", default="auto", help="back end: auto, soft or kvm")
+    add("--transport", choices=("mmio", "pci"), default="mmio", help="of virtio devices")
     add("--cpu-model", default="host", help="on KVM: host or x86-64-v2, -v3, -v4")
     add("--hostname", default="")
     add("--quiet", action="store_true", help="no kernel messages")

@@ -86,6 +86,7 @@ class MachineConfig:
     restore: bytes = b""
     network: Network | None = None
     cpu_model: str = "host"
+    transport: str = "mmio"
 
     def __post_init__(self) -> None:
         for check in _CHECKS:
@@ -103,6 +104,7 @@ class MachineConfig:
             cmdline=message.cmdline,
             hypervisor=message.hypervisor,
             cpu_model=message.cpu_model,
+            transport=message.transport,
             hostname=message.hostname,
             dmesg=message.dmesg,
             filesystems=tuple(Filesystem(item.tag, item.socket_fd) for item in message.filesystems),

@@ -199,6 +199,7 @@ def run(options: argparse.Namespace) -> int:
         cmdline=options.cmdline,
         hypervisor=options.hv,
         cpu_model=options.cpu_model,
+        transport=options.transport,
         hostname=options.hostname,
         dmesg=not options.quiet,
         filesystems=filesystems,

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from crumble_common.errors import InternalError
 from crumble_vmm.boot import aml
-from crumble_vmm.boot.acpi import AcpiBoard, AcpiDevice, checksum
+from crumble_vmm.boot.acpi import AcpiBoard, AcpiDevice, AcpiPci, checksum
 
 BASE = 0xE_0000
 
 
-def board(cpus: int = 2, slots: int = 3) -> AcpiBoard:
+def board(cpus: int = 2, slots: int = 3, pci: AcpiPci | None = None) -> AcpiBoard:
     serial = AcpiDevice("COM1", "PNP0501", 0, (aml.io_ports(0x3F8, 8), aml.interrupt(4, edge=True)))
     virtio = [
         AcpiDevice(
@@ -25,7 +25,7 @@ def board(cpus: int = 2, slots: int = 3) -> AcpiBoard:
         )
         for slot in range(slots)
     ]  # fmt: skip
-    return AcpiBoard(cpus, 0xFEC0_0000, 0x600, 0x601, (0x602, 1), [serial, *virtio])
+    return AcpiBoard(cpus, 0xFEC0_0000, 0x600, 0x601, (0x602, 1), [serial, *virtio], pci)
 
 
 def tables(blob: bytes) -> dict[bytes, bytes]:
@@ -78,11 +78,21 @@ def test_the_madt_names_each_cpu_once(cpus: int) -> None:
     assert kinds == [0] * cpus + [1, 4]
 
 
+PCI = AcpiPci(0xE000_0000, (0xD100_0000, 0x100_0000), [16, 17])
+
+
+def test_a_kernel_finds_configuration_space() -> None:
+    mcfg = tables(board(pci=PCI).tables(BASE))[b"MCFG"]
+    assert struct.unpack("<QHBB", mcfg[44:56]) == (0xE000_0000, 0, 0, 0)
+    assert len(mcfg) == 60
+    assert b"PCI0" not in tables(board().tables(BASE))[b"DSDT"]
+
+
 def test_intels_compiler_reads_the_devices(tmp_path: Path) -> None:
     iasl = shutil.which("iasl")
     if iasl is None:
         pytest.skip("iasl is not here: install acpica-tools")
-    for name, data in tables(board().tables(BASE)).items():
+    for name, data in tables(board(pci=PCI).tables(BASE)).items():
         (tmp_path / f"{name.decode()}.aml").write_bytes(data)
         done = subprocess.run(
             [iasl, "-d", f"{name.decode()}.aml"], cwd=tmp_path, capture_output=True, text=True, check=False
@@ -94,7 +104,9 @@ def test_intels_compiler_reads_the_devices(tmp_path: Path) -> None:
         'Name (_HID, EisaId ("PNP0501")', 'Name (_HID, "LNRO0005")', "Device (VR02)",
         "0xD0002000,         // Address Base", "0x03F8,             // Range Minimum",
         "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive",
-        "0x00000012,", "S5 System State",
+        "0x00000012,", "S5 System State", 'Name (_HID, EisaId ("PNP0A08")', "0x0002FFFF",
+        "0xD1FFFFFF,         // Range Maximum", "WordBusNumber (ResourceProducer",
+        "DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite",
     ):  # fmt: skip
         assert words in source, words
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages.vm import Pause, Resume, Timeline, VmConfig
 from crumble_common.wire import pack_body
-from crumble_vmm.devices.virtio import mmio
+from crumble_vmm.devices.virtio import transport
 from crumble_vmm.devices.virtio.device import RING_FEATURES
 from crumble_vmm.snapshot.state import AgentState, ProcessState, VmState
 from framework.snapshots import SnapshotVm, freeze, thaw
@@ -51,7 +51,9 @@ def live(booted: VmState) -> dict[str, Any]:
     found: dict[str, Any] = pack_body(booted)
     for slot, name in enumerate(("console", "rng")):
         device = found["devices"][name]
-        device["status"] = mmio.ACKNOWLEDGE | mmio.DRIVER | mmio.FEATURES_OK | mmio.DRIVER_OK
+        device["status"] = (
+            transport.ACKNOWLEDGE | transport.DRIVER | transport.FEATURES_OK | transport.DRIVER_OK
+        )
         device["features"] = RING_FEATURES
         device["interrupt"] = 1
         for index, queue in enumerate(device["queues"]):

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from crumble_vmm.boot.tree_riscv64 import BoardTree, DeviceNode
+from crumble_vmm.boot.tree_riscv64 import BoardTree, DeviceNode, PciNode
 
 
 def tree(cpus: int = 2) -> bytes:
@@ -26,6 +26,7 @@ def tree(cpus: int = 2) -> bytes:
         console="serial@10000000",
         initrd=(0x8400_0000, 0x8410_0000),
         seed=b"\xaa" * 64,
+        pci=PciNode((0x3000_0000, 0x10_0000), (0x4000_0000, 0x100_0000), [1, 2]),
     ).flatten()
 
 
@@ -50,5 +51,8 @@ def test_dtc_reads_it_without_a_complaint() -> None:
         "interrupts-extended = <0x02 0x09 0x03 0x09>;",
         "riscv,ndev = <0x5f>;",
         "cpu@1 {",
+        'compatible = "pci-host-ecam-generic";',
+        "ranges = <0x2000000 0x00 0x40000000 0x00 0x40000000 0x00 0x1000000>;",
+        "interrupt-map = <0x800 0x00 0x00 0x01 0x01 0x01 0x1000 0x00 0x00 0x01 0x01 0x02>;",
     ):
         assert line in text

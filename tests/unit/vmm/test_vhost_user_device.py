@@ -12,7 +12,7 @@ import pytest
 from crumble_common.errors import CrumbleError
 from crumble_common.eventloop import EventLoop
 from crumble_common.vhost_user import MemoryRegion
-from crumble_vmm.devices.virtio import mmio
+from crumble_vmm.devices.virtio import mmio, transport
 from crumble_vmm.devices.virtio.device import RING_FEATURES
 from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice, virtio_fs
 from crumble_vmm.snapshot.state import TransportState
@@ -148,7 +148,7 @@ def test_a_back_end_that_dies_breaks_only_its_device(bench: Bench, server: EchoS
     readable(bench.device._peek, timeout=10)
     bench.driver.settle()
     assert [error.message for error in bench.lost] == ["The back end of device echo ended."]
-    assert bench.driver.status & mmio.NEEDS_RESET
+    assert bench.driver.status & transport.NEEDS_RESET
     assert not bench.driver.negotiate() or not bench.driver.go()
     assert len(bench.lost) == 1
 
@@ -184,7 +184,7 @@ def test_a_ring_broken_in_the_other_process_breaks_the_device(
     bench.driver.kick(0)
     readable(bench.device._err_fd, timeout=10)
     bench.driver.settle()
-    assert bench.driver.status & mmio.NEEDS_RESET
+    assert bench.driver.status & transport.NEEDS_RESET
     assert bench.lost == []
     boot(bench)
     fresh = bench.driver.add_queue(0)
@@ -199,7 +199,7 @@ def test_a_ring_outside_memory_is_refused_by_the_back_end(bench: Bench) -> None:
     boot(bench)
     bench.driver.program_queue(0, 64, 0, 0, 0)
     bench.driver.go()
-    assert bench.driver.status & mmio.NEEDS_RESET
+    assert bench.driver.status & transport.NEEDS_RESET
 
 
 def test_halted_rings_are_served_again_where_they_were(bench: Bench, server: EchoServer) -> None:
@@ -258,7 +258,7 @@ def test_a_clone_whose_back_end_is_gone(bench: Bench) -> None:
     assert clone.device._resuming is not None
     clone.device._resuming.join()
     clone.driver.settle()
-    assert clone.driver.status & mmio.NEEDS_RESET
+    assert clone.driver.status & transport.NEEDS_RESET
     assert len(clone.lost) == 1
     clone.close()
 

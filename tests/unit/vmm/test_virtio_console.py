@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from crumble_common.errors import InternalError
 from crumble_common.eventloop import EventLoop
-from crumble_vmm.devices.virtio import mmio
+from crumble_vmm.devices.virtio import mmio, transport
 from crumble_vmm.devices.virtio.console import (
     CONTROL_RX,
     CONTROL_TX,
@@ -147,10 +147,10 @@ def test_a_port_needs_its_console() -> None:
 def test_a_driver_that_takes_no_control_messages_breaks_only_the_device(guest: Guest) -> None:
     for _ in range(200):
         guest.tell(0, Event.DEVICE_READY, 1)
-        if guest.status & mmio.NEEDS_RESET:
+        if guest.status & transport.NEEDS_RESET:
             break
         guest.queues[CONTROL_TX].collect()
-    assert guest.status & mmio.NEEDS_RESET
+    assert guest.status & transport.NEEDS_RESET
     guest.boot()
     guest.queues[1].submit([b"again"], [])
     guest.kick(1)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crumble_common.eventloop import EventLoop
-from crumble_vmm.devices.virtio import mmio
+from crumble_vmm.devices.virtio import mmio, transport
 from crumble_vmm.devices.virtio.device import F_EVENT_IDX, F_VERSION_1
 from crumble_vmm.devices.virtio.rng import MAX_FILL, Rng
 from framework.virtio_mmio_driver import RAM, MmioDriver
@@ -72,22 +72,22 @@ def test_a_large_buffer_gets_a_bounded_answer(driver: MmioDriver) -> None:
 
 
 def test_features_must_be_offered_and_include_version_1(driver: MmioDriver) -> None:
-    driver.write(mmio.STATUS, mmio.ACKNOWLEDGE | mmio.DRIVER)
+    driver.write(mmio.STATUS, transport.ACKNOWLEDGE | transport.DRIVER)
     for wrong in (0, F_EVENT_IDX, F_VERSION_1 | 1, F_VERSION_1 | 1 << 40):
         driver.accept(wrong)
-        driver.write(mmio.STATUS, driver.status | mmio.FEATURES_OK)
-        assert not driver.status & mmio.FEATURES_OK
+        driver.write(mmio.STATUS, driver.status | transport.FEATURES_OK)
+        assert not driver.status & transport.FEATURES_OK
     driver.accept(F_VERSION_1)
-    driver.write(mmio.STATUS, driver.status | mmio.FEATURES_OK)
-    assert driver.status & mmio.FEATURES_OK
+    driver.write(mmio.STATUS, driver.status | transport.FEATURES_OK)
+    assert driver.status & transport.FEATURES_OK
     driver.accept(1)
     driver.go()
     assert driver.status == 0xF
 
 
 def test_driver_ok_without_features_breaks_the_device(driver: MmioDriver) -> None:
-    driver.write(mmio.STATUS, mmio.ACKNOWLEDGE | mmio.DRIVER | mmio.DRIVER_OK)
-    assert driver.status & mmio.NEEDS_RESET
+    driver.write(mmio.STATUS, transport.ACKNOWLEDGE | transport.DRIVER | transport.DRIVER_OK)
+    assert driver.status & transport.NEEDS_RESET
     assert driver.interrupt.bits == 2
     driver.write(mmio.STATUS, 0)
     assert driver.status == 0
@@ -111,7 +111,7 @@ def test_a_queue_outside_memory_breaks_the_device_only(
     driver.negotiate()
     driver.program_queue(0, size, desc, avail, used)
     driver.go()
-    assert driver.status & mmio.NEEDS_RESET
+    assert driver.status & transport.NEEDS_RESET
     assert driver.transport.problem
     driver.kick(0)
     assert driver.negotiate()
@@ -128,7 +128,7 @@ def test_a_wild_ring_breaks_the_device_until_it_is_reset(driver: MmioDriver) -> 
     driver.go()
     queue.set_avail_idx(500)
     driver.kick(0)
-    assert driver.status & mmio.NEEDS_RESET
+    assert driver.status & transport.NEEDS_RESET
     assert driver.interrupt.bits & 2
     assert "ring" in driver.transport.problem or "avail" in driver.transport.problem
     driver.kick(0)

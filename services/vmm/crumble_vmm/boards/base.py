@@ -22,16 +22,18 @@ from crumble_vmm.chipset.builder import ChipsetBuilder
 from crumble_vmm.chipset.bus import Mapping as BusMapping
 from crumble_vmm.chipset.lines import Line, LineSet
 from crumble_vmm.config import MEMORY_UNIT, MachineConfig
+from crumble_vmm.devices.pci.host import ECAM_SIZE, PciHost, Window
 from crumble_vmm.devices.virtio import mmio
 from crumble_vmm.devices.virtio.console import Console, Port
 from crumble_vmm.devices.virtio.device import VirtioDevice
 from crumble_vmm.devices.virtio.mmio import MmioTransport
+from crumble_vmm.devices.virtio.pci import PciTransport
 from crumble_vmm.devices.virtio.rng import Rng
 from crumble_vmm.devices.virtio.vhost_user import virtio_fs, virtio_net
 from crumble_vmm.guest.build import module_path
 from crumble_vmm.guest.protocol import NETWORK_PARAMETER, ROOT_PARAMETER
 from crumble_vmm.hypervisor.address_space import AddressSpace, Region
-from crumble_vmm.hypervisor.base import VirtualCPU, VirtualMachine
+from crumble_vmm.hypervisor.base import VirtioInterrupt, VirtualCPU, VirtualMachine
 from crumble_vmm.timeline import Timeline
 
 # Only emergencies are printed; a panic raises the level by itself. Before "earlycon", which prints
@@ -63,7 +65,7 @@ class Board(ABC):
     """One machine's devices, as they are put on it.
 
     virtio_base, virtio_slots, virtio_line: where the first virtio-mmio slot is, how many there are, and
-    the first one's interrupt. ports: registers in a port space, where there is one. lines: inputs of the interrupt controller. elf_machine: of kernel modules.
+    the first one's interrupt. pci: the host bridge when the devices are behind it. ports: registers in a port space, where there is one. lines: inputs of the interrupt controller. elf_machine: of kernel modules.
     """
 
     architecture: ClassVar[str]
@@ -73,6 +75,11 @@ class Board(ABC):
     virtio_line: ClassVar[int]
     line_count: ClassVar[int]
     base_cmdline: ClassVar[str]
+    # Appended when there is no PCI.
+    no_pci_cmdline: ClassVar[str] = ""
+    # Where ECAM is, and the window of BARs: (base, size).
+    ecam_base: ClassVar[int]
+    pci_window: ClassVar[tuple[int, int]]
     # COMMAND_LINE_SIZE of the architecture, with the NUL.
     max_cmdline: ClassVar[int]
 
@@ -82,6 +89,7 @@ class Board(ABC):
         self.lines = LineSet(self.line_count, vm.set_line)
         self.vm, self.space, self.memory = vm, space, memory
         self._slots = 0
+        self.pci: PciHost | None = None
 
     @classmethod
     @abstractmethod
@@ -108,7 +116,9 @@ class Board(ABC):
         """Kernel, initramfs and what describes the machine; the first vCPU starts in the kernel."""
 
     def add_virtio(self, config: MachineConfig, ends: Ends) -> None:
-        """A slot for each virtio device, lowest first."""
+        """A slot for each virtio device, lowest first; or a PCI function."""
+        if config.transport == "pci":
+            self._add_pci()
         self._add_slot(Console("console", ends.ports, ends.loop))
         self._add_slot(Rng("rng", ends.loop))
         regions = [
@@ -135,10 +145,37 @@ class Board(ABC):
         interrupt = self.vm.virtio_interrupt(
             line.number, region.base + mmio.INTERRUPT_STATUS, region.base + mmio.INTERRUPT_ACK
         )
+        if self.pci is not None:
+            self._add_function(self.pci, device, interrupt)
+            return
         transport = MmioTransport(device, region.base, self.memory.memory, interrupt)
         transport.connect_doorbells(self.vm)
         self.chipset.add(transport, [BusMapping(region, transport)])
         self.describe_virtio(region, line)
+
+    def _add_pci(self) -> None:
+        """The host bridge: configuration space, and the window."""
+        ecam = self.space.add_mmio("pci ecam", self.ecam_base, ECAM_SIZE)
+        window = self.space.add_mmio("pci window", *self.pci_window)
+        self.pci = PciHost(window)
+        self.chipset.add(
+            self.pci, [BusMapping(ecam, self.pci), BusMapping(window, Window(self.pci))]
+        )
+
+    def _add_function(self, pci: PciHost, device: VirtioDevice, line: VirtioInterrupt) -> None:
+        """line: its INTA. With a message for each queue and for the configuration, where they can be had."""
+        found = [self.vm.message_interrupt() for _ in range(len(device.queue_sizes) + 1)]
+        messages = [message for message in found if message is not None]
+        transport = PciTransport(device, self.memory.memory, line, messages)
+        pci.add(transport.function)
+        transport.connect_doorbells(self.vm)
+        self.chipset.add(transport)
+
+    @property
+    def pci_lines(self) -> list[int]:
+        """INTA of each function behind the bridge, from device 1 on."""
+        count = len(self.pci.functions) - 1 if self.pci is not None else 0
+        return [self.virtio_line + number for number in range(count)]
 
     @property
     def ram(self) -> Ram:
@@ -164,6 +201,8 @@ class Board(ABC):
         """The kernel's command line; raises UsageError when it is too long."""
         words = [] if config.dmesg else [QUIET_CMDLINE]
         words.append(self.base_cmdline)
+        if self.pci is None and self.no_pci_cmdline:
+            words.append(self.no_pci_cmdline)
         if config.filesystems:
             words.append(ROOT_PARAMETER + config.filesystems[0].tag)
         if network := config.network:

@@ -11,13 +11,14 @@ from crumble_vmm.boards.base import Board, Ends, up, window
 from crumble_vmm.boot.kernel_riscv64 import load_kernel
 from crumble_vmm.boot.modules import EM_RISCV
 from crumble_vmm.boot.ram import Ram
-from crumble_vmm.boot.tree_riscv64 import BoardTree, DeviceNode
+from crumble_vmm.boot.tree_riscv64 import BoardTree, DeviceNode, PciNode
 from crumble_vmm.chipset.bus import Mapping as BusMapping
 from crumble_vmm.chipset.lines import Line
 from crumble_vmm.config import MachineConfig
 from crumble_vmm.devices import generation_id, goldfish_rtc, uart8250
 from crumble_vmm.devices.generation_id import GenerationId
 from crumble_vmm.devices.goldfish_rtc import GoldfishRtc
+from crumble_vmm.devices.pci.host import ECAM_SIZE
 from crumble_vmm.devices.uart8250 import Uart8250
 from crumble_vmm.hypervisor.address_space import AddressSpace, Region
 from crumble_vmm.hypervisor.base import VirtualCPU, VirtualMachine
@@ -28,6 +29,7 @@ RTC_BASE, RTC_LINE = 0x0010_1000, 11
 GENERATION_ID_BASE, GENERATION_ID_LINE = 0x0010_2000, 12
 PLIC_BASE, PLIC_SIZE, PLIC_SOURCES = 0x0C00_0000, 0x0400_0000, 95
 UART_BASE, UART_LINE = 0x1000_0000, 10
+ECAM_BASE, PCI_WINDOW_BASE, PCI_WINDOW_SIZE = 0x3000_0000, 0x4000_0000, 0x0100_0000
 RAM_BASE = 0x8000_0000
 TIMEBASE = 10_000_000
 MMU = "sv48"
@@ -50,6 +52,7 @@ class Riscv64Board(Board):
     virtio_base, virtio_slots, virtio_line = 0x1000_1000, 8, 1
     line_count = PLIC_SOURCES
     base_cmdline = BASE_CMDLINE
+    ecam_base, pci_window = ECAM_BASE, (PCI_WINDOW_BASE, PCI_WINDOW_SIZE)
     max_cmdline = 1023
 
     def __init__(self, vm: VirtualMachine, space: AddressSpace, memory: GuestMemory) -> None:
@@ -112,6 +115,11 @@ class Riscv64Board(Board):
         tree = self._place_tree(config, ram, initrd)
         cpus[0].set_entry(kernel.entry, (0, tree))
 
+    def _pci_node(self) -> PciNode | None:
+        if self.pci is None:
+            return None
+        return PciNode((ECAM_BASE, ECAM_SIZE), self.pci_window, self.pci_lines)
+
     def _place_tree(self, config: MachineConfig, ram: Ram, initrd: tuple[int, int]) -> int:
         """Puts the device tree behind the initramfs; gives its address."""
         tree = BoardTree(
@@ -122,6 +130,7 @@ class Riscv64Board(Board):
             plic=(PLIC_BASE, PLIC_SIZE),
             plic_sources=PLIC_SOURCES,
             devices=self._nodes,
+            pci=self._pci_node(),
             cmdline=self.cmdline(config),
             console=f"serial@{UART_BASE:x}",
             initrd=initrd,

@@ -1,4 +1,4 @@
-"""The x86_64 board: no firmware, no PCI, no legacy but an 8250 and the i8042's reset; ACPI says so."""
+"""The x86_64 board: no firmware, PCI only on demand, no legacy but an 8250 and the i8042's reset; ACPI says so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from crumble_common.guest_memory import GuestMemory, RamRegion
 from crumble_vmm.boards.base import Board, Ends, window
 from crumble_vmm.boot import aml
-from crumble_vmm.boot.acpi import LOCAL_APIC, AcpiBoard, AcpiDevice
+from crumble_vmm.boot.acpi import LOCAL_APIC, AcpiBoard, AcpiDevice, AcpiPci
 from crumble_vmm.boot.kernel_x86 import (
     E820_RAM,
     E820_RESERVED,
@@ -23,6 +23,7 @@ from crumble_vmm.chipset.ioapic import PINS
 from crumble_vmm.chipset.lines import Line, Trigger
 from crumble_vmm.config import MachineConfig
 from crumble_vmm.devices import power_ports
+from crumble_vmm.devices.pci.host import ECAM_SIZE
 from crumble_vmm.devices.power_ports import KeyboardController, PowerPorts
 from crumble_vmm.devices.uart8250 import Uart8250
 from crumble_vmm.hypervisor.address_space import AddressSpace, Kind, Region
@@ -39,15 +40,17 @@ ACPI_BASE, ACPI_END = 0xE_0000, 0x10_0000
 # RAM below 4 GiB ends here at the latest; devices follow.
 HOLE_START, HOLE_END = 0xC000_0000, 1 << 32
 VIRTIO_BASE = 0xD000_0000
+PCI_WINDOW_BASE, PCI_WINDOW_SIZE = 0xD100_0000, 0x0100_0000
+ECAM_BASE = 0xE000_0000
 APIC_SIZE = 0x1000
 # Linux, arch/x86/kvm/vmx: pages for the kernel's own use (native/src/kvm_x86.c).
 KVM_BASE, KVM_SIZE = 0xFFFB_C000, 0x4000
 UART_PORT, UART_SIZE, UART_LINE = 0x3F8, 8, 4
 POWER_PORT = 0x600
 _SEED_SIZE = 64
-# See boards/riscv64.py for those that both have. pci=off: there is none; looking for it takes exits.
+# See boards/riscv64.py for those that both have.
 BASE_CMDLINE = (
-    "earlycon=uart8250,io,0x3f8 console=ttyS0 8250.nr_uarts=1 pci=off panic=-1 "
+    "earlycon=uart8250,io,0x3f8 console=ttyS0 8250.nr_uarts=1 panic=-1 "
     "cryptomgr.notests initcall_blacklist=jent_mod_init"
 )
 
@@ -61,6 +64,8 @@ class X8664Board(Board):
     virtio_base, virtio_slots, virtio_line = VIRTIO_BASE, 8, 16
     line_count = PINS - 1
     base_cmdline = BASE_CMDLINE
+    no_pci_cmdline = "pci=off"  # looking for it takes exits
+    ecam_base, pci_window = ECAM_BASE, (PCI_WINDOW_BASE, PCI_WINDOW_SIZE)
     max_cmdline = 2047
 
     def __init__(self, vm: VirtualMachine, space: AddressSpace, memory: GuestMemory) -> None:
@@ -140,7 +145,11 @@ class X8664Board(Board):
             sleep_status=POWER_PORT + power_ports.SLEEP_STATUS,
             reset=(POWER_PORT + power_ports.RESET, power_ports.RESET_VALUE),
             devices=self._devices,
+            pci=self._acpi_pci(),
         )
+
+    def _acpi_pci(self) -> AcpiPci | None:
+        return AcpiPci(ECAM_BASE, self.pci_window, self.pci_lines) if self.pci is not None else None
 
     def _e820(self) -> list[tuple[int, int, int]]:
         low, *high = self.memory.regions
@@ -149,4 +158,6 @@ class X8664Board(Board):
             (ACPI_BASE, ACPI_END - ACPI_BASE, E820_RESERVED),
             (ACPI_END, low.size - ACPI_END, E820_RAM),
         ]
+        if self.pci is not None:  # Linux trusts no MCFG that is not reserved
+            found.append((ECAM_BASE, ECAM_SIZE, E820_RESERVED))
         return found + [(region.gpa, region.size, E820_RAM) for region in high]

@@ -43,6 +43,35 @@ class AcpiDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class AcpiPci:
+    """A host bridge with bus 0. window: (base, size). lines: INTA of devices 1, 2, ..."""
+
+    ecam: int
+    window: tuple[int, int]
+    lines: Sequence[int]
+
+    def encode(self) -> bytes:
+        """Its AML (PCI Firmware 3.3, §4.1)."""
+        routes = (
+            aml.package(*map(aml.integer, (number << 16 | 0xFFFF, 0, 0, line)))
+            for number, line in enumerate(self.lines, start=1)
+        )
+        return aml.device(
+            "PCI0",
+            aml.name("_HID", aml.eisa_id("PNP0A08")),
+            aml.name("_CID", aml.eisa_id("PNP0A03")),
+            *(aml.name(name, aml.integer(0)) for name in ("_UID", "_SEG", "_BBN")),
+            aml.name("_CCA", aml.integer(1)),
+            aml.name("_CRS", aml.resources(aml.bus_numbers(0, 0), aml.window(*self.window))),
+            aml.name("_PRT", aml.package(*routes)),
+        )
+
+    def mcfg(self) -> bytes:
+        """MCFG's body (§4.1.2): segment 0, buses 0 to 0."""
+        return struct.pack("<8xQHBB4x", self.ecam, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class AcpiBoard:
     """What the tables say. Ports: each one byte. reset: (port, value)."""
 
@@ -52,6 +81,7 @@ class AcpiBoard:
     sleep_status: int
     reset: tuple[int, int]
     devices: Sequence[AcpiDevice]
+    pci: AcpiPci | None = None
 
     def tables(self, address: int) -> bytes:
         """All tables, the RSDP first, for guest-physical `address`, a multiple of 16."""
@@ -59,13 +89,18 @@ class AcpiBoard:
         dsdt = _append(blob, _table(b"DSDT", 2, self._dsdt()))
         fadt = _append(blob, _table(b"FACP", _FADT_REVISION, self._fadt(address + dsdt)))
         madt = _append(blob, _table(b"APIC", 5, self._madt()))
-        pointers = struct.pack("<2Q", address + fadt, address + madt)
+        listed = [fadt, madt]
+        if self.pci is not None:
+            listed.append(_append(blob, _table(b"MCFG", 1, self.pci.mcfg())))
+        pointers = b"".join(struct.pack("<Q", address + at) for at in listed)
         xsdt = _append(blob, _table(b"XSDT", 1, pointers))
         blob[:36] = _rsdp(address + xsdt)
         return bytes(blob)
 
     def _dsdt(self) -> bytes:
         devices = [item.encode() for item in self.devices]
+        if self.pci is not None:
+            devices.append(self.pci.encode())
         kind = aml.package(*map(aml.integer, (_S5, _S5, 0, 0)))
         return aml.scope("\\_SB", *devices) + aml.name("\\_S5", kind)
 

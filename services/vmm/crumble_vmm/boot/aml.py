@@ -97,3 +97,13 @@ def memory(base: int, size: int) -> bytes:
 def interrupt(number: int, *, edge: bool) -> bytes:
     """§6.4.3.6: consumer, active high, exclusive."""
     return struct.pack("<BHBBI", 0x89, 6, 1 | (2 if edge else 0), 1, number)
+
+
+def bus_numbers(first: int, last: int) -> bytes:
+    """§6.4.3.5.3: a bridge's buses, fixed, as words."""
+    return struct.pack("<BHBBB5H", 0x88, 13, 2, 0x0C, 0, 0, first, last, 0, last - first + 1)
+
+
+def window(base: int, size: int) -> bytes:
+    """§6.4.3.5.2: memory that a bridge passes on, fixed, read and write, as double words."""
+    return struct.pack("<BHBBB5I", 0x87, 23, 0, 0x0C, 1, 0, base, base + size - 1, 0, size)

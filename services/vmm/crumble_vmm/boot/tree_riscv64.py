@@ -29,6 +29,17 @@ class DeviceNode:
 
 
 @dataclass(frozen=True, slots=True)
+class PciNode:
+    """A PCI host bridge (bindings/pci/host-generic-pci.yaml). ecam, window: (base, size). lines: INTA of
+    devices 1, 2, ...
+    """
+
+    ecam: tuple[int, int]
+    window: tuple[int, int]
+    lines: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class BoardTree:
     """What the tree says. seed: entropy for the guest's random pool. initrd: (start, end)."""
 
@@ -43,6 +54,7 @@ class BoardTree:
     console: str
     initrd: tuple[int, int]
     seed: bytes
+    pci: PciNode | None = None
 
     def flatten(self) -> bytes:
         """The blob for the guest."""
@@ -59,6 +71,8 @@ class BoardTree:
         self._plic(soc)
         for device in self.devices:
             self._device(soc, device)
+        if self.pci is not None:
+            self._pci(soc, self.pci)
         return flatten(root)
 
     def _chosen(self, chosen: Node) -> None:
@@ -102,7 +116,26 @@ class BoardTree:
         for name, value in device.properties:
             node.set(name, value)
 
+    @staticmethod
+    def _pci(soc: Node, pci: PciNode) -> None:
+        node = soc.add(f"pci@{pci.ecam[0]:x}")
+        node.set("compatible", "pci-host-ecam-generic").set("device_type", "pci")
+        node.set("#address-cells", 3).set("#size-cells", 2).set("#interrupt-cells", 1)
+        node.set("reg", cells(*pci.ecam)).set("bus-range", words(0, 0))
+        node.set("linux,pci-domain", 0).set("dma-coherent")
+        base, size = pci.window
+        node.set("ranges", words(_PCI_MEMORY_32, 0, base) + cells(base, size))
+        node.set("interrupt-map-mask", words(_PCI_DEVICE_MASK, 0, 0, _PCI_PIN_MASK))
+        entries = (
+            words(number << _PCI_DEVICE_SHIFT, 0, 0, _PCI_INTA, _PLIC_PHANDLE, line)
+            for number, line in enumerate(pci.lines, start=1)
+        )
+        node.set("interrupt-map", b"".join(entries))
 
+
+# IEEE 1275's PCI addresses: space, device, pin.
+_PCI_MEMORY_32, _PCI_DEVICE_SHIFT, _PCI_DEVICE_MASK = 0x0200_0000, 11, 0xF800
+_PCI_INTA, _PCI_PIN_MASK = 1, 7
 _PLIC_PHANDLE = 1
 
 

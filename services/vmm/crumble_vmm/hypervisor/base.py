@@ -98,8 +98,11 @@ class VirtioInterrupt(ABC):
     """One virtio-mmio transport's interrupt: InterruptStatus, InterruptACK and its line."""
 
     @abstractmethod
-    def signal(self, bits: int) -> None:
-        """Sets bits of InterruptStatus (1 used buffer, 2 configuration change). Any thread."""
+    def signal(self, bits: int, queue: int = -1) -> None:
+        """Sets bits of InterruptStatus (1 used buffer, 2 configuration change). Any thread.
+
+        queue: whose buffer it was, for those who tell them apart; -1: all.
+        """
 
     @abstractmethod
     def status(self) -> int:
@@ -110,12 +113,32 @@ class VirtioInterrupt(ABC):
         """Clears bits, as a guest's write to InterruptACK does."""
 
     @abstractmethod
-    def add_call_fd(self, fd: int) -> None:
-        """From now on a write to eventfd `fd` sets bit 0, without any thread of ours (an irqfd)."""
+    def add_call_fd(self, fd: int, queue: int = 0) -> None:
+        """From now on a write to eventfd `fd` sets bit 0, for `queue`, without any thread of ours (an irqfd)."""
 
     @abstractmethod
     def remove_call_fd(self, fd: int) -> None:
         """Undoes add_call_fd; nothing of ours touches `fd` afterwards."""
+
+
+class MessageInterrupt(ABC):
+    """A message-signalled interrupt: a store to an address that an interrupt controller takes."""
+
+    @abstractmethod
+    def route(self, address: int, data: int) -> None:
+        """What it sends; (0, 0): nothing. One more is sent when an eventfd may have rung meanwhile."""
+
+    @abstractmethod
+    def send(self) -> None:
+        """Sends it. Any thread."""
+
+    @abstractmethod
+    def add_call_fd(self, fd: int) -> None:
+        """From now on a write to eventfd `fd` sends it, without any thread of ours."""
+
+    @abstractmethod
+    def remove_call_fd(self, fd: int) -> None:
+        """Undoes add_call_fd."""
 
 
 class VirtualMachine(ABC):
@@ -151,6 +174,10 @@ class VirtualMachine(ABC):
 
         Loads and stores there may be served by the back end and never reach the bus.
         """
+
+    def message_interrupt(self) -> MessageInterrupt | None:
+        """One of its own for whoever asks; None where nothing takes messages."""
+        return None
 
     @abstractmethod
     def add_doorbell(self, address: int, size: int, value: int, fd: int) -> None:

@@ -58,6 +58,18 @@ class TransportState:
 
 
 @dataclass(frozen=True)
+class PciState:
+    """A virtio-pci function. config: its configuration space. msix: table and what waits. vectors: of
+    configuration changes, then of each queue.
+    """
+
+    transport: TransportState
+    config: bytes
+    msix: bytes
+    vectors: list[int]
+
+
+@dataclass(frozen=True)
 class PortState:
     """A console port. waiting: bytes for the guest that it has not taken."""
 

@@ -215,7 +215,7 @@ class LocalDevice(VirtioDevice):
         try:
             self._drain(index, queue)
             if self.queues.get(index) is queue and queue.should_notify():
-                wiring.interrupt.signal(INTERRUPT_USED)
+                wiring.interrupt.signal(INTERRUPT_USED, index)
         except RingError as error:
             wiring.broken(error.message)
 

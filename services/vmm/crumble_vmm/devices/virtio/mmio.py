@@ -1,37 +1,18 @@
-"""The virtio-mmio transport, version 2 (virtio 1.2 §4.2): one device's registers and negotiation.
+"""The virtio-mmio transport, version 2 (virtio 1.2 §4.2): one device's registers.
 
-InterruptStatus and InterruptACK are usually served by the back end without coming here; QueueNotify
-always is: each value of it rings an eventfd. What is left is rare: negotiation, queue set-up, the
-configuration space. Registers are read and written by vCPU threads, under `lock`.
+InterruptStatus and InterruptACK are usually served by the back end without coming here. What is left is
+rare: negotiation, queue set-up, the configuration space.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from crumble_common import log
-from crumble_common.errors import CrumbleError
 from crumble_native.memory import Memory
-from crumble_vmm.chipset.builder import Device
-from crumble_vmm.devices.virtio.device import (
-    F_VERSION_1,
-    INTERRUPT_CONFIG,
-    INTERRUPT_USED,
-    QueueSetup,
-    VirtioDevice,
-    Wiring,
-)
+from crumble_vmm.devices.virtio.device import VirtioDevice
+from crumble_vmm.devices.virtio.transport import LOW, Transport
 from crumble_vmm.hypervisor.base import VirtioInterrupt, VirtualMachine
-from crumble_vmm.snapshot.state import (
-    QueueState,
-    RingState,
-    TransportState,
-    corrupt,
-    in_range,
-)
+from crumble_vmm.snapshot.state import TransportState
 
 SIZE = 0x1000
 # §4.2.2, table 4.1
@@ -47,26 +28,10 @@ CONFIG_GENERATION, CONFIG = 0x0FC, 0x100
 MAGIC = 0x74726976
 VENDOR = 0x4D_55_52_43  # "CRUM"
 
-# §2.1
-ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
-_LOW = 0xFFFF_FFFF
-
-
-@dataclass(slots=True)
-class _Queue:
-    """What the driver wrote of one queue."""
-
-    size: int = 0
-    ready: bool = False
-    descriptors: int = 0
-    driver: int = 0
-    device: int = 0
-
-
 _ADDRESSES = {QUEUE_DESC: "descriptors", QUEUE_DRIVER: "driver", QUEUE_DEVICE: "device"}
 
 
-class MmioTransport(Device):
+class MmioTransport(Transport):
     """A slot with a device in it, at guest-physical address `base`."""
 
     state_type = TransportState
@@ -74,15 +39,8 @@ class MmioTransport(Device):
     def __init__(
         self, device: VirtioDevice, base: int, memory: Memory, interrupt: VirtioInterrupt
     ) -> None:
-        self.name = device.name
-        self.device = device
+        super().__init__(device, memory, interrupt)
         self.base = base
-        self.problem = ""
-        """Why the device is broken; "" when it isn't."""
-        self._memory = memory
-        self._interrupt = interrupt
-        self._lock = threading.RLock()
-        self._kicks: tuple[int, ...] = ()
         self._readers: dict[int, Callable[[], int]] = {
             MAGIC_VALUE: lambda: MAGIC,
             VERSION: lambda: 2,
@@ -95,10 +53,10 @@ class MmioTransport(Device):
             STATUS: lambda: self._status,
             CONFIG_GENERATION: lambda: self._generation,
             # No shared memory region: all ones (§4.2.2, SHMLen).
-            SHM_LEN: lambda: _LOW,
-            SHM_LEN + 4: lambda: _LOW,
-            SHM_BASE: lambda: _LOW,
-            SHM_BASE + 4: lambda: _LOW,
+            SHM_LEN: lambda: LOW,
+            SHM_LEN + 4: lambda: LOW,
+            SHM_BASE: lambda: LOW,
+            SHM_BASE + 4: lambda: LOW,
         }
         self._writers: dict[int, Callable[[int], None]] = {
             DEVICE_FEATURES_SEL: lambda value: setattr(self, "_device_features_sel", value),
@@ -114,58 +72,11 @@ class MmioTransport(Device):
         for register in _ADDRESSES:
             self._writers[register] = self._address_writer(register, 0)
             self._writers[register + 4] = self._address_writer(register, 32)
-        self._generation = 0
-        self._resumed: dict[int, RingState] | None = None
-        self._clear()
-
-    def _clear(self) -> None:
-        self._status = 0
-        self._device_features_sel = self._driver_features_sel = self._queue_sel = 0
-        self._features = 0
-        self._queues = [_Queue() for _ in self.device.queue_sizes]
-        self.problem = ""
 
     def connect_doorbells(self, machine: VirtualMachine) -> None:
-        """Makes an eventfd a queue, rung by QueueNotify without an exit."""
-        flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
-        self._kicks = tuple(os.eventfd(0, flags) for _ in self.device.queue_sizes)
+        """QueueNotify takes each queue's number."""
         for index, fd in enumerate(self._kicks):
             machine.add_doorbell(self.base + QUEUE_NOTIFY, 4, index, fd)
-
-    def start(self) -> None:
-        """Hands the device its wiring."""
-        self.device.start(
-            Wiring(self._lock, self._memory, self._kicks, self._interrupt, self._broken)
-        )
-        if self._resumed is None:
-            return
-        try:
-            with self._lock:
-                self.device.resume(self._features, self._ready_queues(), self._resumed)
-        except ValueError as error:
-            raise corrupt(f"{self.name}: {error}") from error
-
-    def stop(self) -> None:
-        """Takes it back."""
-        self.device.stop()
-        for fd in self._kicks:
-            os.close(fd)
-        self._kicks = ()
-
-    def reset(self) -> None:
-        """§2.4: as the driver's write of 0 to Status."""
-        with self._lock:
-            if self._status:
-                self.device.reset()
-            self._interrupt.acknowledge(INTERRUPT_USED | INTERRUPT_CONFIG)
-            self._clear()
-
-    def config_changed(self) -> None:
-        """The device's configuration is another one now. Any thread."""
-        with self._lock:
-            self._generation = (self._generation + 1) & _LOW
-            if self._status & DRIVER_OK:
-                self._interrupt.signal(INTERRUPT_CONFIG)
 
     def mmio_read(self, offset: int, size: int) -> int:
         """Registers are 32 bits wide, and so must be the access (§4.2.2.2); others read as zero."""
@@ -181,159 +92,8 @@ class MmioTransport(Device):
         with self._lock:
             writer = self._writers.get(offset)
             if writer is not None and size == 4:
-                writer(value & _LOW)
-
-    def _offered_features(self) -> int:
-        sel = self._device_features_sel
-        return self.device.features >> 32 * sel & _LOW if sel < 2 else 0
-
-    def _accept_features(self, value: int) -> None:
-        sel = self._driver_features_sel
-        if sel < 2 and not self._status & FEATURES_OK:
-            self._features = self._features & ~(_LOW << 32 * sel) | value << 32 * sel
-
-    def _queue(self) -> _Queue:
-        """The selected queue; one that is written in vain when there is none."""
-        at = self._queue_sel
-        return self._queues[at] if at < len(self._queues) else _Queue()
-
-    def _queue_size_max(self) -> int:
-        at = self._queue_sel
-        return self.device.queue_sizes[at] if at < len(self._queues) else 0
-
-    def _frozen(self) -> bool:
-        """§4.2.2.2: no changes while the queue is ready or the driver is live."""
-        return bool(self._status & DRIVER_OK) or self._queue().ready
-
-    def _set_queue_size(self, value: int) -> None:
-        if not self._frozen() and value <= self._queue_size_max():
-            self._queue().size = value
-
-    def _set_queue_ready(self, value: int) -> None:
-        if not self._status & DRIVER_OK:
-            self._queue().ready = value == 1
+                writer(value & LOW)
 
     def _address_writer(self, register: int, shift: int) -> Callable[[int], None]:
         name = _ADDRESSES[register]
-
-        def write(value: int) -> None:
-            if not self._frozen():
-                queue = self._queue()
-                old = getattr(queue, name)
-                setattr(queue, name, old & ~(_LOW << shift) | value << shift)
-
-        return write
-
-    def _notify(self, value: int) -> None:
-        """Only when the back end has no doorbells, or for a queue that isn't there."""
-        if value < len(self._kicks):
-            os.eventfd_write(self._kicks[value], 1)
-
-    def _set_status(self, value: int) -> None:
-        if value == 0:
-            self.reset()
-            return
-        new = value & ~self._status
-        if new & FEATURES_OK and not self._features_fit():
-            value &= ~FEATURES_OK
-        # A driver never clears bits but by reset (§2.1.1); NEEDS_RESET is ours.
-        self._status |= value & ~NEEDS_RESET & 0xFF
-        if new & DRIVER_OK:
-            self._activate()
-
-    def _features_fit(self) -> bool:
-        return bool(self._features & F_VERSION_1) and not self._features & ~self.device.features
-
-    def _activate(self) -> None:
-        if not self._status & FEATURES_OK:
-            self._broken("The driver went on without FEATURES_OK.")
-            return
-        try:
-            self.device.activate(self._features, self._ready_queues())
-        except (CrumbleError, ValueError, OSError) as error:
-            self._broken(str(error))
-
-    def _ready_queues(self) -> list[QueueSetup]:
-        return [
-            QueueSetup(index, queue.size, queue.descriptors, queue.driver, queue.device)
-            for index, queue in enumerate(self._queues)
-            if queue.ready
-        ]
-
-    # Snapshots.
-
-    def halt(self) -> None:
-        """The rings stand still."""
-        self.device.halt()
-
-    def go_on(self) -> None:
-        """The rings are served again."""
-        with self._lock:
-            self.device.go_on()
-
-    def get_state(self) -> TransportState:
-        """Registers, queues, and where the device is in them."""
-        with self._lock:
-            rings = self.device.rings()
-            queues = [
-                QueueState(
-                    queue.size, queue.ready, queue.descriptors, queue.driver, queue.device,
-                    rings.get(index, RingState()),
-                )
-                for index, queue in enumerate(self._queues)
-            ]  # fmt: skip
-            return TransportState(
-                self._status, self._device_features_sel, self._driver_features_sel,
-                self._queue_sel, self._features, self._generation, self._interrupt.status(),
-                self.problem, queues, self.device.get_state(),
-            )  # fmt: skip
-
-    def set_state(self, state: TransportState) -> None:
-        """The device resumes its rings when it is started."""
-        if len(state.queues) != len(self._queues):
-            raise ValueError(f"{len(state.queues)} queues, not {len(self._queues)}")
-        with self._lock:
-            self._status = in_range("status", state.status, 8)
-            self._device_features_sel = in_range("sel", state.device_features_sel, 32)
-            self._driver_features_sel = in_range("sel", state.driver_features_sel, 32)
-            self._queue_sel = in_range("queue_sel", state.queue_sel, 32)
-            self._features = in_range("features", state.features, 64)
-            self._generation = in_range("generation", state.generation, 32)
-            self.problem = state.problem
-            self._queues = [
-                _queue(queue, limit)
-                for queue, limit in zip(state.queues, self.device.queue_sizes, strict=True)
-            ]
-            self.device.set_state(state.device)
-            if self._status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK:
-                self._resumed = {index: queue.ring for index, queue in enumerate(state.queues)}
-            bits = INTERRUPT_USED | INTERRUPT_CONFIG
-            if in_range("interrupt", state.interrupt, bits.bit_length()):
-                self._interrupt.signal(state.interrupt)
-
-    def _broken(self, why: str) -> None:
-        """§2.1: the device says that only a reset helps."""
-        with self._lock:
-            if self._status & NEEDS_RESET:
-                return
-            log.warning("device broken", device=self.name, why=why)
-            self.device.reset()
-            self.problem = why
-            live = self._status & DRIVER_OK
-            self._status |= NEEDS_RESET
-            if live:
-                self._interrupt.signal(INTERRUPT_CONFIG)
-
-
-def _queue(state: QueueState, limit: int) -> _Queue:
-    """A queue as it was; ValueError when the registers could not say so."""
-    if not 0 <= state.size <= limit:
-        raise ValueError(f"a queue has {state.size} entries, of {limit}")
-    in_range("a queue's next", state.ring.next, 16)
-    if len(state.ring.unfinished) > state.size or any(
-        not 0 <= head < state.size for head in state.ring.unfinished
-    ):
-        raise ValueError("a queue's unfinished chains are not its own")
-    for address in (state.descriptors, state.driver, state.device):
-        in_range("a queue's address", address, 64)
-    return _Queue(state.size, state.ready, state.descriptors, state.driver, state.device)
+        return lambda value: self._set_address(name, shift, 4, value)

@@ -206,7 +206,7 @@ class VhostUserDevice(VirtioDevice):
 
     def _ring(self, queue: QueueSetup, wiring: Wiring, base: int) -> RingSetup:
         call = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        wiring.interrupt.add_call_fd(call)
+        wiring.interrupt.add_call_fd(call, queue.index)
         self._calls.append(call)
         self._active[queue.index] = queue
         return RingSetup(

@@ -23,6 +23,7 @@ from crumble_vmm.hypervisor.base import (
     ExitReason,
     GuestEnds,
     Hypervisor,
+    MessageInterrupt,
     MmioHandler,
     VirtioInterrupt,
     VirtualCPU,
@@ -83,7 +84,7 @@ class KvmMachine(VirtualMachine):
 
     def _route(self, pin: int, message: ioapic.Message) -> None:
         """The kernel sends it for call fds; one that rang while there was no message is made up for."""
-        unmasked = self._routes[pin] == ioapic.NONE
+        unmasked = self._routes[pin] == ioapic.NONE != message
         self._routes[pin] = message
         self._vm.set_msi_routes(self._routes)
         if unmasked and self._fds[pin]:
@@ -117,6 +118,12 @@ class KvmMachine(VirtualMachine):
         """Registers in C, edges by the kernel."""
         slot = self._vm.add_slot(status, acknowledge)
         return _Interrupt(self._vm, self._ioapic, self._fds, source, slot)
+
+    def message_interrupt(self) -> MessageInterrupt:
+        """The numbers after the IOAPIC's pins."""
+        self._routes.append(ioapic.NONE)
+        self._fds.append(0)
+        return _Message(self._vm, self._fds, self._route, len(self._routes) - 1)
 
     def add_doorbell(self, address: int, size: int, value: int, fd: int) -> None:
         """An ioeventfd."""
@@ -188,7 +195,7 @@ class _Interrupt(VirtioInterrupt):
         self._vm, self._ioapic, self._fds = vm, controller, fds
         self._pin, self._slot = pin, slot
 
-    def signal(self, bits: int) -> None:
+    def signal(self, bits: int, queue: int = -1) -> None:  # noqa: ARG002
         self._vm.slot_set(self._slot, bits)
         self._ioapic.pulse(self._pin)
 
@@ -198,13 +205,40 @@ class _Interrupt(VirtioInterrupt):
     def acknowledge(self, bits: int) -> None:
         self._vm.slot_clear(self._slot, bits)
 
-    def add_call_fd(self, fd: int) -> None:
+    def add_call_fd(self, fd: int, queue: int = 0) -> None:  # noqa: ARG002
         self._vm.irqfd(self._pin, fd)
         self._fds[self._pin] += 1
 
     def remove_call_fd(self, fd: int) -> None:
         self._vm.irqfd(self._pin, fd, on=False)
         self._fds[self._pin] -= 1
+
+
+class _Message(MessageInterrupt):
+    """An entry of the kernel's routing table. fds: how many call fds each has."""
+
+    def __init__(
+        self, vm: kvm.Vm, fds: list[int], route: Callable[[int, ioapic.Message], None], gsi: int
+    ) -> None:
+        self._vm, self._fds, self._change, self._gsi = vm, fds, route, gsi
+        self._message = ioapic.NONE
+
+    def route(self, address: int, data: int) -> None:
+        if (address, data) != self._message:
+            self._message = address, data
+            self._change(self._gsi, self._message)
+
+    def send(self) -> None:
+        if self._message != ioapic.NONE:
+            self._vm.signal_msi(*self._message)
+
+    def add_call_fd(self, fd: int) -> None:
+        self._vm.irqfd(self._gsi, fd)
+        self._fds[self._gsi] += 1
+
+    def remove_call_fd(self, fd: int) -> None:
+        self._vm.irqfd(self._gsi, fd, on=False)
+        self._fds[self._gsi] -= 1
 
 
 class KvmCpu(VirtualCPU):

@@ -145,7 +145,7 @@ class _Interrupt(VirtioInterrupt):
         self._machine = machine
         self._source = source
 
-    def signal(self, bits: int) -> None:
+    def signal(self, bits: int, queue: int = -1) -> None:  # noqa: ARG002
         self._machine.virtio_raise(self._source, bits)
 
     def status(self) -> int:
@@ -154,7 +154,7 @@ class _Interrupt(VirtioInterrupt):
     def acknowledge(self, bits: int) -> None:
         self._machine.virtio_acknowledge(self._source, bits)
 
-    def add_call_fd(self, fd: int) -> None:
+    def add_call_fd(self, fd: int, queue: int = 0) -> None:  # noqa: ARG002
         self._machine.add_call_fd(self._source, fd)
 
     def remove_call_fd(self, fd: int) -> None:
