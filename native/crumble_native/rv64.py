@@ -153,7 +153,8 @@ class Hart:
         """
         raw = ffi.new("crb_hart_state *")
         try:
-            raw.x, raw.f, raw.v = state.x, state.f, list(state.v)
+            raw.x, raw.f = state.x, state.f
+            ffi.buffer(raw.v)[: len(state.v)] = state.v
             for name in _SCALARS:
                 setattr(raw, name, getattr(state, name))
         except (OverflowError, IndexError) as error:

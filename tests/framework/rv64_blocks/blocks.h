@@ -29,7 +29,8 @@ typedef struct options {
     uint64_t seed;
     uint32_t blocks, units, rounds;
     uint32_t level; // of instructions: 1 what QEMU 7.2 knows, 2 all
-    uint32_t traps; // blocks in a hundred that may trap
+    // Of a hundred blocks, how many may trap, how many rewrite themselves.
+    uint32_t traps, rewrites;
 } options;
 
 // ---- values.c

@@ -1,4 +1,4 @@
-// A program of random blocks as an ELF file: generate SEED BLOCKS UNITS ROUNDS LEVEL TRAPS FILE
+// A program of random blocks as an ELF file: generate SEED BLOCKS UNITS ROUNDS LEVEL TRAPS REWRITES FILE
 //
 // Each block starts from a record of all registers and ends in a result of them; so a difference is
 // found in the block where it happened. Blocks run one after the other, all of them ROUNDS times.
@@ -256,8 +256,8 @@ static void write_elf(const char *path, uint32_t entry, uint32_t data_size) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 8) {
-        fputs("generate SEED BLOCKS UNITS ROUNDS LEVEL TRAPS FILE\n", stderr);
+    if (argc != 9) {
+        fputs("generate SEED BLOCKS UNITS ROUNDS LEVEL TRAPS REWRITES FILE\n", stderr);
         return 2;
     }
     const options given = {
@@ -267,6 +267,7 @@ int main(int argc, char **argv) {
         .rounds = (uint32_t)atoi(argv[4]),
         .level = (uint32_t)atoi(argv[5]),
         .traps = (uint32_t)atoi(argv[6]),
+        .rewrites = (uint32_t)atoi(argv[7]),
     };
     wanted = &given;
     random_seed(given.seed);
@@ -310,6 +311,6 @@ int main(int argc, char **argv) {
     data[CONTROL_NEXT] = next;
     data[CONTROL_END] = end;
     data[CONTROL_RESULTS] = results;
-    write_elf(argv[7], entry, end - DATA_BASE);
+    write_elf(argv[8], entry, end - DATA_BASE);
     return 0;
 }

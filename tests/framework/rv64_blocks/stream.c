@@ -561,7 +561,7 @@ void block_begin(block *b, uint32_t base, uint32_t scratch) {
 }
 
 void block_stream(block *b, uint32_t units) {
-    const bool rewrites = chance(6);
+    const bool rewrites = chance(wanted->rewrites);
     for (uint32_t i = 0; i < units; i++) {
         unit(b, MAKERS);
         if (rewrites && chance(20)) rewrite(b);
