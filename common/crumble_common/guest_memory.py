@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from crumble_common import shared_memory
 from crumble_common.errors import InternalError, UsageError
+from crumble_common.memory_base import MemoryBase
 from crumble_native.memory import PAGE_SHIFT, PAGE_SIZE, STATE_HEADER_SIZE, Memory
 
 STATE_MAGIC = b"CRBPAGES"
@@ -72,20 +73,27 @@ class GuestMemory:
 
     @classmethod
     def attach(
-        cls, fd: int, state_fd: int, regions: Sequence[RamRegion], base_fd: int = -1
+        cls,
+        fd: int,
+        state_fd: int,
+        regions: Sequence[RamRegion],
+        base: MemoryBase | None = None,
     ) -> GuestMemory:
-        """Maps memory made elsewhere at `regions`; takes over both fds (`base_fd` stays the caller's).
+        """Maps memory made elsewhere at `regions`; takes over both fds.
 
-        base_fd: the snapshot's memory file, whose byte n lies below byte n of the RAM object.
+        base: the snapshot's memory, whose byte n lies below byte n of the RAM object.
         Raises InternalError when the objects do not belong together or the regions do not fit; the
         fds then stay the caller's.
         """
         try:
             _check_state(fd, state_fd)
-            base = None if base_fd < 0 else _map_base(base_fd, os.fstat(fd).st_size)
-            made = cls(fd, state_fd, regions, base)
-            if base is not None:
-                made.memory.skip_holes(base_fd)
+            if base is None:
+                return cls(fd, state_fd, regions, None)
+            made = cls(fd, state_fd, regions, base.map(os.fstat(fd).st_size))
+            made.memory.skip_holes(base.fds[0])
+            for first, count in base.covered(made.size):
+                start = STATE_HEADER_SIZE + first
+                made.state[start : start + count] = bytes(count)  # nothing runs yet
             return made
         except (OSError, ValueError) as error:
             raise InternalError(
@@ -145,10 +153,3 @@ def _check_state(fd: int, state_fd: int) -> None:
         raise ValueError("the page-state object is not one")
     if size == 0 or pages != size >> PAGE_SHIFT or length < STATE_HEADER_SIZE + pages:
         raise ValueError(f"the page-state object is for {pages} pages, the memory has {size} bytes")
-
-
-def _map_base(base_fd: int, size: int) -> mmap.mmap:
-    """Shared with every clone through the page cache. Checked: a touch beyond the end is a SIGBUS."""
-    if os.fstat(base_fd).st_size < size:
-        raise ValueError("the base file is shorter than the memory")
-    return mmap.mmap(base_fd, size, prot=mmap.PROT_READ)

@@ -6,6 +6,7 @@ See native/include/crumble/memory.h. A `Memory` keeps the mappings it was given 
 from __future__ import annotations
 
 import mmap
+import os
 from typing import Any
 
 from crumble_native._core import ffi, lib
@@ -13,6 +14,18 @@ from crumble_native._core import ffi, lib
 PAGE_SIZE: int = lib.CRB_PAGE_SIZE
 PAGE_SHIFT: int = lib.CRB_PAGE_SHIFT
 STATE_HEADER_SIZE = 64
+
+
+def cover(base: mmap.mmap, fd: int, runs: bytes) -> None:
+    """Maps pages of a file over a base's, in place; OSError. runs: (first page, pages) as u32 pairs, valid."""
+    error = lib.crb_base_cover(
+        ffi.from_buffer(base),
+        fd,
+        ffi.cast("const uint32_t *", ffi.from_buffer(runs)),
+        len(runs) // 8,
+    )
+    if error:
+        raise OSError(error, os.strerror(error))
 
 
 class Memory:

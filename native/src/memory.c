@@ -1,8 +1,10 @@
 // Guest memory: region table, layered translation. See memory.h.
 #include "capture.h"
 
+#include <errno.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/mman.h>
 
 static inline uint8_t state_load(uint8_t *state) {
     return __atomic_load_n(state, __ATOMIC_ACQUIRE);
@@ -113,6 +115,17 @@ uint8_t *crb_translate_overlay(crb_memory *memory, uint64_t gpa, uint64_t *lengt
     const uint64_t offset = gpa - region->gpa;
     if (region->base != NULL) own_page(memory, region, offset >> CRB_PAGE_SHIFT, false);
     return region->overlay + offset;
+}
+
+int crb_base_cover(const void *base, int fd, const uint32_t *runs, uint64_t count) {
+    for (uint64_t i = 0; i < count; i++) {
+        const uint64_t at = (uint64_t)runs[2 * i] << CRB_PAGE_SHIFT;
+        const uint64_t size = (uint64_t)runs[2 * i + 1] << CRB_PAGE_SHIFT;
+        if (mmap((uint8_t *)base + at, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)at) ==
+            MAP_FAILED)
+            return errno;
+    }
+    return 0;
 }
 
 static void flatten(crb_region *region) {

@@ -1,15 +1,17 @@
 """Snapshots, forks and commits of real guests, by the command and by the SDK."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from crumble.snapshots import manifest as form
 from crumble.snapshots.store import Store
 from framework.command import eventually
-from framework.real_crumble import IMAGE, RealWorld, real_world
+from framework.real_crumble import IMAGE, RealWorld, check_sentence, real_world
 
 pytestmark = [pytest.mark.guest, pytest.mark.slow]
 
@@ -57,6 +59,52 @@ def test_a_snapshot_by_name_survives_the_supervisor_and_a_journey(
     script = "cat /note; pgrep -c sleep || ls /proc | grep -c ^[0-9]"
     done = world.run("run", "--from", "yours", "sh", "-c", script)
     assert done.stdout.startswith("before\n"), done.stderr
+
+
+def test_a_snapshot_of_a_vm_that_went_on_from_one_has_only_what_was_written_since(
+    world: RealWorld,
+) -> None:
+    """Three over one another, the last of which survives the others and a journey of its own."""
+    world.run("snapshot", "create", "box", "c1")
+    for number in (2, 3):
+        vm = f"v{number}"
+        assert world.run(
+            "run", "-d", "--name", vm, "--from", f"c{number - 1}", "sleep", "999"
+        ).stdout
+        world.run("exec", vm, "sh", "-c", f"echo {number} > /n{number}; seq {number}0000 > /big")
+        assert world.run("snapshot", "create", vm, f"c{number}").returncode == 0
+        world.run("stop", "-t", "0", vm)
+    place = world.data / "snapshots"
+    about = [form.decode((place / n / "manifest.json").read_bytes(), n) for n in ("c1", "c2", "c3")]
+    assert [made.parent for made in about[1:]] == ["c1", "c2"]
+    assert [made.parent_digest for made in about[1:]] == [made.digest for made in about[:2]]
+    written = (place / "c3/memory").stat().st_blocks * 512
+    assert written < (place / "c3/parent-0.memory").stat().st_blocks * 512 / 3
+    assert world.run("snapshot", "rm", "c1", "c2").returncode == 0
+    script = "cat /n2 /n3; md5sum < /big; cat /bin/* | md5sum"
+    done = world.run("run", "--from", "c3", "sh", "-c", script)
+    expected = world.run("run", IMAGE, "sh", "-c", "seq 30000 | md5sum; cat /bin/* | md5sum").stdout
+    assert done.stdout == "2\n3\n" + expected, done.stderr
+    bad = place / "c3/parent-0.memory"
+    flip(bad)
+    for name in ("c3", "c3"):
+        done = world.run("run", "--from", name, "true")
+        assert done.returncode == 125
+        check_sentence(done.stderr, "parent-0.memory, which it builds on, was changed")
+    flip(bad)
+    assert world.run("run", "--from", "c3", "cat", "/n3").stdout == "3\n"
+    bad.unlink()
+    check_sentence(world.run("run", "--from", "c3", "true").stderr, "parent-0.memory.* cannot be")
+    world.run("snapshot", "rm", "c3")
+
+
+def flip(path: Path) -> None:
+    """Another value for a bit that was written; or the one it had."""
+    with path.open("r+b") as file:
+        file.seek(os.lseek(file.fileno(), 0, os.SEEK_DATA) + 100)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
 
 
 def test_forks_are_apart_and_can_be_forked(world: RealWorld) -> None:

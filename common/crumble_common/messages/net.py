@@ -70,8 +70,8 @@ class NetConfig:
 @message("net.port.add")
 @dataclass(frozen=True)
 class PortAdd:
-    """One guest more on a network. Reply: Ok. The fds were handed over, by the names given here; the fields
-    are those of NetConfig. It is removed when its front end leaves.
+    """One guest more on a network. Reply: Ok. The fds were handed over, by the names given here (those of
+    a MemoryBase by its own names); the fields are those of NetConfig. It is removed when its front end leaves.
     """
 
     name: str
@@ -80,7 +80,7 @@ class PortAdd:
     mac: str
     mtu: int = MTU
     page_state_fd: str = ""
-    memory_base_fd: str = ""
+    memory_base_fds: dict[str, str] = field(default_factory=dict)
     policy: NetPolicy = field(default_factory=NetPolicy)
     forwards: list[Forward] = field(default_factory=list)
     capture_fd: str = ""

@@ -39,8 +39,8 @@ class VmConfig:
     load in order. cmdline: appended to ours. hypervisor: "auto", "soft", "kvm". cpu_model: of hypervisors.CPU_MODELS.
     transport: of virtio devices.
     boot_limit: seconds from the kernel's entry to the agent's first word; 0: whoever asked waits.
-    restore: `Frozen.state` of the VM this one goes on from: no kernel is loaded, and the fd "memory_base" is
-    that VM's captured memory. Errors: "snapshot.foreign", "snapshot.corrupt", before anything runs.
+    restore: `Frozen.state` of the VM this one goes on from: no kernel is loaded, and the fds of a
+    MemoryBase are that VM's captured memory. Errors: "snapshot.foreign", "snapshot.corrupt", before anything runs.
     """
 
     vm: str

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from crumble_common import log
 from crumble_common.errors import UsageError
+from crumble_common.memory_base import MemoryBase
 from crumble_common.service import Context
 from crumble_common.vhost_user.backend import Backend, Device
 from crumble_common.vhost_user.memory_capture import MemoryCapture
@@ -24,7 +25,7 @@ class Serving:
     """`device`, served over the service's fd `socket_fd`: a listening or a connected Unix socket.
 
     Of our own vmm there are two more fds, "page_state" (which layer of memory a page is in) and, for
-    a restored guest, "memory_base" (the layer below, which all its clones share): both are mapped
+    a restored guest, those of the MemoryBase below, which all its clones share: all are mapped
     here, while that is allowed. fds: where they are found, else among those that the service was started
     with. on_end: called when the front end has left, else the service ends. Raises UsageError when the
     fd is no socket.
@@ -47,7 +48,7 @@ class Serving:
             context.fd(socket_fd) if fds is None else fds[socket_fd]
         )
         self._page_state = self._map("page_state", mmap.PROT_READ | mmap.PROT_WRITE)
-        self._base = self._map("memory_base", mmap.PROT_READ)
+        self._base = self._map_base()
         self._capture = MemoryCapture(self._page_state)
         self._backend: Backend | None = None
         self._waiting = False
@@ -95,6 +96,10 @@ class Serving:
             return None
         fd = self._fds[name]
         return mmap.mmap(fd, os.fstat(fd).st_size, prot=access)
+
+    def _map_base(self) -> mmap.mmap | None:
+        base = MemoryBase.given(self._context.fds)
+        return None if base is None else base.map(os.fstat(base.fds[0]).st_size)
 
     def _accept(self) -> None:
         assert self._socket is not None

@@ -158,6 +158,7 @@ def _take_in(store: Store, draft: Draft, source: _Input, name: str) -> Manifest:
     )
     try:
         verify(snapshot)
+        draft.trust(manifest)
     finally:
         snapshot.close()
     store.name(draft, name)

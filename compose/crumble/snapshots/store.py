@@ -18,9 +18,13 @@ from crumble.snapshots import sums
 from crumble.snapshots.manifest import Manifest, StoredFile, corrupt
 from crumble_common import directories, log, paths
 from crumble_common.errors import CrumbleError, HostError, UsageError
+from crumble_common.memory_base import parse_runs
 
 # What boot snapshots may take before the least recently used go, bytes; $CRUMBLE_SNAPSHOT_LIMIT, MiB.
 _LIMIT = 8 << 30
+# In a snapshot: the identity it had when all of it was verified.
+TRUSTED = "trusted"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -44,8 +48,8 @@ class Found:
 
 
 class Snapshot:
-    """One that is in use: nobody removes it before `close`. Everything in it was checked but the bytes of
-    its memory.
+    """One that is in use: nobody removes it before `close`. State and sizes were checked; the rest is for
+    `verify`. runs: where the memory files have pages, of all but the lowest.
     """
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -56,6 +60,7 @@ class Snapshot:
             for name, file in self.manifest.files.items():
                 _check_size(self.path, fd, name, file)
             self.state = _read_state(self.path, fd, self.manifest)
+            self.runs = [_read_runs(self, name) for name in self.manifest.memories[1:]]
         except BaseException:
             self.close()
             raise
@@ -102,6 +107,10 @@ class Draft:
         while view:
             view = view[os.write(fd, view) :]
 
+    def trust(self, about: Manifest) -> None:
+        """Everything in it is what its manifest says: nobody needs to look at that again."""
+        self.write(TRUSTED, identity(self._fd, about))
+
     def sync(self) -> None:
         """On disk, all of it."""
         for fd in (*self.fds.values(), self._fd):
@@ -139,19 +148,24 @@ class Store:
             assert held is not None
             return Draft(path, held)
 
-    def publish(self, draft: Draft, about: Manifest, state: State) -> Manifest:
+    def publish(
+        self, draft: Draft, about: Manifest, state: State, runs: bytes | None = None
+    ) -> Manifest:
         """Sums, writes down and names a draft, whose memory is complete; it is closed.
 
-        Raises UsageError "snapshot.exists", HostError; the draft is then still the caller's.
+        runs: where it has memory, when it builds on others, whose files are in it. Raises UsageError "snapshot.exists", HostError; the draft is then still the caller's.
         """
         with _disk_errors():
             draft.write(form.STATE, msgpack.packb({"vm": state.vm, "fsd": state.fsd}))
             memory = draft.fds[form.MEMORY]
             os.ftruncate(memory, about.memory)
             draft.write(form.SUMS, sums.of_memory(memory, about.memory))
+            if runs is not None:
+                draft.write(form.PAGES, runs)
             files = {name: _stored(name, fd) for name, fd in draft.fds.items()}
             made = Manifest(**{**vars(about), "files": files})
             draft.write(form.MANIFEST, form.encode(made))
+            draft.trust(made)
         self.name(draft, made.name)
         return made
 
@@ -292,6 +306,15 @@ def limit_from_environment() -> int:
         return _LIMIT
 
 
+def identity(directory: int, about: Manifest) -> bytes:
+    """Other bytes when a file of a snapshot was replaced or written, or the machine was started anew."""
+    lines = [_BOOT.read_text().strip()]
+    for name in sorted(about.files):
+        info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        lines.append(f"{name} {info.st_ino} {info.st_size} {info.st_mtime_ns}")
+    return "\n".join(lines).encode()
+
+
 def read_manifest(path: Path, directory: int) -> Manifest:
     """Raises what is wrong with it."""
     fd = _open(path, directory, form.MANIFEST)
@@ -321,6 +344,17 @@ def _read_state(path: Path, directory: int, manifest: Manifest) -> State:
     return state
 
 
+def _read_runs(snapshot: Snapshot, memory: str) -> bytes:
+    name, about = f"{memory}.pages", snapshot.manifest
+    with os.fdopen(snapshot.open(name), "rb") as file:
+        data = file.read(form.MAX_PAGES)
+        good = sums.of_file(file.fileno()) == about.files[name].sha256
+    with contextlib.suppress(ValueError):
+        if good and list(parse_runs(data, about.memory // form.PAGE)) is not None:
+            return data
+    raise corrupt(snapshot.path.name, f"{name} was changed")
+
+
 def _check_size(path: Path, directory: int, name: str, file: StoredFile) -> None:
     fd = _open(path, directory, name)
     try:
@@ -335,12 +369,13 @@ def _open(path: Path, directory: int, name: str) -> int:
     try:
         return os.open(name, _FLAGS, dir_fd=directory)
     except OSError as error:
-        raise corrupt(path.name, f"{name} cannot be opened ({error.strerror})") from None
+        kind = ", of one that it builds on," if name.startswith("parent-") else ""
+        raise corrupt(path.name, f"{name}{kind} cannot be opened ({error.strerror})") from None
 
 
 def _stored(name: str, fd: int) -> StoredFile:
     size = os.fstat(fd).st_size
-    return StoredFile(size, "" if name == form.MEMORY else sums.of_file(fd))
+    return StoredFile(size, "" if name.endswith(form.MEMORY) else sums.of_file(fd))
 
 
 def _exists(name: str) -> UsageError:

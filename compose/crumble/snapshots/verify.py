@@ -1,13 +1,16 @@
-"""Looks at every byte of a snapshot."""
+"""Looks at every byte of a snapshot; once, as long as nothing changes that could change them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 
 from crumble.snapshots import manifest as form
 from crumble.snapshots import sums
 from crumble.snapshots.manifest import CHUNK, SUM, corrupt
-from crumble.snapshots.store import Snapshot
+from crumble.snapshots.store import TRUSTED, Snapshot, identity
+from crumble_common.errors import CrumbleError
 
 
 def verify(snapshot: Snapshot) -> None:
@@ -15,18 +18,38 @@ def verify(snapshot: Snapshot) -> None:
     for name, file in snapshot.manifest.files.items():
         fd = snapshot.open(name)
         try:
-            if name != form.MEMORY and sums.of_file(fd) != file.sha256:
+            if not name.endswith(form.MEMORY) and sums.of_file(fd) != file.sha256:
                 raise corrupt(snapshot.path.name, f"{name} was changed")
         finally:
             os.close(fd)
-    _verify_memory(snapshot)
+    for name in snapshot.manifest.memories:
+        _verify_memory(snapshot, name)
 
 
-def _verify_memory(snapshot: Snapshot) -> None:
+def is_trusted(snapshot: Snapshot) -> bool:
+    """It was verified since this machine was started, and no file of it was written since."""
+    try:
+        with os.fdopen(snapshot.open(TRUSTED), "rb") as file:
+            return file.read(1 << 16) == identity(snapshot.directory, snapshot.manifest)
+    except (CrumbleError, OSError):
+        return False
+
+
+def verify_and_trust(snapshot: Snapshot) -> None:
+    """As `verify`; `is_trusted` from then on, where the directory can be written."""
+    before = identity(snapshot.directory, snapshot.manifest)
+    verify(snapshot)
+    new = f".{TRUSTED}-{secrets.token_hex(4)}"
+    with contextlib.suppress(OSError):
+        (snapshot.path / new).write_bytes(before)
+        (snapshot.path / new).replace(snapshot.path / TRUSTED)
+
+
+def _verify_memory(snapshot: Snapshot, name: str) -> None:
     size = snapshot.manifest.memory
-    with os.fdopen(snapshot.open(form.SUMS), "rb") as file:
+    with os.fdopen(snapshot.open(f"{name}.sums"), "rb") as file:
         wanted = file.read(form.sums_size(size))
-    fd = snapshot.open(form.MEMORY)
+    fd = snapshot.open(name)
     try:
         found = sums.of_memory(fd, size)
     finally:
@@ -36,4 +59,5 @@ def _verify_memory(snapshot: Snapshot) -> None:
             n for n in range(0, len(wanted), SUM) if found[n : n + SUM] != wanted[n : n + SUM]
         )
         where = index // SUM * CHUNK
-        raise corrupt(snapshot.path.name, f"its memory was changed in the MiB at {where:#x}")
+        which = "its memory" if name == form.MEMORY else f"{name}, which it builds on,"
+        raise corrupt(snapshot.path.name, f"{which} was changed in the MiB at {where:#x}")

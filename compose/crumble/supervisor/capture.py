@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from crumble.snapshots import manifest as form
 from crumble.snapshots.manifest import Manifest, SavedImage
 from crumble.snapshots.store import Draft, State
+from crumble.supervisor import lineage
 from crumble.supervisor.tasks import Future, limited
 from crumble_common import __version__, log
 from crumble_common.errors import CrumbleError, GuestError, HostError, InternalError
@@ -28,31 +29,41 @@ _STILL = 10.0
 
 @dataclass(frozen=True)
 class Frame:
-    """A VM at one moment. pause: how long it stood still, s. saved: resolved when `draft` has its memory."""
+    """A VM at one moment. pause: how long it stood still, s. saved: resolved when `draft` has its memory.
+
+    parent: what that builds on; runs: where it then has pages.
+    """
 
     draft: Draft
     state: State
     pause: float
     saved: Future[None]
+    parent: Manifest | None = None
+    runs: bytes = b""
 
 
-async def begin(vm: Vm, draft: Draft) -> Frame:
-    """Captures into `draft`; the VM runs again when this returns. Raises CrumbleError: then it runs, too."""
+async def begin(vm: Vm, draft: Draft, *, chained: bool = False) -> Frame:
+    """Captures into `draft`; the VM runs again when this returns. Raises CrumbleError: then it runs, too.
+
+    chained: only what was written since the last snapshot in the store, when the VM comes from there.
+    """
     while vm.saving is not None and not vm.saving.done:  # one at a time
         await settled(vm.saving)
     vmm, fsd = vm.vmm, vm.service("fsd")
     saved: Future[None] = Future()
     vm.saving = saved
     try:
-        return await _stand_still(vm, vmm, fsd, draft, saved)
+        parent = lineage.link_parents(vm, draft) if chained else None
+        return await _stand_still(vm, vmm, fsd, draft, saved, parent)
     except BaseException as error:
         saved.fail(error)
         raise
 
 
 async def _stand_still(
-    vm: Vm, vmm: ServiceProcess, fsd: ServiceProcess, draft: Draft, saved: Future[None]
-) -> Frame:
+    vm: Vm, vmm: ServiceProcess, fsd: ServiceProcess, draft: Draft, saved: Future[None],
+    parent: Manifest | None,
+) -> Frame:  # fmt: skip
     loop = vm.host.loop
     nets = [vm.host.networks.of(vm)] if vm.network.on else []
     for service in (fsd, *(net for net, _ in nets)):
@@ -67,9 +78,12 @@ async def _stand_still(
     fsd.give("contents", draft.create(form.CONTENTS))
     for name, path in layer_links(vm).items():
         draft.link(name, path)
+    vm.lineage, runs = None, b""
     began = loop.now()
-    frozen: Frozen = await _soon(vm, vmm, Freeze("capture"))
+    frozen: Frozen = await _soon(vm, vmm, Freeze("capture", parent is not None))
     try:
+        if parent is not None:
+            runs = lineage.frozen_runs(vm)
         for net, guest in nets:
             await _soon(vm, net, NetFreeze(f"capture.{vm.id}", guest))
         files: FsFrozen = await _soon(vm, fsd, FsFreeze("capture", "index", "contents"))
@@ -82,7 +96,7 @@ async def _stand_still(
     if not files.changed:
         draft.drop(form.INDEX)
         draft.drop(form.CONTENTS)
-    return Frame(draft, State(frozen.state, files.state), pause, saved)
+    return Frame(draft, State(frozen.state, files.state), pause, saved, parent, runs)
 
 
 def _soon(vm: Vm, service: ServiceProcess, body: Any) -> Future[Any]:
@@ -161,9 +175,20 @@ def layer_links(vm: Vm) -> dict[str, str]:
 async def keep(vm: Vm, frame: Frame, manifest: Manifest) -> Manifest:
     """Waits for the memory and publishes; the draft is gone in any case. Raises CrumbleError."""
     captures, store = vm.host.captures, vm.host.store
+
+    def publish() -> Manifest:
+        if frame.parent is None:
+            return store.publish(frame.draft, manifest, frame.state)
+        runs = lineage.thicken(frame.draft, frame.runs)
+        made = lineage.named(manifest, frame.parent)
+        return store.publish(frame.draft, made, frame.state, runs)
+
     try:
         await frame.saved
-        return await captures.in_thread(lambda: store.publish(frame.draft, manifest, frame.state))
+        made = await captures.in_thread(publish)
+        if vm.saving is frame.saved:  # no other capture has begun
+            vm.lineage = made
+        return made
     finally:
         await captures.in_thread(frame.draft.discard)
 

@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crumble.snapshots import manifest as form
 from crumble.snapshots.manifest import StoredFile
 from crumble.snapshots.store import Store
+from crumble.snapshots.verify import is_trusted, verify_and_trust
 from crumble.supervisor import bootkey, capture
 from crumble.supervisor.origin import Origin
 from crumble.supervisor.rehearsal import rehearse
@@ -42,10 +44,26 @@ class Captures:
         self._making: set[str] = set()
         self._distrusted: set[str] = set()
         self._background: set[Future[Any]] = set()
+        self._checking: dict[Path, Future[None]] = {}
 
     def named(self, name: str) -> Origin:
         """A snapshot in the store, to go on from."""
         return Origin.of(self._store.open(self._store.full_name(name)))
+
+    async def check(self, origin: Origin) -> None:
+        """Looks at every byte of a snapshot, unless that was done before; GuestError "snapshot.corrupt"."""
+        snapshot = origin.snapshot
+        if snapshot is None or is_trusted(snapshot):
+            return
+        work = self._checking.get(snapshot.path)  # who is not the first one waits for that
+        if work is None or work.done:
+            work = self.in_thread(lambda: verify_and_trust(snapshot))
+            self._checking = {**self._unchecked(), snapshot.path: work}
+        await capture.settled(work)
+        work.result()
+
+    def _unchecked(self) -> dict[Path, Future[None]]:
+        return {path: work for path, work in self._checking.items() if not work.done}
 
     # Boot snapshots.
 
@@ -132,7 +150,7 @@ class Captures:
     async def create(self, vm: Vm, name: str) -> messages.SnapshotMade:
         """A snapshot with a name."""
         self._check_name(name)
-        frame = await self._begin(vm)
+        frame = await self._begin(vm, chained=True)
         made = await capture.keep(vm, frame, capture.about(vm, "user", name, {}))
         info = (self._store.path / name / form.MEMORY).stat()
         return messages.SnapshotMade(made.name, frame.pause, info.st_blocks * 512)
@@ -151,10 +169,10 @@ class Captures:
                 hint=f"Choose another name, or `crumble snapshot rm {name}` first.",
             )
 
-    async def _begin(self, vm: Vm) -> capture.Frame:
+    async def _begin(self, vm: Vm, *, chained: bool = False) -> capture.Frame:
         draft = self._store.begin()
         try:
-            return await capture.begin(vm, draft)
+            return await capture.begin(vm, draft, chained=chained)
         except BaseException:
             draft.discard()
             raise

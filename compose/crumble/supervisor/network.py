@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from crumble.networks.store import RESERVED, Definition, NetworkStore, mac_of
 from crumble_common.errors import UsageError
+from crumble_common.memory_base import NAMES as MEMORY_BASE
 from crumble_common.messages import net
 from crumble_common.messages.net import NetConfig, PortAdd
 from crumble_common.messages.vm import VirtioNet
@@ -81,7 +82,7 @@ class Network:
             aliases=[vm.hostname],
             socket_fd=names[_SOCKET],
             page_state_fd=names["page_state"],
-            memory_base_fd=names.get("memory_base", ""),
+            memory_base_fds={name: names[name] for name in MEMORY_BASE if name in names},
             capture_fd=names.get("capture", ""),
             guest=self.address,
             mac=self.mac,

@@ -10,7 +10,7 @@ from crumble.snapshots import manifest as form
 from crumble.snapshots.archive import missing_image
 from crumble.snapshots.manifest import Manifest
 from crumble.snapshots.store import Snapshot, State
-from crumble_common import paths
+from crumble_common import memory_base, paths
 from crumble_common.messages.fs import Layer
 from crumble_common.messages.image import Image
 
@@ -18,12 +18,13 @@ from crumble_common.messages.image import Image
 class Origin:
     """Used by any number of VMs at once; each takes it, and releases it at its end.
 
-    path: its directory. layers: for fsd: the image's, and last what the guest had written, all of it.
+    path: its directory. snapshot: None when it is not in the store. layers: for fsd: the image's, and last what the guest had written, all of it.
     """
 
     def __init__(
-        self, about: Manifest, state: State, path: Path, on_unused: Callable[[], None]
-    ) -> None:
+        self, about: Manifest, state: State, path: Path, on_unused: Callable[[], None],
+        snapshot: Snapshot | None = None,
+    ) -> None:  # fmt: skip
         self.about = about
         self.state = state
         self.path = path
@@ -31,6 +32,7 @@ class Origin:
         self.layers = [*self.image_layers]
         if about.changed:
             self.layers.append(_pair(path / form.INDEX))
+        self.snapshot = snapshot
         self._users = 0
         self._on_unused = on_unused
 
@@ -38,7 +40,7 @@ class Origin:
     def of(cls, snapshot: Snapshot) -> Origin:
         """One in the store; closed when nobody uses it. UsageError "snapshot.image"."""
         try:
-            return cls(snapshot.manifest, snapshot.state, snapshot.path, snapshot.close)
+            return cls(snapshot.manifest, snapshot.state, snapshot.path, snapshot.close, snapshot)
         except BaseException:
             snapshot.close()
             raise
@@ -53,9 +55,15 @@ class Origin:
         if self._users == 0:
             self._on_unused()
 
-    def memory(self) -> int:
-        """The memory's fd, for reading; the caller's."""
-        return os.open(self.path / form.MEMORY, os.O_RDONLY | os.O_CLOEXEC)
+    def memory(self) -> dict[str, int]:
+        """The fds of its MemoryBase by name, for reading; the caller's."""
+        fds = {}
+        for name, file in zip(memory_base.FILES, self.about.memories, strict=False):
+            fds[name] = os.open(self.path / file, os.O_RDONLY | os.O_CLOEXEC)
+        if self.snapshot is not None and self.snapshot.runs:
+            fds[memory_base.RUNS] = fd = os.memfd_create("runs", os.MFD_CLOEXEC)
+            os.write(fd, memory_base.pack(self.snapshot.runs))
+        return fds
 
     def image(self) -> Image:
         """The image that the VM was made of, as far as it matters now."""

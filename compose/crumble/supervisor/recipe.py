@@ -46,6 +46,7 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
     if vm.origin is not None:
         limit = min(limit, _WAKE)
         _check_origin(vm)
+        await vm.host.captures.check(vm.origin)
         _go_on(vm, vm.origin)
     await limited(vm.host.loop, vm.agent, limit, lambda: _no_agent(limit))
     if vm.origin is not None:
@@ -65,7 +66,6 @@ def _check_origin(vm: Vm) -> None:
 
 def _go_on(vm: Vm, origin: Origin) -> None:
     """From a captured VM's state: no kernel is loaded, nothing is copied."""
-    vm.host.fds.put(vm.id, "memory_base", origin.memory())
     assert vm.image is not None
     kernel = Kernel(vm.backend.architecture, "", "", "", [])
     _start(
@@ -86,7 +86,8 @@ def _start(vm: Vm, vm_config: VmConfig, fs_config: FsConfig) -> None:
     for name, fd in fds.items():
         vm.host.fds.put(vm.id, name, fd)
     if vm.origin is not None:
-        fds["memory_base"] = vm.host.fds.get(vm.id, "memory_base")
+        for name, fd in vm.origin.memory().items():
+            fds[name] = vm.host.fds.put(vm.id, name, fd)
     with _Pair() as root, _Pair() as net:
         # vmm first: it has more to do before they meet.
         _spawn(vm, "vmm", vm_config, {**fds, "root_fs": root.driver, "net": net.driver})

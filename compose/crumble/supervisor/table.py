@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from crumble_common.memory_base import NAMES as MEMORY_BASE
+
 
 @dataclass(frozen=True)
 class Row:
@@ -36,21 +38,21 @@ TABLE: Table = {
             "vmm",
             "crumble_vmm.service:VmmService",
             "vm",
-            ("memory", "page_state", "memory_base", "root_fs", "net"),
+            ("memory", "page_state", *MEMORY_BASE, "root_fs", "net"),
             warm="crumble_vmm.guest.warm",
         ),
         Row(
             "fsd",
             "crumble_fsd.service:FsdService",
             "vm",
-            ("page_state", "memory_base", "root_fs"),
+            ("page_state", *MEMORY_BASE, "root_fs"),
             warm="crumble_fsd.warm",
         ),
         Row(
             "netd",
             "crumble_netd.service:NetdService",
             "vm",
-            ("page_state", "memory_base", "net", "capture"),
+            ("page_state", *MEMORY_BASE, "net", "capture"),
         ),
     )
 }

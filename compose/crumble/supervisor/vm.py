@@ -29,6 +29,7 @@ from crumble_common.messages.image import Image
 from crumble_common.messages.vm import VmEvent
 
 if TYPE_CHECKING:
+    from crumble.snapshots.manifest import Manifest
     from crumble.supervisor.origin import Origin
     from crumble.supervisor.supervisor import Supervisor
 
@@ -50,7 +51,8 @@ class Vm:
     owner: gets VmEvent, ConsoleOutput. booting: the recipe's task. agent: resolved when the guest's
     agent is ready, or with why it will not be. ended: resolved when every process of it is gone.
     origin: what it goes on from. boot_key: what its boot snapshot depends on, empty when it has none.
-    saving: the capture under way, resolved when its memory is saved.
+    saving: the capture under way, resolved when its memory is saved. lineage: the snapshot since which the
+    guest's writes are marked.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Vm:
         self.boot_key: dict[str, str] = {}
         self.trial_failed = False
         self.saving: Future[None] | None = None
+        self.lineage: Manifest | None = None
         self.log = VmLog(host.instance.logs / f"vm-{name}.log", name)
         self.agent: Future[None] = Future()
         self.ended: Future[None] = Future()
@@ -101,6 +104,7 @@ class Vm:
         self.network = Network(wanted if given and about.network != "none" else about.network, self)
         origin.take()
         self.origin = origin
+        self.lineage = origin.about
         self.cpus, self.memory = origin.about.cpus, origin.about.memory
         self.backend = backend.Backend(origin.about.hypervisor, origin.about.architecture)
         self.image = self.image or origin.image()

@@ -103,6 +103,10 @@ void crb_memory_release(crb_memory *memory);
 // that maps, while it is the only one.
 void crb_memory_skip_holes(crb_memory *memory, int base_fd);
 
+// A base of several files: maps the pages of `fd` in `count` runs (first page, pages) over what
+// `base` maps so far, each at its own place. 0 or an errno.
+int crb_base_cover(const void *base, int fd, const uint32_t *runs, uint64_t count);
+
 // Moves all of the base to the overlay, for those that reach guest memory without translating; the
 // regions have no base any more, in this process. Under the same condition.
 void crb_memory_flatten(crb_memory *memory);

@@ -116,14 +116,14 @@ class NetdService(Service[NetConfig]):
         names = {
             message.socket_fd: message.socket_fd,
             "page_state": message.page_state_fd,
-            "memory_base": message.memory_base_fd,
+            **message.memory_base_fds,
             message.capture_fd: message.capture_fd,
         }
         fds = {name: self.context.take_fd(given) for name, given in names.items() if given}
         try:
             self._attach(message, fds, self._gone)
         finally:
-            for name in ("page_state", "memory_base"):  # mapped by now
+            for name in ("page_state", *message.memory_base_fds):  # mapped by now
                 if name in fds:
                     os.close(fds[name])
         self._guests[self._ports].serving.start()

@@ -35,6 +35,6 @@ def build_machine(config: MachineConfig, ends: Ends, timeline: Timeline) -> Mach
         cpus = [
             vm.create_cpu(index, chipset.bus, ends.console, ports) for index in range(config.cpus)
         ]
-    if ends.base < 0:
+    if ends.base is None:
         board.load(config, ends, cpus, timeline)
     return Machine(vm, cpus, chipset, memory, ends.loop, hypervisor.name, recipe.architecture)

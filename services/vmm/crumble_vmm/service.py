@@ -20,6 +20,7 @@ from typing import Any
 from crumble_common import log
 from crumble_common.errors import CrumbleError, GuestError
 from crumble_common.eventloop import Timer
+from crumble_common.memory_base import MemoryBase
 from crumble_common.messages import vm as messages
 from crumble_common.messages.service import Ok
 from crumble_common.messages.vm import VmConfig, VmEvent
@@ -100,7 +101,7 @@ class VmmService(Service[VmConfig]):
             ports=(Port("", self.console.write), self.agent_port),
             init=guest.build,
             lost=self._device_lost,
-            base=context.fd("memory_base") if self.config.restore else -1,
+            base=MemoryBase.given(context.fds) if self.config.restore else None,
         )
         if self.config.restore:
             self._restored = VmState.decode(self.config.restore)

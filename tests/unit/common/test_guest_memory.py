@@ -13,15 +13,16 @@ from crumble_common import shared_memory
 from crumble_common.arena import MAX_SECTIONS, Arena
 from crumble_common.errors import HostError, InternalError, UsageError
 from crumble_common.guest_memory import GuestMemory, RamRegion
+from crumble_common.memory_base import MemoryBase
 
 RAM = 0x8000_0000
 MIB = 1 << 20
 
 
-def attached(made: GuestMemory, *regions: RamRegion, base_fd: int = -1) -> GuestMemory:
+def attached(made: GuestMemory, *regions: RamRegion, base: MemoryBase | None = None) -> GuestMemory:
     """A second process's view: by duplicates of the fds."""
     chosen = regions or (RamRegion(RAM, made.size),)
-    return GuestMemory.attach(os.dup(made.fd), os.dup(made.state_fd), chosen, base_fd)
+    return GuestMemory.attach(os.dup(made.fd), os.dup(made.state_fd), chosen, base)
 
 
 def test_what_one_process_writes_the_other_reads() -> None:
@@ -53,7 +54,7 @@ def test_a_base_file_shows_through_until_written(tmp_path: Path) -> None:
     snapshot.write_bytes(b"base" * (MIB // 4))
     base_fd = os.open(snapshot, os.O_RDONLY)
     made = GuestMemory.create(MIB)
-    clone = attached(made, base_fd=base_fd)
+    clone = attached(made, base=MemoryBase([base_fd]))
     os.close(base_fd)
     assert clone.memory.read(RAM + 4096, 8) == b"basebase"
     clone.memory.write(RAM + 4100, b"mine")
@@ -105,11 +106,11 @@ def test_objects_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
     made, other = GuestMemory.create(MIB), GuestMemory.create(2 * MIB)
     short = os.open(tmp_path / "short", os.O_RDWR | os.O_CREAT)
     for fd, state, base in [
-        (made.fd, other.state_fd, -1),
-        (made.fd, made.fd, -1),
-        (made.fd, short, -1),
-        (short, made.state_fd, -1),
-        (made.fd, made.state_fd, short),
+        (made.fd, other.state_fd, None),
+        (made.fd, made.fd, None),
+        (made.fd, short, None),
+        (short, made.state_fd, None),
+        (made.fd, made.state_fd, MemoryBase([short])),
     ]:
         with pytest.raises(InternalError, match="cannot be mapped"):
             GuestMemory.attach(fd, state, [RamRegion(RAM, MIB)], base)

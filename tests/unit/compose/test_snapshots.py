@@ -115,7 +115,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [
-        (lambda plain: plain.update(format=2), "snapshot.foreign", "format 2"),
+        (lambda plain: plain.update(format=1), "snapshot.foreign", "format 1"),
         (lambda plain: plain.update(architecture="m68k"), "snapshot.foreign", "m68k"),
         (lambda plain: plain.update(hypervisor="xen"), "snapshot.foreign", "xen"),
         (lambda plain: plain.update(memory=1), "snapshot.corrupt", "memory"),

@@ -14,6 +14,7 @@ from typing import ClassVar
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.eventloop import EventLoop
 from crumble_common.guest_memory import GuestMemory, RamRegion
+from crumble_common.memory_base import MemoryBase
 from crumble_common.vhost_user import MemoryRegion
 from crumble_vmm.boot.initramfs import Initramfs
 from crumble_vmm.boot.modules import load_modules
@@ -48,7 +49,7 @@ class Ends:
     memory: the fds of guest memory and its page state, taken over. sockets: of vhost-user back ends, by
     fd name. console: kernel console output, from vCPU threads. ports: of virtio-console, hvc0 first.
     init: the ELF file for /init of an architecture. lost: a back end is gone. base: a captured VM's memory,
-    to go on from; -1 when the guest boots.
+    to go on from; None when the guest boots.
     """
 
     loop: EventLoop
@@ -58,7 +59,7 @@ class Ends:
     ports: tuple[Port, ...]
     init: Callable[[str], bytes]
     lost: Callable[[CrumbleError], None]
-    base: int = -1
+    base: MemoryBase | None = None
 
 
 class Board(ABC):
