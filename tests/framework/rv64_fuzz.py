@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from crumble_native import rv64
@@ -197,8 +197,8 @@ class Batch:
         """The ELF file, for as long as it is needed."""
         with tempfile.TemporaryDirectory(prefix="fuzz-cpu-") as folder:
             path = Path(folder) / "program"
-            words = (self.seed, self.blocks, self.units, self.rounds, self.level, self.traps, self.rewrites, path)
-            subprocess.run([build(), *map(str, words)], check=True)
+            words = map(str, astuple(self))
+            subprocess.run([build(), *words, path], check=True)
             yield path
 
 
