@@ -81,6 +81,8 @@ check files 2097152 run oci:/image sh -c 'dd if=/dev/zero of=/tmp/x bs=64k count
 check status 3 status
 check booted x86_64 crumble run --no-snapshot --hv kvm -m 256m --boot-timeout 200 oci:/image uname -m
 check level "*is not x86-64-v2: it lacks cx16*" level
+check 'pci run' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier
+check 'pci restored' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier
 check auto x86_64 crumble run -m 256m oci:/image uname -m
 check eight "1
 2

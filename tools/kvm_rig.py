@@ -20,7 +20,7 @@ import sys
 import sysconfig
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -264,24 +264,30 @@ def modules(tree: Tree, debs: Path) -> list[str]:
     return order
 
 
-def build(checks: str, *, short: bool) -> tuple[Path, Path]:
-    """The emulated host: its kernel and its initramfs."""
+def busybox(debs: Path) -> Path:
+    """Debian's static one."""
+    return next(path for path in (debs / "bin/busybox", debs / "usr/bin/busybox") if path.exists())
+
+
+def build(
+    checks: str, *, short: bool, more: Callable[[Tree], None] = lambda _tree: None
+) -> tuple[Path, Path]:
+    """The emulated host: its kernel and its initramfs, with what `more` puts there."""
     if shutil.which(QEMU) is None:
         raise OSError(f"{QEMU} is missing: install qemu-system-x86")
     HOME.mkdir(parents=True, exist_ok=True)
     debs = debian()
-    (busybox,) = [
-        path for path in (debs / "bin/busybox", debs / "usr/bin/busybox") if path.exists()
-    ][:1]
+    shell = busybox(debs)
     tree = Tree()
     for name in ("root", "proc", "sys", "etc", "dev"):
         tree.archive.directory(name)
     tree.archive.character_device("dev/console", 5, 1)
-    tree.put(busybox, "bin/busybox")
+    tree.put(shell, "bin/busybox")
     order = modules(tree, debs)
     home, path = python(tree)
     data = store()
-    image(busybox)
+    image(shell)
+    more(tree)
     (stock,) = data.glob("store/kernels/amd64/*/image")
     tree.archive.file("vmlinux", vmlinux(stock))
     tree.folder(data, "/data", keep=("all",))

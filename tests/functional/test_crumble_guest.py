@@ -98,6 +98,18 @@ def test_shares(world: World, tmp_path: Path) -> None:
     world.assert_nothing_left()
 
 
+def test_devices_behind_pci(world: World) -> None:
+    """File system and network, booted and from the boot snapshot."""
+    for _ in range(2):
+        done = world.run(
+            "run", "--transport", "pci", IMAGE, "sh", "-c",
+            "cat /sys/bus/pci/devices/*/device; md5sum < /bin/true > /tmp/sum; cat /sys/class/net/eth0/carrier",
+        )  # fmt: skip
+        assert done.stdout.split() == ["0x0008", "0x1043", "0x1044", "0x105a", "0x1041", "1"]
+    done = world.run("run", "--transport", "isa", IMAGE, "true")
+    assert done.returncode == 125 and "isa" in done.stderr
+
+
 def test_stdin_and_many_bytes(world: World) -> None:
     data = os.urandom(3 << 20)
     process = world.start("run", "-i", IMAGE, "cat", stdin=subprocess.PIPE)

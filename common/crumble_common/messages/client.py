@@ -6,6 +6,8 @@ Requests with `to="vm:NAME"` are passed on to that VM's `vmm` (messages.vm), wit
 
 from __future__ import annotations
 
+from typing import Literal
+
 from crumble_common.messages.fs import Share
 from crumble_common.messages.image import ImageConfig
 from crumble_common.messages.net import Forward, NetPolicy
@@ -26,7 +28,7 @@ class VmCreate:
     boot_timeout: seconds from the kernel's entry to the agent's first word. network: "user" (the host's,
     through `netd`), "none", or a network's name; publish: port forwards; policy: what it may talk to; capture: a file.
 
-    snapshot: goes on from this snapshot; image, cpus, memory, kernel, cmdline and network are then its own.
+    snapshot: goes on from this snapshot; image, cpus, memory, kernel, cmdline, transport and network are then its own.
     boot_snapshot: may go on from where another VM like it had booted, and leave that for the next one.
     """
 
@@ -38,6 +40,7 @@ class VmCreate:
     cmdline: str = ""
     hypervisor: str = "auto"
     cpu_model: str = "host"
+    transport: Literal["mmio", "pci"] = "mmio"
     pull: str = "missing"
     dmesg: bool = False
     shares: list[Share] = field(default_factory=list)

@@ -46,6 +46,8 @@ def run_parser() -> Parser:
     add("--boot-timeout", type=_seconds, default=120.0, metavar="S", help="for its kernel and init")
     add("--cmdline", default="", metavar="WORDS", help="append to the kernel's command line")
     add("--hv", choices=("auto", "soft", "kvm"), default="auto", help="back end (default: auto)")
+    add("--transport", choices=("mmio", "pci"), default="mmio",
+        help="of its devices (default: mmio)")  # fmt: skip
     add("--cpu-model", choices=CPU_MODELS, default="host",
         help="on KVM, show the guest no more, so that snapshots fit other hosts (default: host)")  # fmt: skip
     add(

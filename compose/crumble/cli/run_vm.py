@@ -78,6 +78,7 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
         cmdline=options.cmdline,
         hypervisor=options.hv,
         cpu_model=options.cpu_model,
+        transport=options.transport,
         pull=options.pull,
         dmesg=options.dmesg,
         shares=shares(options.volume),

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from crumble.sdk.options import Volumes, failure_of, image_reference, memory_size, shares
 from crumble.sdk.process import PIPE, CommandError, Process
@@ -39,7 +39,7 @@ class VM:
 
     image: as `crumble run` takes it. memory: bytes, or "512m". volumes: {host: guest} or
     ["host:guest[:ro]"]. kernel: a path; the default one otherwise. pull: "missing", "always", "never".
-    cpu_model: "host" or, on KVM, a level like "x86-64-v3". boot_timeout: seconds its kernel and init may take. network: "user" or "none". publish: ports,
+    cpu_model: "host" or, on KVM, a level like "x86-64-v3". transport: of its devices, "mmio" or "pci". boot_timeout: seconds its kernel and init may take. network: "user" or "none". publish: ports,
     ["8080:80"]. allow, deny: what it may talk to, ["host:5432/tcp"]. capture: a pcap file. snapshot: the
     name of one to go on from, instead of an image. boot_snapshot: False boots it whether or not that was
     captured before. on_event: gets Progress, VmEvent and, with
@@ -58,6 +58,7 @@ class VM:
         cmdline: str = "",
         hypervisor: str = "auto",
         cpu_model: str = "host",
+        transport: Literal["mmio", "pci"] = "mmio",
         pull: str = "missing",
         volumes: Volumes = (),
         hostname: str = "",
@@ -80,6 +81,7 @@ class VM:
             cmdline=cmdline,
             hypervisor=hypervisor,
             cpu_model=cpu_model,
+            transport=transport,
             pull=pull,
             dmesg=dmesg,
             shares=shares(volumes),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from crumble_common import wire
 from crumble_common.errors import CrumbleError, GuestError, UsageError
@@ -77,6 +77,7 @@ class Manifest:
     network: str = "none"
     architecture: str = "riscv64"
     hypervisor: str = "soft"
+    transport: Literal["mmio", "pci"] = "mmio"
     format: int = FORMAT
     crumble: str = ""
 

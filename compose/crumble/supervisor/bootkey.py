@@ -40,6 +40,7 @@ def of(vm: Vm, image: Image, kernel: Kernel) -> dict[str, str]:
         "architecture": kernel.architecture,
         "hypervisor": vm.backend.name,
         "cpu_model": request.cpu_model,
+        "transport": vm.transport,
         "kernel": kernel.digest or _file(kernel.image),
         "modules": _digest(" ".join(kernel.modules)),
         "cmdline": request.cmdline,

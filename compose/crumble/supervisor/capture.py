@@ -150,6 +150,7 @@ def about(vm: Vm, kind: str, name: str, key: dict[str, str]) -> Manifest:
         network=vm.network.kind,
         architecture=vm.backend.architecture,
         hypervisor=vm.backend.name,
+        transport=vm.transport,
         shares=[share.target for share in vm.request.shares],
         crumble=__version__,
     )

@@ -179,6 +179,7 @@ def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
         cmdline=request.cmdline,
         hypervisor=vm.backend.name,
         cpu_model=request.cpu_model,
+        transport=vm.transport,
         hostname=vm.hostname,
         dmesg=request.dmesg,
         filesystems=[VirtioFs(ROOT_TAG, "root_fs")],

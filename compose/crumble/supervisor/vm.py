@@ -75,6 +75,7 @@ class Vm:
         self.detail = ""
         self.hypervisor = request.hypervisor
         self.backend = backend.SOFT  # until it boots
+        self.transport = request.transport
         self.image: Image | None = None
         self.paused = False
         self.origin: Origin | None = None
@@ -107,6 +108,7 @@ class Vm:
         self.lineage = origin.about
         self.cpus, self.memory = origin.about.cpus, origin.about.memory
         self.backend = backend.Backend(origin.about.hypervisor, origin.about.architecture)
+        self.transport = origin.about.transport
         self.image = self.image or origin.image()
 
     @property
