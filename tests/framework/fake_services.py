@@ -197,6 +197,8 @@ class FakeVmm(Unconfined):
     def handle(self, message: Any, reply: Reply) -> None:
         if isinstance(message, vm.ProcessStart):
             self.start_process(message, reply)
+        elif isinstance(message, vm.Sync):
+            reply.ok()
         elif isinstance(message, vm.FileRead | vm.FileWrite):
             with translated_errors():
                 reply.ok(self.file(message))

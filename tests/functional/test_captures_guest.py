@@ -133,6 +133,22 @@ def test_an_image_of_a_vms_files(world: RealWorld) -> None:
     assert world.run("run", "mine:1", "ls", "/tmp/left").returncode != 0
 
 
+# Writes through a mapping, which is in the guest's memory until somebody asks for it, and goes on.
+MAPPED = """open(F, "+>", "/mapped"); truncate(F, 4096); pipe(R, W); syswrite(W, "through a mapping");
+$mmap = syscall(222, 0, 4096, 3, 1, fileno(F), 0); syscall(63, fileno(R), $mmap, 17);
+open(G, ">", "/mapped.ready"); close(G); sleep 1000"""
+
+
+def test_an_image_has_what_was_written_and_not_synced(world: RealWorld) -> None:
+    world.run("run", "-d", "--name", "mapping", IMAGE, "perl", "-e", MAPPED)
+    world.run("exec", "mapping", "sh", "-c", "until [ -e /mapped.ready ]; do sleep 0.01; done")
+    assert world.run("commit", "mapping", "mine:mapped").returncode == 0
+    assert world.run("run", "mine:mapped", "head", "-c17", "/mapped").stdout == "through a mapping"
+    world.run("pause", "mapping")
+    check_sentence(world.run("commit", "mapping", "mine:2").stderr, "The VM mapping is paused")
+    world.run("stop", "-t", "0", "mapping")
+
+
 def test_a_paused_guest_stands_still(world: RealWorld) -> None:
     world.run("pause", "box")
     before = world.run("ps", "--json").stdout

@@ -204,6 +204,16 @@ class FileWrite:
     mode: int = 0o644
 
 
+@message("vm.sync")
+@dataclass(frozen=True)
+class Sync:
+    """Has what the guest's processes have written reach its file systems. Reply: Ok."""
+
+
+# What the guest's agent answers.
+AGENT_REQUESTS = (ProcessStart, FileRead, FileWrite, Sync)
+
+
 @message("vm.timeline")
 @dataclass(frozen=True)
 class Timeline:

@@ -17,7 +17,7 @@ from crumble_common import __version__, log
 from crumble_common.errors import CrumbleError, GuestError, HostError, InternalError
 from crumble_common.messages.fs import FsFreeze, FsFrozen
 from crumble_common.messages.net import NetFreeze
-from crumble_common.messages.vm import Captured, Freeze, Frozen, Thaw
+from crumble_common.messages.vm import Captured, Freeze, Frozen, Sync, Thaw
 
 if TYPE_CHECKING:
     from crumble.supervisor.services import ServiceProcess
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # What a guest may stand still at most before the capture is given up, s.
 _STILL = 10.0
+# What a guest may take to write back its files before a commit, s.
+_SYNC = 60.0
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,21 @@ def ended(vm: Vm, event: Captured) -> None:
 
 async def files_only(vm: Vm, draft: Draft, excludes: list[str]) -> bool:
     """What the guest has written, as an image's layer; False when that is nothing."""
+    await limited(vm.host.loop, vm.awake().request(Sync()), _SYNC, _unsynced)
     fsd = vm.service("fsd")
     await fsd.ready
     fsd.give("index", draft.create(form.INDEX))
     fsd.give("contents", draft.create(form.CONTENTS))
     files: FsFrozen = await fsd.request(FsFreeze("", "index", "contents", excludes))
     return files.changed
+
+
+def _unsynced() -> CrumbleError:
+    return GuestError(
+        f"The guest did not write back its files within {_SYNC:g} s.",
+        code="guest.late",
+        hint="Try again when it is less busy.",
+    )
 
 
 def about(vm: Vm, kind: str, name: str, key: dict[str, str]) -> Manifest:

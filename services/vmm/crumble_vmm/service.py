@@ -226,22 +226,19 @@ class VmmService(Service[VmConfig]):
         self.emit(messages.Captured(self.config.name, pages, error))
 
     def _ask_agent(self, message: Any, reply: Reply) -> None:
+        if isinstance(message, messages.AGENT_REQUESTS) and not self.session.ready:
+            raise GuestError("The guest's agent is not ready.", code="guest.no_agent")
         match message:
             case messages.ProcessStart():
-                self._need_agent()
                 self.session.start(message, reply)
             case messages.FileRead(path, offset, size):
-                self._need_agent()
                 self.session.read_file(path, offset, size, reply)
             case messages.FileWrite(path, data, offset, mode):
-                self._need_agent()
                 self.session.write_file(path, data, offset, mode, reply)
+            case messages.Sync():
+                self.session.sync(reply)
             case _:
                 super().handle(message, reply)
-
-    def _need_agent(self) -> None:
-        if not self.session.ready:
-            raise GuestError("The guest's agent is not ready.", code="guest.no_agent")
 
     def _pump(self) -> None:
         """Gives the agent's port what the session wants to say."""
@@ -304,7 +301,7 @@ class VmmService(Service[VmConfig]):
                 token.error(error)
             case events.FileRead(token, data, eof):
                 token.ok(messages.FileData(data, eof))
-            case events.FileWritten(token):
+            case events.FileWritten(token) | events.Synced(token):
                 token.ok(Ok())
             case events.AgentLog(text):
                 log.info("agent", text=text)

@@ -257,6 +257,28 @@ class FileReader(Channel):
         return self._refuse(error)
 
 
+class Syncer(Channel):
+    """Waits until the guest's file systems have what its processes have written."""
+
+    def __init__(
+        self, session: Session, finish: Event, refuse: Callable[[CrumbleError], Event]
+    ) -> None:
+        super().__init__(session)
+        self._finish, self._refuse = finish, refuse
+        session.send(protocol.encode_sync(self.number))
+
+    def receive(self, frame: Frame) -> Iterator[Event]:
+        """FILE_DONE."""
+        if frame.type != ToHost.FILE_DONE:
+            raise self.unexpected(frame)
+        self.done()
+        yield self._finish
+
+    def abandon(self, error: CrumbleError) -> Event | None:
+        """Nobody knows."""
+        return self._refuse(error)
+
+
 class FileWriter(Channel):
     """Writes bytes to a file, a frame at a time, each when the one before is done."""
 

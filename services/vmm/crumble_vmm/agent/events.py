@@ -80,6 +80,13 @@ class FileWritten:
 
 
 @dataclass(frozen=True, slots=True)
+class Synced:
+    """What was written is in the file systems."""
+
+    token: Any
+
+
+@dataclass(frozen=True, slots=True)
 class AgentLog:
     """A line the agent wrote for a person."""
 
@@ -96,5 +103,6 @@ Event = (
     | Exited
     | FileRead
     | FileWritten
+    | Synced
     | AgentLog
 )

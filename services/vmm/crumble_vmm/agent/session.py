@@ -27,6 +27,7 @@ from crumble_vmm.agent.channels import (
     FileWriter,
     Launch,
     Process,
+    Syncer,
     file_error,
     violation,
 )
@@ -38,6 +39,7 @@ from crumble_vmm.agent.events import (
     FileRead,
     FileWritten,
     Refused,
+    Synced,
 )
 from crumble_vmm.agent.orphans import OrphanProcess, OrphanRequest
 from crumble_vmm.guest import protocol
@@ -232,6 +234,10 @@ class AgentSession:
         if offset < 0:
             raise UsageError(f"{path} has no offset {offset}.", code="file.size")
         FileWriter(self, os.fsencode(path), data, offset, mode, finish, self._refuser(token))
+
+    def sync(self, token: Any) -> None:
+        """Has written pages reach the file systems: `Synced` follows."""
+        Syncer(self, Synced(token), self._refuser(token))
 
     @staticmethod
     def _refuser(token: Any) -> Callable[[CrumbleError], Event]:

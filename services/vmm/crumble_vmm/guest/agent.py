@@ -302,6 +302,8 @@ def _dispatch(kind: u32, flags: u32, channel: u32, header: ptr[u8]) -> None:
         files.read(channel, argument, data, count)
     elif kind == ToGuest.FILE_WRITE:
         files.write(channel, argument, data, count)
+    elif kind == ToGuest.SYNC:
+        files.sync(channel)
     elif kind == ToGuest.SETUP:
         system.setup(data, count)
     elif kind == ToGuest.SHUTDOWN:

@@ -62,6 +62,13 @@ def read(channel: u32, size: u32, data: ptr[u8], count: i64) -> None:
     port.commit(protocol.ToHost.FILE_DATA, 0, channel, eof, got)
 
 
+def sync(channel: u32) -> None:
+    """SYNC: also pages that were written through mappings. Nothing else is served meanwhile."""
+    if state.is_init:
+        linux.sync()
+    _done(channel, 0)
+
+
 def write(channel: u32, mode: u32, data: ptr[u8], count: i64) -> None:
     """FILE_WRITE: creates when missing, truncates at offset 0; FILE_DONE says how it went."""
     head = OFFSET_SIZE + 4

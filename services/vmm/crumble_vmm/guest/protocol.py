@@ -66,6 +66,7 @@ class ToGuest(IntEnum):
     SETUP = 8  # payload: u64 unix time ns (0: leave); u32 length + hostname, seed, network
     SHUTDOWN = 9  # argument: ms between SIGTERM and SIGKILL
     PING = 10  # argument and payload come back in PONG
+    SYNC = 11  # what processes have written reaches the file systems; answered by FILE_DONE
 
 
 class ToHost(IntEnum):
@@ -280,6 +281,11 @@ def encode_file_write(channel: int, path: bytes, offset: int, data: bytes, mode:
     """FILE_WRITE, answered by FILE_DONE. Creates with `mode` when missing; offset 0 truncates first."""
     payload = struct.pack("<QI", offset, len(path)) + _path(path) + data
     return Frame(ToGuest.FILE_WRITE, channel, mode & 0o7777, payload=payload).encode()
+
+
+def encode_sync(channel: int) -> bytes:
+    """SYNC, answered by FILE_DONE."""
+    return Frame(ToGuest.SYNC, channel).encode()
 
 
 def _path(path: bytes) -> bytes:
