@@ -37,8 +37,9 @@ MAX_MESSAGE = 128 << 10
 _MAX_FDS = 64
 # What a service may take to end by itself, s.
 _GRACE = 2.0
-# Nothing was asked for so long: time to make a spare, ms.
-_QUIET = 30
+# Nothing was asked for so long: time to make a spare, ms. A VM that has just started needs the processor
+# more; when one has ended the next may come soon.
+_QUIET, _QUIET_AT_END = 150, 2
 # Spares that may end by themselves before no more are made.
 _LOST_SPARES = 5
 
@@ -53,6 +54,7 @@ class ForkServer:
         self.wanted: list[str] = []
         self.spares: dict[str, tuple[int, socket.socket]] = {}
         self.lost_spares = 0
+        self.quiet = _QUIET_AT_END
         gc.disable()  # imports leave little to collect
         self.lifeline, self._lifeline_end = os.pipe()
         self._wake, wake_end = os.pipe()
@@ -70,7 +72,7 @@ class ForkServer:
         poller.register(self._wake, select.POLLIN)
         while True:
             missing = [entry for entry in self.wanted if entry not in self.spares]
-            ready = dict(poller.poll(0 if self.preload else _QUIET if missing else None))
+            ready = dict(poller.poll(0 if self.preload else self.quiet if missing else None))
             if self._wake in ready:
                 self.reap()
             if self.socket.fileno() in ready and not self.serve():
@@ -94,6 +96,7 @@ class ForkServer:
             return False
         request = msgpack.unpackb(data)
         if request["op"] == "spawn":
+            self.quiet = _QUIET
             self.spawn(request, data, fds)
         elif request["op"] == "spares":
             self.wanted = request["entries"]
@@ -186,6 +189,7 @@ class ForkServer:
             if pid == 0:
                 return
             self.children.discard(pid)
+            self.quiet = _QUIET_AT_END
             for entry in [key for key, spare in self.spares.items() if spare[0] == pid]:
                 self.spares.pop(entry)[1].close()
                 self.lost_spares += 1

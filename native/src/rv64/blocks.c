@@ -85,6 +85,20 @@ void crb_blocks_flush(crb_hart *hart) {
     crb_tlb_flush_writes(hart);
 }
 
+static void give_back(void *at, uint64_t size) {
+    madvise(at, size, MADV_DONTNEED);
+}
+
+void crb_blocks_trim(crb_hart *hart) {
+    crb_blocks_flush(hart);
+    give_back(hart->ops, CRB_MAX_OPS * sizeof *hart->ops);
+    give_back(hart->meta, CRB_MAX_OPS * sizeof *hart->meta);
+    give_back(hart->blocks, CRB_MAX_BLOCKS * sizeof *hart->blocks);
+    give_back(hart->code_pages, CRB_MAX_CODE_PAGES * sizeof *hart->code_pages);
+    give_back(hart->hash, hash_bytes(hart));
+    crb_jit_trim(hart);
+}
+
 // ---- Jump and exec caches: entries are valid while their generation is the mode's
 
 void crb_exec_flush(crb_hart *hart, uint32_t privilege) {

@@ -14,6 +14,10 @@
 #define SLICE 10000
 // How often call_fds are polled while the guest runs.
 #define POLL_NS 50000
+// A hart that for so long did not run so many instructions between two sleeps is idle: what was
+// decoded costs more than to decode it again.
+#define IDLE_NS   2000000000ull
+#define IDLE_RUNS 1000000
 
 uint64_t crb_now_ns(void) {
     struct timespec now;
@@ -117,16 +121,27 @@ static bool look(crb_hart *hart) {
     return found;
 }
 
+// Sleeps, at most until it counts as idle.
+static void doze(crb_hart *hart, uint64_t due_ns) {
+    const bool much = hart->n_ops > CRB_KEPT_OPS && !hart->machine->deterministic;
+    const uint64_t idle_ns = hart->busy_ns + IDLE_NS;
+    sleep_until(hart, much && idle_ns < due_ns ? idle_ns : due_ns);
+    hart->idle = much && crb_now_ns() >= idle_ns;
+}
+
 // Waits until something happens: looks for a while first, as waking up costs more (doorbell.h).
 static void halt(crb_hart *hart) {
     const uint64_t start = crb_now_ns();
     const bool timed = (hart->sie & CRB_STIP) != 0;
     __atomic_store_n(&hart->running, 0, __ATOMIC_SEQ_CST);
+    if (hart->retired_base - hart->busy_retired > IDLE_RUNS || hart->busy_ns == 0)
+        hart->busy_ns = start;
+    hart->busy_retired = hart->retired_base;
     if (!look(hart)) {
         const uint64_t slept = crb_now_ns();
         __atomic_store_n(&hart->sleeping, 1, __ATOMIC_SEQ_CST);
-        while (!awake(hart))
-            sleep_until(hart, timed ? timer_ns(hart) : UINT64_MAX);
+        while (!hart->idle && !awake(hart))
+            doze(hart, timed ? timer_ns(hart) : UINT64_MAX);
         __atomic_store_n(&hart->sleeping, 0, __ATOMIC_SEQ_CST);
         crb_spin_slept(&hart->spin, crb_now_ns() - slept);
     }
@@ -157,6 +172,10 @@ crb_result crb_wfi(crb_hart *hart) {
         crb_timer_changed(hart);
         if (crb_pending(hart) != 0) break;
         if (!skip_to_timer(hart)) halt(hart);
+        if (hart->idle) { // run() goes on from here, where no block is under way
+            *hart->exit = (crb_exit){.reason = CRB_EXIT_CANCELED};
+            return CRB_LEAVE;
+        }
     }
     hart->waiting = 0;
     if (hart->debug != NULL) { // that was an instruction, too
@@ -227,6 +246,11 @@ static crb_result run(crb_hart *hart) {
     if (__atomic_load_n(&hart->hsm, __ATOMIC_SEQ_CST) == 1 && crb_stopped(hart) == CRB_LEAVE)
         return CRB_LEAVE;
     take_start(hart);
+    if (hart->idle) {
+        crb_blocks_trim(hart);
+        hart->busy_ns = crb_now_ns();
+        hart->idle = false;
+    }
     if (hart->waiting != 0 && crb_wfi(hart) == CRB_LEAVE) return CRB_LEAVE;
     crb_drop_stale(hart, false);
     return crb_interpret(hart);

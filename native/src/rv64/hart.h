@@ -69,7 +69,8 @@ typedef struct crb_exec_entry {
 #define CRB_MAX_BLOCKS     (1u << 16)
 #define CRB_MAX_CODE_PAGES (1u << 14)
 #define CRB_MAX_YOUNG      4096
-#define CRB_HASH_MIN       13 // bits: doubled as it fills
+#define CRB_KEPT_OPS       (1u << 15) // that an idle hart does not give back
+#define CRB_HASH_MIN       13         // bits: doubled as it fills
 #define CRB_HASH_MAX       17
 #define CRB_JUMPS          4096
 #define CRB_EXEC_ENTRIES   256
@@ -194,7 +195,9 @@ typedef struct crb_hart {
 
     // Time.
     uint64_t next_poll_ns;
-    crb_spin spin; // how WFI looks before it sleeps
+    crb_spin spin;                  // how WFI looks before it sleeps
+    bool idle;                      // what was decoded is given back before it sleeps on
+    uint64_t busy_ns, busy_retired; // when it last had much to do; instructions before this sleep
 
     // Vectors: 32 registers of machine->vlenb bytes.
     uint64_t vtype;
@@ -381,6 +384,7 @@ crb_op *crb_link(crb_hart *hart, crb_op *op);
 // Checks, and decodes again if need be, the instruction across the end of the page.
 crb_result crb_straddle(crb_hart *hart, crb_op *op, uint64_t page_va);
 void crb_blocks_flush(crb_hart *hart);
+void crb_blocks_trim(crb_hart *hart); // flushes, and gives the memory back
 // The first operation of the block at an offset of a code page.
 crb_op *crb_block_at(crb_hart *hart, uint32_t code_page, uint32_t offset);
 uint32_t crb_code_page_of(const crb_hart *hart, const crb_op *op);
@@ -411,6 +415,7 @@ uint32_t crb_jit_run(crb_hart *hart, uint32_t code);
 // Sends whoever comes to a block's code back to the look-up.
 void crb_jit_kill(crb_hart *hart, uint32_t code);
 void crb_jit_flush(crb_hart *hart);
+void crb_jit_trim(crb_hart *hart); // after a flush: gives the memory back
 // Generations start anew: no cached address may match.
 void crb_jit_forget_addresses(crb_hart *hart);
 

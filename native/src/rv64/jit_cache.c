@@ -88,6 +88,14 @@ void crb_jit_flush(crb_hart *hart) {
     if (hart->jit != NULL) restart(hart->jit);
 }
 
+void crb_jit_trim(crb_hart *hart) {
+    const struct crb_jit *jit = hart->jit;
+    if (jit == NULL) return;
+    const uint64_t kept = (jit->first + CRB_PAGE_SIZE - 1) & CRB_PAGE_MASK;
+    madvise(jit->rw + kept, SIZE - kept, MADV_REMOVE);
+    madvise(jit->exits, CRB_JIT_MAX_EXITS * sizeof *jit->exits, MADV_DONTNEED);
+}
+
 static crb_jit_site *site_at(struct crb_jit *jit, uint32_t index) {
     return (crb_jit_site *)(void *)(jit->rw + CRB_JIT_CODE) + index;
 }

@@ -358,3 +358,33 @@ def test_bad_interrupt_sources_are_refused() -> None:
         machine.add_call_fd(2, 0)
     with pytest.raises(OSError, match="Bad file"):
         machine.add_call_fd(1, 9999)
+
+
+def test_a_long_sleep_gives_back_what_was_decoded_and_goes_on() -> None:
+    board = Board()
+    asm = Assembler(CODE)
+    asm.li(S1, 7)
+    for _ in range(35_000):
+        asm.emit("addi", S1, S1, 1)
+    asm.emit("csrrs", S0, "time", 0)
+    asm.li(T0, 22_000_000)  # 2.2 s
+    asm.emit("add", A0, S0, T0)
+    asm.emit("csrrw", 0, "stimecmp", A0)
+    asm.emit("wfi")
+    asm.emit("addi", A0, S1, 0)
+    board.finish(asm)
+    board.load(asm)
+    board.start(sie=STIE)
+    stop = board.hart.run()
+    assert stop.reason == rv64.EXIT_CANCELED
+    assert board.hart.counters()["block_flushes"] == 0
+    before = anonymous()
+    assert board.result() == 35_007
+    assert board.hart.counters()["block_flushes"] == 1
+    assert anonymous() < before - 500 * 1024
+
+
+def anonymous() -> int:
+    """Bytes of this process's own memory."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon:")) * 1024
