@@ -20,7 +20,8 @@ class VirtioFs:
 class VirtioNet:
     """A virtio-net device: the fd name of its connected vhost-user socket, and what the guest is told.
 
-    address: ADDRESS/BITS of IPv4. IPv6 the guest learns from the network.
+    address: ADDRESS/BITS of IPv4. IPv6 the guest learns from the network. succeeded: when the back end dies,
+    NetReconnect follows, and the guest is not told.
     """
 
     socket_fd: str
@@ -28,6 +29,17 @@ class VirtioNet:
     mtu: int
     address: str
     gateway: str
+    succeeded: bool = False
+
+
+@message("vm.net.reconnect")
+@dataclass(frozen=True)
+class NetReconnect:
+    """The network's back end died; `socket_fd` (a `take_fd` name) leads to another one, which has taken over what
+    there was. Reply: Ok, at once.
+    """
+
+    socket_fd: str
 
 
 @message("vm.config")

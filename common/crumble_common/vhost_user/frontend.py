@@ -233,11 +233,15 @@ class Frontend:
 
     def reset(self) -> None:
         """The driver reset the device (all rings were stopped): forgets what was in flight."""
+        self.forget_inflight()
+        if self.can(ProtocolFeature.RESET_DEVICE):
+            self._command(Request.RESET_DEVICE)
+
+    def forget_inflight(self) -> None:
+        """Nothing is in flight any more."""
         if self.inflight is not None:
             self.inflight.close()
             self.inflight = None
-        if self.can(ProtocolFeature.RESET_DEVICE):
-            self._command(Request.RESET_DEVICE)
 
     def close(self, *, keep_inflight: bool = False) -> None:
         """Ends the connection. keep_inflight: a successor gets `inflight`."""

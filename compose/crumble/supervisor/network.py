@@ -97,7 +97,9 @@ class Network:
         subnet = self.named.subnet if self.named else net.NETWORK
         gateway = self.named.gateway if self.named else net.GATEWAY
         bits = ipaddress.ip_network(subnet).prefixlen
-        return VirtioNet(_SOCKET, self.mac, net.MTU, f"{self.address}/{bits}", gateway)
+        address = f"{self.address}/{bits}"
+        alone = self.named is None  # whose netd has successors
+        return VirtioNet(_SOCKET, self.mac, net.MTU, address, gateway, succeeded=alone)
 
     def modules(self, paths: list[str]) -> list[str]:
         """Those of a kernel's modules that this guest needs."""

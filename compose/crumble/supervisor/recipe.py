@@ -13,12 +13,12 @@ from crumble.supervisor.backend import choose
 from crumble.supervisor.images import OnProgress
 from crumble.supervisor.materials import stamp
 from crumble.supervisor.networks import opened
+from crumble.supervisor.succession import Netd
 from crumble.supervisor.tasks import Task, both, in_thread, limited
 from crumble_common.errors import CrumbleError, GuestError, HostError, UsageError
 from crumble_common.guest_memory import GuestMemory
 from crumble_common.messages.fs import FsConfig, InjectedFile
 from crumble_common.messages.image import Image, ImageGet, Kernel, KernelGet
-from crumble_common.messages.net import NetConfig
 from crumble_common.messages.vm import VirtioFs, VmConfig
 
 if TYPE_CHECKING:
@@ -135,19 +135,18 @@ class _Pair:
 
 def _connect(vm: Vm, fds: dict[str, int]) -> None:
     """To a `netd` of its own, or to that of its network."""
-    path = vm.request.capture
+    path, names = vm.request.capture, vm.host.table["netd"].fds
     with opened(path) if path else contextlib.nullcontext(-1) as capture:
         given = {**fds, "capture": capture} if path else fds
         if vm.network.named is None:
-            _spawn(vm, "netd", vm.network.netd_config(vm), given)
+            kept = {name: fd for name, fd in given.items() if name in names and name != "net"}
+            vm.netd = Netd(vm, vm.network.netd_config(vm), kept)
+            vm.adopt(vm.netd.start(fds["net"]))
         else:
-            names = vm.host.table["netd"].fds
             vm.host.networks.attach(vm, {name: given[name] for name in names if name in given})
 
 
-def _spawn(
-    vm: Vm, service: str, config: FsConfig | VmConfig | NetConfig, fds: dict[str, int]
-) -> None:
+def _spawn(vm: Vm, service: str, config: FsConfig | VmConfig, fds: dict[str, int]) -> None:
     row = vm.host.table[service]
     given = {name: fds[name] for name in row.fds if name in fds}
     name = f"{service}.{vm.name}"

@@ -52,7 +52,7 @@ TABLE: Table = {
             "netd",
             "crumble_netd.service:NetdService",
             "vm",
-            ("page_state", *MEMORY_BASE, "net", "capture"),
+            ("page_state", *MEMORY_BASE, "net", "capture", "arena", "parking"),
         ),
     )
 }

@@ -19,6 +19,7 @@ from crumble.supervisor.causes import SEE_DMESG, Causes
 from crumble.supervisor.command import with_defaults
 from crumble.supervisor.network import NETWORKS, Network
 from crumble.supervisor.services import ServiceProcess
+from crumble.supervisor.succession import Netd
 from crumble.supervisor.tasks import Future, Task, limited
 from crumble.supervisor.vmlog import VmLog
 from crumble_common import log
@@ -87,6 +88,7 @@ class Vm:
         self.agent: Future[None] = Future()
         self.ended: Future[None] = Future()
         self.services: list[ServiceProcess] = []
+        self.netd: Netd | None = None
         self.failure: CrumbleError | None = None
         self.booting: Task[None] | None = None
         self.owner = owner
@@ -295,6 +297,8 @@ class Vm:
         if self.origin is not None:
             self.origin.release()
         self.host.fds.close(self.id)
+        if self.netd is not None:
+            self.netd.close()
         self._tell_who_waits()
         self.log.end()
         self.state = "failed" if self.failure else "stopped"
@@ -353,7 +357,7 @@ class Vm:
         self.stop(0)
 
     def _service_ended(self, service: ServiceProcess, error: CrumbleError) -> None:
-        if self.alive:
+        if self.alive and not (self.netd and self.netd.ended(service, error)):
             self._causes.service_ended(service, error)
 
     def _listen(self, reply: Future[Any], listener: Listener) -> None:

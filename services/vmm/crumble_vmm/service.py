@@ -37,6 +37,7 @@ from crumble_vmm.console_log import ConsoleLog
 from crumble_vmm.debug.requests import Debugging
 from crumble_vmm.devices.uart8250 import Uart8250
 from crumble_vmm.devices.virtio.console import Port
+from crumble_vmm.devices.virtio.vhost_user_successor import reconnect
 from crumble_vmm.guest.protocol import INIT_FAILED, PORT_NAME
 from crumble_vmm.hypervisor.base import Exit, ExitReason
 from crumble_vmm.machine import Machine
@@ -201,9 +202,17 @@ class VmmService(Service[VmConfig]):
                 reply.ok()
             case messages.Pause() | messages.Resume() | messages.Freeze() | messages.Thaw():
                 self._hold(message, reply)
+<<<<<<< HEAD
             case messages.DebugStart() | messages.DebugTrace() | messages.DebugCount() if (
                 self._debugging is not None
             ):
+=======
+            case messages.NetReconnect(name):
+                sock = socket.socket(fileno=self.context.take_fd(name))
+                reconnect(self.machine.chipset.devices.values(), sock)
+                reply.ok()
+            case messages.DebugStart() | messages.DebugTrace() if self._debugging is not None:
+>>>>>>> 4c8adac (supervisor, vmm: Replace a netd that died, and let the guest only wait)
                 self._debugging.handle(message, reply)
             case _:
                 self._ask_agent(message, reply)

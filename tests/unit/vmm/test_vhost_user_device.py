@@ -14,7 +14,8 @@ from crumble_common.eventloop import EventLoop
 from crumble_common.vhost_user import MemoryRegion
 from crumble_vmm.devices.virtio import mmio, transport
 from crumble_vmm.devices.virtio.device import RING_FEATURES
-from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice, virtio_fs
+from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice
+from crumble_vmm.devices.virtio.vhost_user_kinds import virtio_fs
 from crumble_vmm.snapshot.state import TransportState
 from framework.echo_backend import EchoServer
 from framework.ready import readable

@@ -30,7 +30,7 @@ from crumble_vmm.devices.virtio.device import VirtioDevice
 from crumble_vmm.devices.virtio.mmio import MmioTransport
 from crumble_vmm.devices.virtio.pci import PciTransport
 from crumble_vmm.devices.virtio.rng import Rng
-from crumble_vmm.devices.virtio.vhost_user import virtio_fs, virtio_net
+from crumble_vmm.devices.virtio.vhost_user_kinds import virtio_fs, virtio_net
 from crumble_vmm.guest.build import module_path
 from crumble_vmm.guest.protocol import NETWORK_PARAMETER, ROOT_PARAMETER
 from crumble_vmm.hypervisor.address_space import AddressSpace, Region
@@ -132,7 +132,11 @@ class Board(ABC):
             self._add_slot(virtio_fs(name, item.tag, sock, regions, ends.loop, ends.lost))
         if net := config.network:
             sock = ends.sockets[net.socket_fd]
-            self._add_slot(virtio_net("net", net.mac, net.mtu, sock, regions, ends.loop, ends.lost))
+            device = virtio_net(
+                "net", net.mac, net.mtu, sock, regions, ends.loop, ends.lost,
+                succeeded=net.succeeded,
+            )  # fmt: skip
+            self._add_slot(device)
 
     def _add_slot(self, device: VirtioDevice) -> None:
         slot, self._slots = self._slots, self._slots + 1

@@ -15,13 +15,13 @@ import contextlib
 import functools
 import os
 import socket
-import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from crumble_common.errors import CrumbleError, HostError
 from crumble_common.vhost_user import (
+    Disconnected,
     Frontend,
     InflightRegion,
     MemoryRegion,
@@ -39,21 +39,6 @@ from crumble_vmm.devices.virtio.local import Loop
 from crumble_vmm.snapshot.state import RingState
 
 T = TypeVar("T")
-
-NET_DEVICE_ID = 1
-# virtio 1.2 §5.1.3: CSUM, GUEST_CSUM, MTU, MAC, GUEST_TSO4/6, HOST_TSO4/6, MRG_RXBUF, STATUS.
-_NET_FEATURES = sum(1 << bit for bit in (0, 1, 3, 5, 7, 8, 11, 12, 15, 16))
-# §5.1.4: mac, status, max_virtqueue_pairs, mtu
-_NET_CONFIG = struct.Struct("<6sHHH")
-_NET_LINK_UP = 1
-# §5.1.2: receive, transmit.
-_NET_QUEUES = (256, 256)
-
-FS_DEVICE_ID = 26
-# virtio 1.2 §5.11.4: tag, num_request_queues
-_FS_CONFIG = struct.Struct("<36sI")
-# §5.11.2: a queue for FORGET and INTERRUPT, then request queues.
-_FS_QUEUES = (128, 256)
 
 
 class VhostUserDevice(VirtioDevice):
@@ -84,14 +69,14 @@ class VhostUserDevice(VirtioDevice):
         self._lost = lost
         self._mask = RING_FEATURES | own_features
         self._config, self._config_size = config, config_size
-        # Of its own: a socket with a timeout would wait before it peeks.
-        self._peek = sock.dup()
-        self._peek.setblocking(False)
+        self._peek = peeking(sock)
         self._frontend = Frontend(sock)
+        self._away = False  # the back end has ended, and its successor has not come (vhost_user_successor.py)
+        self._acked = 0
         self._offered: int | None = None
         self._error: CrumbleError | None = None
         self._wiring: Wiring | None = None
-        self._calls: list[int] = []
+        self._calls: dict[int, int] = {}
         self._active: dict[int, QueueSetup] = {}
         self._stopped: dict[int, int] | None = None  # avail indices by queue while halted
         self._resuming: threading.Thread | None = None
@@ -132,7 +117,8 @@ class VhostUserDevice(VirtioDevice):
             try:
                 return question()
             except CrumbleError as error:
-                self._fail(error)
+                if not isinstance(error, Disconnected) or not self._leave(error):
+                    self._fail(error)
         return None
 
     def start(self, wiring: Wiring) -> None:
@@ -171,23 +157,33 @@ class VhostUserDevice(VirtioDevice):
     def _hand_over(
         self, features: int, queues: Sequence[QueueSetup], rings: Mapping[int, RingState]
     ) -> None:
-        assert self._wiring is not None
         if self._error is not None:
             raise self._error
-        frontend, largest = self._frontend, max(self.queue_sizes)
+        self._acked = features
+        self._active = {queue.index: queue for queue in queues}
         try:
-            with frontend.at_once():
-                frontend.set_features(features)
-                frontend.set_memory(self._regions)
-                undone = functools.partial(self._hand_over_undone, queues, rings)
-                frontend.prepare_inflight(len(self.queue_sizes), largest, undone)
-                for queue in queues:
-                    base = rings[queue.index].next if queue.index in rings else 0
-                    frontend.start_ring(queue.index, self._ring(queue, self._wiring, base))
-                    frontend.enable_ring(queue.index, True)
+            if not self._away:
+                self._start_rings(rings)
+        except Disconnected as error:
+            if not self._leave(error):
+                raise
         except CrumbleError as error:
             self._fail(error)
             raise
+
+    def _start_rings(self, rings: Mapping[int, RingState]) -> None:
+        """Hands the active rings to the back end there is. rings: where they were; by default at their start."""
+        assert self._wiring is not None
+        frontend, queues = self._frontend, list(self._active.values())
+        with frontend.at_once():
+            frontend.set_features(self._acked)
+            frontend.set_memory(self._regions)
+            undone = functools.partial(self._hand_over_undone, queues, rings)
+            frontend.prepare_inflight(len(self.queue_sizes), max(self.queue_sizes), undone)
+            for queue in queues:
+                base = rings[queue.index].next if queue.index in rings else 0
+                frontend.start_ring(queue.index, self._ring(queue, self._wiring, base))
+                frontend.enable_ring(queue.index, True)
 
     def _hand_over_undone(
         self,
@@ -205,10 +201,10 @@ class VhostUserDevice(VirtioDevice):
                 )
 
     def _ring(self, queue: QueueSetup, wiring: Wiring, base: int) -> RingSetup:
-        call = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        wiring.interrupt.add_call_fd(call, queue.index)
-        self._calls.append(call)
-        self._active[queue.index] = queue
+        call = self._calls.get(queue.index, -1)
+        if call < 0:
+            call = self._calls[queue.index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            wiring.interrupt.add_call_fd(call, queue.index)
         return RingSetup(
             queue.size,
             queue.descriptors,
@@ -228,6 +224,12 @@ class VhostUserDevice(VirtioDevice):
             raise self._error
         if self._resuming is not None:
             self._resuming.join()
+        if self._away:
+            raise HostError(
+                f"The back end of device {self.name} is being replaced.",
+                code="vmm.vhost_user",
+                hint="Try again in a moment.",
+            )
         try:
             self._stopped = self._frontend.stop_rings(self._active)
         except CrumbleError as error:
@@ -237,7 +239,7 @@ class VhostUserDevice(VirtioDevice):
     def go_on(self) -> None:
         """Gives them again."""
         stopped, self._stopped = self._stopped or {}, None
-        if self._wiring is None or not stopped:
+        if self._wiring is None or not stopped or self._away:
             return
         self._ask(lambda: self._restart(stopped))
         for index in stopped:
@@ -295,10 +297,12 @@ class VhostUserDevice(VirtioDevice):
     def reset(self) -> None:
         """Takes the rings back: afterwards the back end touches no guest memory for them."""
         active, self._active = self._active, {}
-        if self._error is None and active:
+        if self._error is None and active and not self._away:
             self._ask(lambda: self._take_back(list(active)))
-        calls, self._calls = self._calls, []
-        for call in calls:
+        if self._away:
+            self._frontend.forget_inflight()
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
             if self._wiring is not None:
                 self._wiring.interrupt.remove_call_fd(call)
             os.close(call)
@@ -315,7 +319,7 @@ class VhostUserDevice(VirtioDevice):
         if wiring is None:
             return
         with wiring.lock:
-            if self._error is not None:
+            if self._error is not None or self._away:
                 return
             try:
                 data = self._peek.recv(1, socket.MSG_PEEK)
@@ -324,9 +328,13 @@ class VhostUserDevice(VirtioDevice):
             except OSError:
                 data = b""
             why = "spoke out of turn" if data else "ended"
-            self._fail(
-                HostError(f"The back end of device {self.name} {why}.", code="vmm.vhost_user")
-            )
+            error = HostError(f"The back end of device {self.name} {why}.", code="vmm.vhost_user")
+            if data or not self._leave(error):
+                self._fail(error)
+
+    def _leave(self, error: CrumbleError) -> bool:  # noqa: ARG002  a subclass may know better
+        """The back end has ended: True when its successor is waited for. With the transport's lock held."""
+        return False
 
     def _ring_failed(self) -> None:
         """SET_VRING_ERR: the guest broke a ring and the back end serves it no more."""
@@ -351,34 +359,8 @@ class VhostUserDevice(VirtioDevice):
         self._lost(error)
 
 
-def virtio_net(
-    name: str,
-    mac: bytes,
-    mtu: int,
-    sock: socket.socket,
-    regions: Sequence[MemoryRegion],
-    loop: Loop,
-    lost: Callable[[CrumbleError], None],
-) -> VhostUserDevice:
-    """A network device (virtio 1.2 §5.1), its link up."""
-    config = _NET_CONFIG.pack(mac, _NET_LINK_UP, 1, mtu)
-    return VhostUserDevice(
-        name, NET_DEVICE_ID, sock, regions, _NET_QUEUES, loop, lost,
-        own_features=_NET_FEATURES, config=config,
-    )  # fmt: skip
-
-
-def virtio_fs(
-    name: str,
-    tag: str,
-    sock: socket.socket,
-    regions: Sequence[MemoryRegion],
-    loop: Loop,
-    lost: Callable[[CrumbleError], None],
-) -> VhostUserDevice:
-    """A file system device (virtio 1.2 §5.11) that the guest mounts as `tag`.
-
-    The notification queue's feature is not passed on: Linux does not know it.
-    """
-    config = _FS_CONFIG.pack(tag.encode(), len(_FS_QUEUES) - 1)
-    return VhostUserDevice(name, FS_DEVICE_ID, sock, regions, _FS_QUEUES, loop, lost, config=config)
+def peeking(sock: socket.socket) -> socket.socket:
+    """For a look at what comes: of its own, as a socket with a timeout would wait before it peeks."""
+    peek = sock.dup()
+    peek.setblocking(False)
+    return peek

@@ -1,0 +1,143 @@
+"""A service that outlives its processes: when one dies, another one is started with what it left.
+
+What it leaves is an arena, which is ours, and the sockets that it parked with us (crumble_common.parking). One
+that dies again and again ends its VM, with a sentence that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections import deque
+from typing import TYPE_CHECKING
+
+from crumble_common import log
+from crumble_common.arena import Arena
+from crumble_common.errors import CrumbleError, InternalError
+from crumble_common.messages import net
+from crumble_common.messages.vm import NetReconnect
+from crumble_common.parking import Lot
+
+if TYPE_CHECKING:
+    from crumble.supervisor.services import ServiceProcess
+    from crumble.supervisor.vm import Vm
+    from crumble_common.messages.net import NetConfig
+
+# Deaths within this time, s, that are too many; and without a successor having been ready, one after another.
+_WITHIN, _TOO_MANY, _STILLBORN = 60.0, 20, 3
+# Sockets kept for one VM: its flows (TCP, UDP), and forwards.
+_SOCKETS = 4096
+# Of this process, descriptors that are not for this.
+_RESERVE = 256
+
+
+class Netd:
+    """The `netd` of one VM. fds: by name, those that every process of it gets; they are ours now."""
+
+    def __init__(self, vm: Vm, config: NetConfig, fds: dict[str, int]) -> None:
+        self._vm, self._config = vm, config
+        self._fds = {name: os.dup(fd) for name, fd in fds.items()}
+        arena = Arena.create(net.ARENA, net.ARENA_VERSION, net.ARENA_SIZE)
+        self._fds["arena"] = arena.fd
+        self._lot = Lot(_room())
+        self._deaths: deque[float] = deque(maxlen=_TOO_MANY)
+        self._stillborn = 0
+        self._watched = -1
+
+    def start(self, front_end: int) -> ServiceProcess:
+        """A process, for the front end that is connected to `front_end`, which stays the caller's."""
+        host = self._vm.host
+        self._unwatch()
+        with self._lot.open() as parking:
+            given = {**self._fds, "net": front_end, "parking": parking.fileno()}
+            process = host.services.start(
+                host.table["netd"], f"netd.{self._vm.name}", self._config, self._vm.event, given
+            )
+        self._watched = self._lot.fileno()
+        host.loop.add_fd(self._watched, "parking", self._told)
+        self._stillborn += 1
+        process.ready.then(self._ready)
+        return process
+
+    def _ready(self, outcome: object) -> None:
+        with contextlib.suppress(CrumbleError):
+            outcome.result()  # type: ignore[attr-defined]
+            self._stillborn = 0
+
+    def ended(self, process: ServiceProcess, error: CrumbleError) -> bool:
+        """A process of the VM has ended; False when that is the VM's end, too."""
+        vm = self._vm
+        if process.row.name != "netd" or vm.state != "running":
+            return False  # before that the guest may not have seen its network
+        if vm.saving is not None and not vm.saving.done:
+            # Pages that are being saved are not to be written by one who does not know of it.
+            vm.saving.then(lambda _: self._go_on(process, error))
+        else:
+            self._go_on(process, error)
+        return True
+
+    def _go_on(self, process: ServiceProcess, error: CrumbleError) -> None:
+        vm = self._vm
+        if not vm.alive:
+            return
+        successor = self._succeed(process, error)
+        if successor is None:
+            vm.fail(_too_often(error))
+            return
+        vm.services.remove(process)
+        vm.adopt(successor)
+
+    def _succeed(self, process: ServiceProcess, error: CrumbleError) -> ServiceProcess | None:
+        """Another one in the place of `process`, which died; None when that is no use. Tells `vmm`."""
+        now = self._vm.host.loop.now()
+        self._deaths.append(now)
+        often = len(self._deaths) == _TOO_MANY and now - self._deaths[0] < _WITHIN
+        if often or self._stillborn >= _STILLBORN:
+            return None
+        log.warning("service is replaced", service=process.name, why=error)
+        vmm = self._vm.service("vmm")
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            try:
+                successor = self.start(theirs.fileno())
+                vmm.give("net", ours.fileno())
+            except CrumbleError as failure:
+                log.error("service cannot be replaced", service=process.name, why=failure)
+                return None
+        vmm.request(NetReconnect("net"))
+        return successor
+
+    def close(self) -> None:
+        """Nobody needs it any more."""
+        self._unwatch()
+        self._lot.close()
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+    def _told(self) -> None:
+        if not self._lot.receive():
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._watched >= 0:
+            self._vm.host.loop.remove_fd(self._watched)
+            self._watched = -1
+
+
+def _too_often(error: CrumbleError) -> CrumbleError:
+    """Why the VM ends, when its `netd` does not stay alive."""
+    return InternalError(
+        f"The network died too often, at last: {error.message}",
+        code="net.died",
+        hint=error.hint,
+    )
+
+
+def _room() -> int:
+    """Sockets that this process can keep."""
+    import resource
+
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _SOCKETS if soft < 0 else max(0, min(_SOCKETS, (soft - _RESERVE) // 2))

@@ -1,0 +1,98 @@
+"""A device whose back end may die: another one comes, and goes on with the rings and what is in flight.
+
+What the old one had taken and not given back is in the in-flight region; where the rings are, the used rings say,
+both in memory that outlives it. The guest notices nothing but a pause.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterable
+
+from crumble_common import log
+from crumble_common.errors import CrumbleError, HostError
+from crumble_common.vhost_user import Frontend
+from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice, peeking
+from crumble_vmm.snapshot.state import RingState
+
+# What a successor may take to come, s.
+_PATIENCE = 30.0
+
+
+class SucceededDevice(VhostUserDevice):
+    """A VhostUserDevice whose back end has successors, once the guest's driver has seen the first one."""
+
+    def _leave(self, error: CrumbleError) -> bool:  # noqa: ARG002
+        """The back end has ended: True when its successor is waited for, which the supervisor sees to. With the transport's lock held."""
+        if self._offered is None or self._error is not None:
+            return False
+        if not self._away:
+            self._away = True
+            self._frontend.close(keep_inflight=True)
+            self._loop.call_soon_threadsafe(self._unwatch)
+        return True
+
+    def reconnect(self, sock: socket.socket) -> None:
+        """`sock`, which becomes this object's, leads to the successor. In the loop's thread; does not wait."""
+        wiring = self._wiring
+        if wiring is None or self._error is not None:
+            sock.close()
+            return
+        if self._resuming is not None:
+            self._resuming.join()
+        with wiring.lock:
+            self._leave(HostError(f"The back end of {self.name} ended.", code="vmm.vhost_user"))
+        self._unwatch()
+        self._peek.close()
+        self._peek = peeking(sock)
+        self._resuming = threading.Thread(
+            target=self._reconnect, args=(sock,), name=f"reconnect {self.name}"
+        )
+        self._resuming.start()
+
+    def _reconnect(self, sock: socket.socket) -> None:
+        assert self._wiring is not None
+        # Asked before the lock is taken: it may be starting, and the guest need not wait.
+        frontend = Frontend(sock, timeout=_PATIENCE, inflight=self._frontend.inflight)
+        try:
+            offered = frontend.negotiate()
+        except CrumbleError as error:
+            frontend.close(keep_inflight=True)
+            log.warning("back end did not come back", device=self.name, why=error)
+            return  # there may be another one
+        with self._wiring.lock:
+            if self._error is not None:
+                frontend.close()
+                return
+            frontend.inflight = self._frontend.inflight  # a reset has freed it since
+            self._frontend, self._away = frontend, False
+            if self._acked & self._mask & ~offered:
+                self._fail(
+                    HostError(f"The back end of {self.name} changed.", code="vmm.vhost_user")
+                )
+            elif self._active:
+                self._ask(self._take_over_rings)
+        self._loop.call_soon_threadsafe(self._watch)
+
+    def _take_over_rings(self) -> None:
+        """The new back end goes on where the used rings, and what is in flight, say."""
+        assert self._wiring is not None
+        rings = {}
+        for queue in self._active.values():
+            used = self._wiring.memory.read(queue.device + 2, 2)
+            rings[queue.index] = RingState(int.from_bytes(used, "little"), [])
+        self._start_rings(rings)
+        for call in self._calls.values():
+            os.eventfd_write(call, 1)  # the last interrupt may have died with its sender
+
+
+def reconnect(transports: Iterable[object], sock: socket.socket) -> None:
+    """`sock`, which is taken over, leads to the successor of the network's back end behind one of the transports."""
+    for transport in transports:
+        device = getattr(transport, "device", None)
+        if isinstance(device, SucceededDevice):
+            device.reconnect(sock)
+            return
+    sock.close()

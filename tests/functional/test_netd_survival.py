@@ -1,0 +1,108 @@
+"""kill -9 of netd under a real guest: what it has open goes on, to the byte, and it can open more."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crumble_common import paths
+from framework import assets
+from framework.command import World, eventually, read_until
+
+pytestmark = [pytest.mark.guest, pytest.mark.network, pytest.mark.slow]
+
+IMAGE = "deb:trixie/busybox-static"
+SIZE = 6_000_000
+KILLS = 4
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    assets.pulled(IMAGE)
+    made = World(tmp_path, "crumble.cli.main")
+    made.environment["CRUMBLE_DATA_DIR"] = str(paths.data_dir())
+    yield made
+    made.end()
+    made.assert_nothing_left()
+
+
+class Exchange:
+    """A server that sends `data` over some seconds, and sums up what it gets meanwhile."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.got = data, hashlib.sha256()
+        self.count = 0
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._server.accept()
+        with connection:
+            writer = threading.Thread(target=self._send, args=(connection,))
+            writer.start()
+            while piece := connection.recv(1 << 16):
+                self.got.update(piece)
+                self.count += len(piece)
+            writer.join()
+
+    def _send(self, connection: socket.socket) -> None:
+        step = len(self.data) // 100
+        for at in range(0, len(self.data), step):
+            connection.sendall(self.data[at : at + step])
+            time.sleep(0.03)  # it is to last as long as the kills
+        connection.shutdown(socket.SHUT_WR)
+
+    def join(self) -> None:
+        self._thread.join(60)
+        self._server.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def test_what_is_open_goes_on(world: World) -> None:
+    data = random.Random(5).randbytes(SIZE)
+    exchange, forwarded = Exchange(data), free_port()
+    script = (
+        f"nc -l -p 80 -e cat & sleep 0.2; echo listening; head -c {SIZE} /dev/urandom > /up;"
+        f"nc host.internal {exchange.port} < /up > /down; sha256sum < /up; sha256sum < /down;"
+        f"nslookup host.internal > /dev/null && echo resolved; sleep 0.5"
+    )
+    guest = world.start(
+        "run", "--name", "box", "--allow", "host", "-p", f"{forwarded}:80", IMAGE,
+        "busybox", "sh", "-c", script,
+    )  # fmt: skip
+    assert guest.stdout is not None
+    read_until(guest.stdout, b"listening\n")
+    with socket.create_connection(("127.0.0.1", forwarded)) as long_lived:
+        long_lived.settimeout(30)
+        long_lived.sendall(b"before")
+        assert long_lived.recv(100) == b"before"
+        eventually(lambda: exchange.count > 0, "the guest does not send")
+        for number in range(KILLS):
+            old = world.pid("netd")
+            os.kill(old, signal.SIGKILL)
+            eventually(lambda: world.pid("netd") != old, "nobody took its place")  # noqa: B023
+            long_lived.sendall(b"%d" % number)
+            assert long_lived.recv(100) == b"%d" % number
+    output = read_until(guest.stdout, b"resolved\n").decode()
+    exchange.join()
+    up, down = (line.split()[0] for line in output.splitlines()[:2])
+    assert down == hashlib.sha256(data).hexdigest()
+    assert (exchange.count, exchange.got.hexdigest()) == (SIZE, up)
+    guest.communicate(timeout=60)
+    assert guest.returncode == 0
