@@ -74,6 +74,21 @@ def free_port() -> int:
         return port
 
 
+def connected(port: int) -> socket.socket:
+    """To a forward: a guest that goes on from a snapshot may be there before its network."""
+    found: list[socket.socket] = []
+
+    def connect() -> bool:
+        try:
+            found.append(socket.create_connection(("127.0.0.1", port)))
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    eventually(connect, "nobody listens for the forward")
+    return found[0]
+
+
 def test_what_is_open_goes_on(world: World) -> None:
     data = random.Random(5).randbytes(SIZE)
     exchange, forwarded = Exchange(data), free_port()
@@ -88,7 +103,7 @@ def test_what_is_open_goes_on(world: World) -> None:
     )  # fmt: skip
     assert guest.stdout is not None
     read_until(guest.stdout, b"listening\n")
-    with socket.create_connection(("127.0.0.1", forwarded)) as long_lived:
+    with connected(forwarded) as long_lived:
         long_lived.settimeout(30)
         long_lived.sendall(b"before")
         assert long_lived.recv(100) == b"before"
