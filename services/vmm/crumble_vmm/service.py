@@ -4,8 +4,7 @@ The loop's thread serves control messages and the virtio devices of this process
 thread of its own. What goes on inside the guest comes out as events: the agent's answers, the
 console's bytes, and one VmEvent that says how it ended.
 
-Everything a VM needs is imported with this module, so that a forkserver that has it starts a VM at
-once.
+Everything a VM needs is imported with this module: a forkserver that has it starts a VM at once.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ from crumble_vmm.console_log import ConsoleLog
 from crumble_vmm.debug.requests import Debugging
 from crumble_vmm.devices.uart8250 import Uart8250
 from crumble_vmm.devices.virtio.console import Port
-from crumble_vmm.devices.virtio.vhost_user_successor import reconnect
 from crumble_vmm.guest.protocol import INIT_FAILED, PORT_NAME
 from crumble_vmm.hypervisor.base import Exit, ExitReason
 from crumble_vmm.machine import Machine
@@ -202,17 +200,11 @@ class VmmService(Service[VmConfig]):
                 reply.ok()
             case messages.Pause() | messages.Resume() | messages.Freeze() | messages.Thaw():
                 self._hold(message, reply)
-<<<<<<< HEAD
+            case messages.NetReconnect(name):
+                reply.ok(self.machine.reconnect(self.context.take_fd(name)))
             case messages.DebugStart() | messages.DebugTrace() | messages.DebugCount() if (
                 self._debugging is not None
             ):
-=======
-            case messages.NetReconnect(name):
-                sock = socket.socket(fileno=self.context.take_fd(name))
-                reconnect(self.machine.chipset.devices.values(), sock)
-                reply.ok()
-            case messages.DebugStart() | messages.DebugTrace() if self._debugging is not None:
->>>>>>> 4c8adac (supervisor, vmm: Replace a netd that died, and let the guest only wait)
                 self._debugging.handle(message, reply)
             case _:
                 self._ask_agent(message, reply)

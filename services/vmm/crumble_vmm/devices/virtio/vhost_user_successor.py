@@ -88,8 +88,9 @@ class SucceededDevice(VhostUserDevice):
             os.eventfd_write(call, 1)  # the last interrupt may have died with its sender
 
 
-def reconnect(transports: Iterable[object], sock: socket.socket) -> None:
-    """`sock`, which is taken over, leads to the successor of the network's back end behind one of the transports."""
+def reconnect(transports: Iterable[object], fd: int) -> None:
+    """`fd`, which is taken over, leads to the successor of the network's back end behind one of the transports."""
+    sock = socket.socket(fileno=fd)
     for transport in transports:
         device = getattr(transport, "device", None)
         if isinstance(device, SucceededDevice):
