@@ -31,7 +31,7 @@ class Served:
     serve: handles a chain; returns the bytes written, after which the chain is pushed, or None when the
     device keeps it and calls `QueuePump.finish` later. notify: interrupts the driver; called after pushes when
     the driver wants it. broken: the guest broke the ring; it is no longer served. after: called when a
-    burst of chains has been served, with what they have in common to do.
+    burst of chains has been served, with what they have in common to do. live: a pump serves it.
     """
 
     queue: Virtqueue
@@ -40,6 +40,7 @@ class Served:
     notify: Callable[[], None]
     broken: Callable[[RingError], None]
     after: Callable[[], None] | None = None
+    live: bool = False
 
 
 class QueuePump:
@@ -57,6 +58,7 @@ class QueuePump:
     def add(self, served: Served) -> None:
         """Serves a queue from now on; what is in it already is served in the loop's next round."""
         self._served.append(served)
+        served.live = True
         if served.kick_fd >= 0:
             self._loop.add_fd(served.kick_fd, "kick", self._kicked)
         self._changed()
@@ -68,6 +70,7 @@ class QueuePump:
             if served.kick_fd >= 0:
                 self._loop.remove_fd(served.kick_fd)
             self._served.remove(served)
+            served.live = False
         self._changed()
 
     def finish(self, queue: Virtqueue, chain: Chain, written: int) -> None:
@@ -128,7 +131,7 @@ class QueuePump:
         """Serves at most a burst of one queue; returns how many chains."""
         count = 0
         try:
-            while count < _BURST and (chain := served.queue.pop()) is not None:
+            while count < _BURST and served.live and (chain := served.queue.pop()) is not None:
                 count += 1
                 written = served.serve(chain)
                 if written is not None:

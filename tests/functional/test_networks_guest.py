@@ -113,6 +113,9 @@ def test_vms_share_a_network(world: World) -> None:
         "no name", "no way", "refused", "inet 172.30.0.3/28",
     ]  # fmt: skip
 
+    refused = json.loads(ran(world, "net", "refused", "far", "--json"))
+    assert {("tcp", "10.99.0.3", 80)} <= {(r["protocol"], r["address"], r["port"]) for r in refused}
+
     # A guest that takes another's address is heard by nobody.
     script = """
     busybox ip addr flush dev eth0; busybox ip addr add 10.99.0.3/24 dev eth0

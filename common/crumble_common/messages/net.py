@@ -31,11 +31,17 @@ class Forward:
 
 @dataclass(frozen=True)
 class NetPolicy:
-    """What a guest may talk to; rules as in crumble_netd.policy. internet: what no rule speaks of, may be."""
+    """What a guest may talk to; rules as in crumble_netd.policy. internet: what no rule speaks of, may be.
+
+    rate_out, rate_in: bytes a second from and to the guest. rate_flows: new flows a second. 0: no limit.
+    """
 
     allow: list[str] = field(default_factory=list)
     deny: list[str] = field(default_factory=list)
     internet: bool = True
+    rate_out: int = 0
+    rate_in: int = 0
+    rate_flows: int = 0
 
 
 @message("net.config")
@@ -170,8 +176,19 @@ class FlowInfo:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """A flow that policy refused. when: seconds since the epoch. names: what the guest had been told it is."""
+
+    when: float
+    protocol: str
+    address: str
+    port: int
+    names: list[str]
+
+
+@dataclass(frozen=True)
 class GuestInfo:
-    """One guest of a network. counters: its own, by name. capturing: its packets are captured."""
+    """One guest of a network. refused: the last flows that policy refused. counters: its own, by name. capturing: its packets are captured."""
 
     name: str
     mac: str
@@ -180,6 +197,7 @@ class GuestInfo:
     forwards: list[Forward]
     counters: dict[str, int]
     capturing: bool
+    refused: list[Refusal] = field(default_factory=list)
 
 
 @message("net.state")

@@ -1,4 +1,4 @@
-"""`crumble net flows|capture|stats VM`: what goes through a VM's network."""
+"""`crumble net flows|refused|stats|capture VM`: what goes through a VM's network."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from crumble_common.errors import UsageError
 
 _EPILOG = """\
   flows VM                            list its connections and other flows
+  refused VM                          list the last flows that its rules refused
   stats VM                            show its counters, what was dropped and why among them
   capture VM FILE [--snaplen N]       capture its packets to a file or named pipe, in the background
   capture VM - [--snaplen N]          to stdout, until ^C: crumble net capture VM - | tcpdump -r -
@@ -127,8 +128,32 @@ def _to_stdout(vm: str, snaplen: int) -> None:
             quick.ask("net.capture.stop", {"guest": ""}, f"vm:{vm}")
 
 
+def _refused(arguments: list[str]) -> int:
+    parser = Parser("net refused", "Lists the last flows of a VM that its rules refused.")
+    parser.json()
+    parser.add_argument("vm", metavar="VM")
+    options = parser.parse_args(arguments)
+    found = [flow for guest in _state(options.vm)["guests"] for flow in guest["refused"]]
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    rows = [
+        (
+            output.age(flow["when"]),
+            flow["protocol"],
+            flow["address"],
+            str(flow["port"]),
+            " ".join(flow["names"]),
+        )
+        for flow in found
+    ]
+    output.table(("WHEN", "PROTOCOL", "ADDRESS", "PORT", "NAMES"), rows)
+    return 0
+
+
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "flows": _flows,
     "stats": _stats,
+    "refused": _refused,
     "capture": _capture,
 }

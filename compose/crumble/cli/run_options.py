@@ -67,8 +67,12 @@ def run_parser() -> Parser:
     add("-p", "--publish", action="append", default=[], metavar="PORTS",
         help="forward a port: [IP:]HOST:GUEST[/udp]")  # fmt: skip
     add("--allow", action="append", default=[], metavar="RULE",
-        help="let it reach ADDRESS[/BITS], host or any [:PORT][/tcp]")  # fmt: skip
+        help="let it reach ADDRESS[/BITS], NAME, *.NAME, host or any [:PORT][/tcp]")  # fmt: skip
     add("--deny", action="append", default=[], metavar="RULE", help="the reverse; wins")
+    add("--no-internet", action="store_true", help="nothing but what --allow names")
+    add("--rate-out", default="0", metavar="SIZE", help="bytes a second it may send")
+    add("--rate-in", default="0", metavar="SIZE", help="bytes a second it may get")
+    add("--rate-flows", type=int, default=0, metavar="N", help="connections a second it may begin")
     add("--pcap", default="", metavar="FILE", help="capture the guest's packets")
     add("--dmesg", action="store_true", help="show the guest kernel's messages on stderr")
     add("--timeline", action="store_true", help="show where the time went on stderr")

@@ -92,7 +92,14 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
         operation="run",
         network=options.network,
         publish=_forwards(options.publish),
-        policy=NetPolicy(options.allow, options.deny),
+        policy=NetPolicy(
+            options.allow,
+            options.deny,
+            internet=not options.no_internet,
+            rate_out=memory_size(options.rate_out),
+            rate_in=memory_size(options.rate_in),
+            rate_flows=max(0, options.rate_flows),
+        ),
         capture=_absolute(options.pcap),
     )
 

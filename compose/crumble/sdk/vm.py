@@ -39,8 +39,11 @@ class VM:
 
     image: as `crumble run` takes it. memory: bytes, or "512m". volumes: {host: guest} or
     ["host:guest[:ro]"]. kernel: a path; the default one otherwise. pull: "missing", "always", "never".
-    cpu_model: "host" or, on KVM, a level like "x86-64-v3". transport: of its devices, "mmio" or "pci". boot_timeout: seconds its kernel and init may take. network: "user" or "none". publish: ports,
-    ["8080:80"]. allow, deny: what it may talk to, ["host:5432/tcp"]. capture: a pcap file. snapshot: the
+    cpu_model: "host" or, on KVM, a level like "x86-64-v3". transport: of its devices, "mmio" or "pci".
+    boot_timeout: seconds its kernel and init may take. network: "user", "none" or a network's name.
+    publish: ports, ["8080:80"]. allow, deny: what it may talk to, ["host:5432/tcp", "*.debian.org:443"];
+    internet: also what no rule speaks of. rate_out, rate_in: bytes a second; rate_flows: new ones a second.
+    capture: a pcap file. snapshot: the
     name of one to go on from, instead of an image. boot_snapshot: False boots it whether or not that was
     captured before. on_event: gets Progress, VmEvent and, with
     dmesg, ConsoleOutput messages, in another thread.
@@ -69,6 +72,10 @@ class VM:
         publish: Sequence[str] = (),
         allow: Sequence[str] = (),
         deny: Sequence[str] = (),
+        internet: bool = True,
+        rate_out: int | str = 0,
+        rate_in: int | str = 0,
+        rate_flows: int = 0,
         capture: str | os.PathLike[str] = "",
         on_event: OnEvent | None = None,
     ) -> None:
@@ -92,7 +99,14 @@ class VM:
             operation="boot",
             network=network,
             publish=[parse_forward(text) for text in publish],
-            policy=NetPolicy(list(allow), list(deny)),
+            policy=NetPolicy(
+                list(allow),
+                list(deny),
+                internet=internet,
+                rate_out=memory_size(rate_out),
+                rate_in=memory_size(rate_in),
+                rate_flows=rate_flows,
+            ),
             capture=str(Path(capture).absolute()) if os.fspath(capture) else "",
         )
         self._on_event = on_event

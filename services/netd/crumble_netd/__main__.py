@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-p", "--publish", action="append", default=[], metavar="[IP:]HOST:GUEST[/udp]",
         help="forward a port of the host; may be repeated")  # fmt: skip
     add("--allow", action="append", default=[], metavar="RULE",
-        help="let the guest talk to ADDRESS[/BITS], host or any, [:PORT[-PORT]][/tcp|/udp]")  # fmt: skip
+        help="let the guest talk to ADDRESS[/BITS], NAME, *.NAME, host or any, [:PORT[-PORT]][/tcp|/udp]")  # fmt: skip
     add("--deny", action="append", default=[], metavar="RULE", help="the reverse; it wins")
     add("--no-internet", action="store_true", help="nothing but what --allow names")
     add("--mac", default="", help="the guest's (default: that of its first frame)")

@@ -13,6 +13,7 @@ from crumble_netd.layers.dns import Resolver
 from crumble_netd.ledger import Ledger
 from crumble_netd.policy import Policy
 from crumble_netd.port import Port
+from crumble_netd.rate import Rate
 from crumble_netd.stack import Stack
 
 # Locally administered; the gateway's is the same in every network.
@@ -20,6 +21,8 @@ GATEWAY_MAC = bytes.fromhex("0263 7275 6d62")
 # RFC 8200 §5, and the largest IPv4 packet.
 _MIN_MTU, _MAX_MTU = 1280, 65_535
 _DNS_PORT = 53
+# Least bursts of rates: a large segment or two, a page's connections.
+_BYTES, _FLOWS = 1 << 17, 8
 _MAX_RESOLVERS = 3
 
 
@@ -74,7 +77,12 @@ def new_port(config: NetConfig | PortAdd, number: int, stack: Stack) -> Port:
         raise _wrong(f"an MTU of {config.mtu} is not from {_MIN_MTU} to {_MAX_MTU}.")
     policy = Policy.of(rules.deny, rules.allow, internet=rules.internet)
     aliases = tuple(config.aliases)
-    return Port(number, mac, guest, config.mtu, policy, config.name, aliases=aliases)
+    return Port(
+        number, mac, guest, config.mtu, policy, config.name, aliases=aliases,
+        rate_out=Rate(max(0, rules.rate_out), _BYTES),
+        rate_in=Rate(max(0, rules.rate_in), _BYTES),
+        rate_flows=Rate(max(0, rules.rate_flows), _FLOWS),
+    )  # fmt: skip
 
 
 def new_rule(forward: Forward, number: int, port: Port) -> ForwardRule:

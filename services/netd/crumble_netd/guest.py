@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 
 from crumble_common.errors import UsageError
@@ -13,6 +14,7 @@ from crumble_common.messages.net import (
     GuestInfo,
     NetConfig,
     PortAdd,
+    Refusal,
 )
 from crumble_common.service import Context
 from crumble_common.vhost_user.serving import Serving
@@ -24,6 +26,9 @@ from crumble_netd.pcap import Capture
 from crumble_netd.queue_pump import NetDevice
 from crumble_netd.stack import Stack
 from crumble_netd.survival import Survival
+
+# Refusals kept.
+_REFUSED = 100
 
 
 class Guest:
@@ -51,6 +56,7 @@ class Guest:
                 os.close(fd)
             raise
         self.forwards: dict[int, Forward] = {}
+        self.refused: deque[Refusal] = deque(maxlen=_REFUSED)
         self._loop: EventLoop = context.loop
         self._stack, self._host, self._survival = stack, host, survival
         survival.recall(self.port)
@@ -120,6 +126,7 @@ class Guest:
             list(self.forwards.values()),
             dict(port.counts),
             self.device.capture is not None,
+            list(self.refused),
         )
 
     def close(self) -> None:

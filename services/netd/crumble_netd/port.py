@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from crumble_netd.addresses import LINK_LOCAL6
 from crumble_netd.header import ipv6, virtio_net
 from crumble_netd.policy import Policy
+from crumble_netd.rate import Rate
+from crumble_netd.resolved import Resolved
 
 
 @dataclass(slots=True)
@@ -28,6 +30,10 @@ class Port:
     ipv6: bytes = b""
     counts: Counter[str] = field(default_factory=Counter)
     aliases: tuple[str, ...] = ()
+    resolved: Resolved = field(default_factory=Resolved)
+    rate_out: Rate = field(default_factory=Rate)
+    rate_in: Rate = field(default_factory=Rate)
+    rate_flows: Rate = field(default_factory=Rate)
 
     @property
     def checksums(self) -> bool:
@@ -38,6 +44,11 @@ class Port:
         """The driver takes TCP segments larger than its MTU."""
         wanted = virtio_net.F_GUEST_TSO6 if ipv6 else virtio_net.F_GUEST_TSO4
         return bool(self.features & wanted)
+
+    def allows(self, address: bytes, number: int, kind: str, now: float) -> bool:
+        """Whether policy lets the guest reach an address outside of its network."""
+        fresh, ever = self.resolved.names(address, now), self.resolved.ever(address)
+        return self.policy.allows(address, number, kind, fresh, ever)
 
     def link_local(self) -> bytes:
         """The address its MAC makes."""

@@ -70,6 +70,8 @@ class NetDevice:
         self._backlog: deque[Frame] = deque()
         self._waiting = 0
         self._pushed = False
+        self._delayed = False  # by the guest's rate
+        self._served: Served | None = None
         self._batch = 0
 
     def negotiated(self, features: int) -> None:
@@ -96,13 +98,14 @@ class NetDevice:
         def notify() -> None:
             doorbell.ring(ring.call_fd)
 
-        self.pump.add(Served(ring.queue, ring.kick_fd, self._serve, notify, broken, self._settle))
+        self._served = Served(ring.queue, ring.kick_fd, self._serve, notify, broken, self._settle)
+        self.pump.add(self._served)
 
     def stop(self, index: int) -> None:
         """Of vhost_user.Device."""
         if index == TX and self._tx is not None:
             self.pump.remove(self._tx)
-            self._tx = None
+            self._tx = self._served = None
         if index == RX and self._ring is not None:
             ring, self._ring = self._ring, None
             if ring.kick_fd >= 0:
@@ -133,11 +136,25 @@ class NetDevice:
             self._stack.frame(self._port.number, frame, offload)
         else:
             self._port.counts["drop.ethernet.length"] += 1
+        self._slow_down(chain.readable_len)
         self._batch += 1
         if self._batch >= _BATCH:
             self._batch = 0
             self._settle()
         return 0
+
+    def _slow_down(self, size: int) -> None:
+        """A guest over its rate is not served for a while: its ring fills, and nothing is lost."""
+        now, rate = self._loop.now(), self._port.rate_out
+        rate.spend(size, now)
+        if (wait := rate.wait(now)) and self._served is not None and self._served.live:
+            self.pump.remove(self._served.queue)
+            served = self._served
+            self._loop.call_later(wait, lambda: self._again(served))
+
+    def _again(self, served: Served) -> None:
+        if served is self._served:
+            self.pump.add(served)
 
     # To the guest.
 
@@ -151,7 +168,10 @@ class NetDevice:
             self.capture.frame((frame.head, *frame.payload))
         counts["tx.frames"] += 1
         counts["tx.bytes"] += frame.size
-        if not self._backlog and self._put(frame):
+        now = self._loop.now()
+        late = self._port.rate_in.wait(now)
+        self._port.rate_in.spend(frame.size, now)
+        if not self._backlog and not late and self._put(frame):
             return
         if len(self._backlog) >= _BACKLOG_FRAMES or self._waiting >= _BACKLOG_BYTES:
             counts["tx.dropped"] += 1
@@ -159,6 +179,13 @@ class NetDevice:
         self._backlog.append(frame)
         self._waiting += frame.size
         self._stack.pause(self._port.number, paused=True)
+        if late and not self._delayed:
+            self._delayed = True
+            self._loop.call_later(late, self._delay_over)
+
+    def _delay_over(self) -> None:
+        self._delayed = False
+        self._send_backlog()
 
     def _put(self, frame: Frame) -> bool:
         """True when the frame has been dealt with."""
@@ -209,11 +236,16 @@ class NetDevice:
         if ring is None or ring.queue is None:
             return
         doorbell.drain(ring.kick_fd)
+        if not self._delayed:
+            self._send_backlog()
+
+    def _send_backlog(self) -> None:
         while self._backlog and self._ring is not None and self._put(self._backlog[0]):
             if self._backlog:
                 self._waiting -= self._backlog.popleft().size
         if not self._backlog:
-            ring.queue.disable_kicks()
+            if self._ring is not None and self._ring.queue is not None:
+                self._ring.queue.disable_kicks()
             self._stack.pause(self._port.number, paused=False)
         self._settle()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from crumble_common.messages.net import (
     NetInspect,
     NetState,
     PortAdd,
+    Refusal,
 )
 from crumble_common.sandbox import Profile
 from crumble_common.service import Context, Reply, Service
@@ -168,8 +170,12 @@ class NetdService(Service[NetConfig]):
         )
 
     def _refused(self, port: Port, kind: Kind, address: bytes, number: int) -> None:
+        where = addresses.text(address)
+        if guest := self._guests.get(port.number):
+            names = port.resolved.ever(address)
+            guest.refused.append(Refusal(time.time(), kind, where, number, names))
         if port.counts["refused"] <= _LOGGED:
-            where = f"{addresses.text(address)}:{number}"
+            where = f"{where}:{number}"
             log.info("flow refused", guest=port.name, protocol=kind, to=where)
 
     def stats(self) -> dict[str, int]:

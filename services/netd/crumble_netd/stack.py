@@ -282,10 +282,17 @@ class Stack:
         if address in (addresses.host4, addresses.host6):
             if port.policy.allows_host(number, kind):
                 return LOOPBACK4 if len(address) == 4 else LOOPBACK6
-        elif not addresses.inside(address) and port.policy.allows(address, number, kind):
+        elif not addresses.inside(address) and port.allows(address, number, kind, self.now()):
             return address
         self.refused(port, kind, address, number)
         return None
+
+    def may_begin(self, port: Port) -> bool:
+        """Whether a guest may begin one more flow, at the rate that it has."""
+        if port.rate_flows.take(self.now()):
+            return True
+        port.counts["limit.rate"] += 1
+        return False
 
     def refused(self, port: Port, kind: Kind, address: bytes, number: int) -> None:
         """Policy said no."""

@@ -15,6 +15,7 @@ from crumble_netd.commands import HostClose, HostConnect, HostRead, HostSend
 from crumble_netd.flow_table import Flow, Key
 from crumble_netd.header import Malformed, dns, udp
 from crumble_netd.port import Port
+from crumble_netd.resolved import GRACE
 
 if TYPE_CHECKING:
     from crumble_netd.layers.ip import Packet
@@ -109,6 +110,8 @@ class DnsLayer:
         if message.flags & dns.RESPONSE:
             raise Malformed("dns.response")
         port.counts["dns.queries"] += 1
+        if port.policy.by_name:
+            answer = self._watched(port, message, answer)
         found = self._internal(query, message) or self._cached(message, query)
         if found:
             answer(found)
@@ -118,6 +121,28 @@ class DnsLayer:
             identifier = int.from_bytes(self._stack.random(2), "big")
             attempts = self._resolvers * _ROUNDS
             self._try(_Pending(query, message, answer, identifier, list(attempts)))
+
+    def _watched(
+        self, port: Port, message: dns.Message, answer: Callable[[bytes], None]
+    ) -> Callable[[bytes], None]:
+        """Notes what the guest is told, before it is told."""
+
+        def watch(response: bytes) -> None:
+            try:
+                found = dns.parse(response)
+            except Malformed:
+                return
+            now, name = self._stack.now(), message.question.text
+            for record in found.records:
+                if record.section == 0 and (record.type, record.size) in (
+                    (dns.A, 4),
+                    (dns.AAAA, 16),
+                ):
+                    address = response[record.data_at : record.data_at + record.size]
+                    port.resolved.add(address, name, now + record.ttl + GRACE)
+            answer(response)
+
+        return watch
 
     # Internal names.
 

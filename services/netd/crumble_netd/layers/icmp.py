@@ -58,7 +58,7 @@ class IcmpLayer:
             self._reply(port, packet.destination, packet.source, message.rest, bytes(message.body))
         elif stack.addresses.inside(packet.destination):
             self.error(port, packet, errno.EHOSTUNREACH)
-        elif not port.policy.allows(packet.destination, 0, "icmp"):
+        elif not port.allows(packet.destination, 0, "icmp", stack.now()):
             stack.refused(port, "icmp", packet.destination, 0)
             self.error(port, packet, errno.EACCES)
         else:

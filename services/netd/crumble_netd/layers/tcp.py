@@ -127,6 +127,8 @@ class TcpLayer:
         if target is None:
             self._reset(port, key, segment)
             return
+        if not stack.may_begin(port):
+            return  # the guest asks again
         flow.target = (target, segment.destination)
         stack.flows.add(flow)
         stack.emit(HostConnect(flow.number, "tcp", *flow.target))

@@ -56,6 +56,8 @@ class UdpLayer:
             if target is None:
                 stack.icmp.error(port, packet, errno.EACCES)
                 return
+            if not stack.may_begin(port):
+                return
             flow = self._open(port, key, (target, datagram.destination))
         flow.sent += len(datagram.payload)
         self._touch(flow)
