@@ -98,7 +98,7 @@ class Serving:
         return mmap.mmap(fd, os.fstat(fd).st_size, prot=access)
 
     def _map_base(self) -> mmap.mmap | None:
-        base = MemoryBase.given(self._context.fds)
+        base = MemoryBase.given(self._fds)
         return None if base is None else base.map(os.fstat(base.fds[0]).st_size)
 
     def _accept(self) -> None:
