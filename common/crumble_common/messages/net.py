@@ -124,6 +124,19 @@ class ForwardRemove:
     guest: str = ""
 
 
+@message("net.service.add")
+@dataclass(frozen=True)
+class ServiceAdd:
+    """The guest's host.internal:`port` is `host_port` of the host's loopback from now on, whatever rules say.
+    Reply: Ok. guest: as in NetFreeze.
+    """
+
+    port: int
+    host_port: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+    guest: str = ""
+
+
 @message("net.inspect")
 @dataclass(frozen=True)
 class NetInspect:

@@ -26,7 +26,12 @@ from crumble_common.messages.net import NetPolicy
 from crumble_common.publish import parse_forward
 
 if TYPE_CHECKING:
+    import socket
+
+    import httpx
+
     from crumble.sdk.captured import Snapshot
+    from crumble.sdk.network import Kind, Ports
 
 Command = str | Sequence[str]
 OnEvent = Callable[[Any], None]
@@ -115,6 +120,7 @@ class VM:
         self._target = ""
         self._processes: dict[int, Process] = {}
         self._failure: CrumbleError | None = None
+        self._ports: Ports | None = None
 
     def start(self) -> Self:
         """Boots it; raises CrumbleError when it does not come up."""
@@ -254,6 +260,28 @@ class VM:
             chunk = bytes(view[offset : offset + _FILE_CHUNK])
             link.call(guest.FileWrite(path, chunk, offset, mode), to=self._target)
 
+    def dial(self, kind: Kind, port: int, timeout: float | None = None) -> socket.socket:
+        """A socket connected to a port of the guest. Where nobody listens, it ends at once."""
+        return self._network().dial(kind, port, timeout)
+
+    def listen(self, kind: Kind, port: int, backlog: int = 128) -> socket.socket:
+        """A listening (bound, for "udp") socket that the guest reaches as host.internal:PORT."""
+        return self._network().listen(kind, port, backlog)
+
+    def http_transport(self) -> httpx.BaseTransport:
+        """For httpx.Client(transport=…): URLs' hosts are all the guest, their ports are its ports."""
+        from crumble.sdk.network import HttpTransport
+
+        return HttpTransport(self._network())
+
+    def _network(self) -> Ports:
+        from crumble.sdk.network import Ports
+
+        link = self._connected()
+        if self._ports is None:
+            self._ports = Ports(link, self._target)
+        return self._ports
+
     def pause(self) -> None:
         """Lets it stand still; UsageError "vm.paused" when it does already."""
         self._connected().call(guest.Pause(), to=self._target)
@@ -297,7 +325,7 @@ class VM:
         link = self._session
         if link is None or not self._target:
             return
-        target, self._target = self._target, ""
+        target, self._target, self._ports = self._target, "", None
         try:
             link.call(messages.VmStop(target[3:], grace))
         except CrumbleError as error:

@@ -25,6 +25,7 @@ VM_REQUESTS = (
     net.ForwardAdd,
     net.ForwardRemove,
     net.NetInspect,
+    net.ServiceAdd,
     net.CaptureStop,
     messages.NetCapture,
 )

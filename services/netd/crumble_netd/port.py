@@ -16,7 +16,7 @@ from crumble_netd.resolved import Resolved
 class Port:
     """mac: empty until the guest's first frame tells it. ipv4: the one address it may use.
 
-    mtu: of its interface. features: virtio-net's, as the driver took them. neighbours6: addresses that
+    services: ports of host.internal that are others of the host's loopback, by protocol and number. mtu: of its interface. features: virtio-net's, as the driver took them. neighbours6: addresses that
     the guest was seen to use, for forwards.
     """
 
@@ -31,6 +31,7 @@ class Port:
     counts: Counter[str] = field(default_factory=Counter)
     aliases: tuple[str, ...] = ()
     resolved: Resolved = field(default_factory=Resolved)
+    services: dict[tuple[str, int], int] = field(default_factory=dict)
     rate_out: Rate = field(default_factory=Rate)
     rate_in: Rate = field(default_factory=Rate)
     rate_flows: Rate = field(default_factory=Rate)

@@ -23,6 +23,7 @@ from crumble_common.messages.net import (
     NetState,
     PortAdd,
     Refusal,
+    ServiceAdd,
 )
 from crumble_common.sandbox import Profile
 from crumble_common.service import Context, Reply, Service
@@ -61,6 +62,7 @@ class NetdService(Service[NetConfig]):
             ForwardRemove: lambda m: self._guest(m.guest).unforward(m.forward),
             CaptureStart: self._capture_start,
             CaptureStop: lambda m: self._guest(m.guest).stop_capture(),
+            ServiceAdd: self._service_add,
             NetInspect: self._state,
             NetFreeze: self._freeze,
         }
@@ -138,6 +140,10 @@ class NetdService(Service[NetConfig]):
         self._survival.remember(
             (g.name, g.port, list(g.forwards.values())) for g in self._guests.values()
         )
+
+    def _service_add(self, message: ServiceAdd) -> None:
+        services = self._guest(message.guest).port.services
+        services[message.protocol, message.port] = message.host_port
 
     def _capture_start(self, message: CaptureStart) -> None:
         fd = self.context.take_fd(message.capture_fd)

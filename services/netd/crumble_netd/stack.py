@@ -276,14 +276,18 @@ class Stack:
 
     # For layers.
 
-    def resolve_target(self, port: Port, kind: Kind, address: bytes, number: int) -> bytes | None:
+    def resolve_target(
+        self, port: Port, kind: Kind, address: bytes, number: int
+    ) -> tuple[bytes, int] | None:
         """Where a guest's flow goes on the host's side; None when it may not."""
         addresses = self.addresses
         if address in (addresses.host4, addresses.host6):
+            if service := port.services.get((kind, number)):
+                return LOOPBACK4, service
             if port.policy.allows_host(number, kind):
-                return LOOPBACK4 if len(address) == 4 else LOOPBACK6
+                return (LOOPBACK4 if len(address) == 4 else LOOPBACK6), number
         elif not addresses.inside(address) and port.allows(address, number, kind, self.now()):
-            return address
+            return address, number
         self.refused(port, kind, address, number)
         return None
 

@@ -129,7 +129,7 @@ class TcpLayer:
             return
         if not stack.may_begin(port):
             return  # the guest asks again
-        flow.target = (target, segment.destination)
+        flow.target = target
         stack.flows.add(flow)
         stack.emit(HostConnect(flow.number, "tcp", *flow.target))
 

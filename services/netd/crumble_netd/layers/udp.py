@@ -58,7 +58,7 @@ class UdpLayer:
                 return
             if not stack.may_begin(port):
                 return
-            flow = self._open(port, key, (target, datagram.destination))
+            flow = self._open(port, key, target)
         flow.sent += len(datagram.payload)
         self._touch(flow)
         stack.emit(HostSend(flow.number, bytes(datagram.payload)))

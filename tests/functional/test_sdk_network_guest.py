@@ -1,0 +1,90 @@
+"""A program that talks to a real guest: dials into it, listens for it, speaks HTTP with it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import crumble
+from crumble.sdk import session
+from crumble_common import paths
+from framework import assets
+
+pytestmark = [pytest.mark.guest, pytest.mark.network, pytest.mark.slow]
+
+IMAGE = "deb:trixie/busybox-static"
+ECHO = (
+    "use Socket; socket(S,PF_INET,SOCK_DGRAM,0); bind(S,sockaddr_in(7,INADDR_ANY)) or die;"
+    "while(my $p=recv(S,my $b,999,0)){send(S,uc $b,0,$p)}"
+)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    assets.pulled(IMAGE)
+    monkeypatch.setenv("CRUMBLE_DATA_DIR", str(paths.data_dir()))
+    monkeypatch.setenv("CRUMBLE_RUNTIME_DIR", str(tmp_path / "run"))
+    yield
+    if session._session is not None:
+        session._session.close()
+
+
+def test_a_program_and_its_guest_talk() -> None:
+    with crumble.VM(IMAGE) as vm:
+        vm.run("echo hello > /tmp/index.html; busybox httpd -p 80 -h /tmp", check=True)
+        with httpx.Client(transport=vm.http_transport()) as client:
+            for _ in range(2):
+                answer = client.get("http://box/")
+                assert (answer.status_code, answer.text) == (200, "hello\n")
+            assert client.get("http://box:80/none").status_code == 404
+        with vm.dial("tcp", 80, timeout=10) as stream:
+            stream.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b"".join(iter(lambda: stream.recv(99), b"")).endswith(b"hello\n")
+        with vm.dial("tcp", 81, timeout=10) as nobody:
+            try:
+                assert nobody.recv(1) == b""
+            except ConnectionResetError:
+                pass
+
+        echo = vm.popen(["perl", "-e", ECHO])
+        with vm.dial("udp", 7, timeout=0.2) as datagrams:
+            deadline = time.monotonic() + 20
+            while True:  # until perl has bound its port
+                datagrams.send(b"loud")
+                try:
+                    assert datagrams.recv(99) == b"LOUD"
+                    break
+                except OSError:
+                    assert time.monotonic() < deadline
+        echo.kill()
+
+        with vm.listen("tcp", 9000) as listener:
+            heard: list[bytes] = []
+
+            def serve() -> None:
+                connection, _ = listener.accept()
+                with connection:
+                    heard.append(connection.recv(99))
+                    connection.sendall(b"yours\n")
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            done = vm.run(
+                "echo mine | busybox nc -w 9 host.internal 9000", capture_output=True, check=True
+            )
+            thread.join(10)
+            assert (done.stdout, heard) == (b"yours\n", [b"mine\n"])
+        refused = vm.run(["busybox", "nc", "-w", "9", "host.internal", "9001"])
+        assert refused.returncode == 1
+        with pytest.raises(crumble.UsageError, match="cannot be dialled"):
+            vm.dial("tcp", 0)
+        with vm.dial("tcp", 80, timeout=10) as stream:
+            name = stream.getpeername()
+    with socket.socket() as gone:
+        assert gone.connect_ex(name) != 0
