@@ -48,6 +48,8 @@ class QueuePump:
 
     def __init__(self, loop: EventLoop, *, spin_us: float = 50) -> None:
         self._loop = loop
+        self.lockstep: Callable[[int], None] | None = None
+        """Serves in lockstep (crumble_common/lockstep.py): told of each kick's count. Set before `add`."""
         self._served: list[Served] = []
         self._spinner = Spinner(max_us=spin_us)
         self._idle_since = 0.0
@@ -59,6 +61,9 @@ class QueuePump:
         """Serves a queue from now on; what is in it already is served in the loop's next round."""
         self._served.append(served)
         served.live = True
+        if self.lockstep is not None:
+            self._loop.add_fd(served.kick_fd, "kick", lambda: self._answer(served))
+            return
         if served.kick_fd >= 0:
             self._loop.add_fd(served.kick_fd, "kick", self._kicked)
         self._changed()
@@ -113,6 +118,15 @@ class QueuePump:
         self._spinner.slept(time.monotonic() - self._idle_since)
         self._run()
 
+    def _answer(self, served: Served) -> None:
+        """In lockstep: serves one queue to its end and answers with one call."""
+        assert self.lockstep is not None
+        self.lockstep(drain(served.kick_fd))
+        while self._drain(served):
+            pass
+        if served.live:
+            served.notify()
+
     def _run(self) -> None:
         """Serves until nothing comes any more, or it is somebody else's turn."""
         for served in tuple(self._served):
@@ -146,7 +160,7 @@ class QueuePump:
         return count
 
     def _notify(self, served: Served) -> None:
-        if served.queue.should_notify():
+        if self.lockstep is None and served.queue.should_notify():
             served.notify()
 
     def _enable_kicks(self) -> bool:

@@ -29,6 +29,7 @@ class VmCreate:
     through `netd`), "none", or a network's name; publish: port forwards; policy: what it may talk to; capture: a file.
 
     snapshot: goes on from this snapshot; image, cpus, memory, kernel, cmdline, transport and network are then its own.
+    seed: not empty makes it deterministic: one CPU, no network, soft (docs/decisions/0013).
     boot_snapshot: may go on from where another VM like it had booted, and leave that for the next one.
     """
 
@@ -41,6 +42,7 @@ class VmCreate:
     hypervisor: str = "auto"
     cpu_model: str = "host"
     transport: Literal["mmio", "pci"] = "mmio"
+    seed: str = ""
     pull: str = "missing"
     dmesg: bool = False
     shares: list[Share] = field(default_factory=list)

@@ -42,6 +42,8 @@ class FsConfig:
     too, so that VMs sharing files see each other's; a guest process then cannot be killed while it waits
     for one (virtiofs sends no interrupts).
 
+    lockstep: with a deterministic guest (crumble_common/lockstep.py): the time is the guest's.
+
     restore: the `state` of an FsFrozen: go on from there. `layers` are then the image's with the captured one
     last (captured ones of before may be between, but are not needed). The tree is as it was, so `injected`
     is not looked at; `upper` must be "". A share is found again by its target: one that is not given any more
@@ -57,6 +59,7 @@ class FsConfig:
     injected: list[InjectedFile] = field(default_factory=list)
     shared_locks: bool = False
     restore: bytes = b""
+    lockstep: bool = False
 
 
 @message("fs.freeze")

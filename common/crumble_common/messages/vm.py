@@ -51,6 +51,7 @@ class VmConfig:
     load in order. cmdline: appended to ours. hypervisor: "auto", "soft", "kvm". cpu_model: of hypervisors.CPU_MODELS.
     transport: of virtio devices.
     boot_limit: seconds from the kernel's entry to the agent's first word; 0: whoever asked waits.
+    seed: not empty makes the guest deterministic (docs/decisions/0013), its entropy from these bytes.
     restore: `Frozen.state` of the VM this one goes on from: no kernel is loaded, and the fds of a
     MemoryBase are that VM's captured memory. Errors: "snapshot.foreign", "snapshot.corrupt", before anything runs.
     """
@@ -70,6 +71,7 @@ class VmConfig:
     network: VirtioNet | None = None
     cpu_model: str = "host"
     transport: Literal["mmio", "pci"] = "mmio"
+    seed: bytes = b""
 
 
 @message("vm.event")
@@ -248,6 +250,24 @@ class TimelineSlices:
 
     slices: list[Slice]
     counters: dict[str, int] = field(default_factory=dict)
+
+
+@message("vm.digest")
+@dataclass(frozen=True)
+class Digest:
+    """Asks what a deterministic guest is now. Reply: Digested. Errors: "vm.not_deterministic"."""
+
+
+@message("vm.digested")
+@dataclass(frozen=True)
+class Digested:
+    """instructions: that it has executed. digest: SHA-256, in hex, of registers, interrupt controller, clock
+    and memory. disturbed: it was sent something while it ran, so the same run need not give the same.
+    """
+
+    instructions: int
+    digest: str
+    disturbed: bool
 
 
 @message("vm.shutdown")

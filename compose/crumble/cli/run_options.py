@@ -8,6 +8,7 @@ import os
 from crumble.cli.parser import Parser
 from crumble_common.errors import UsageError
 from crumble_common.hypervisors import CPU_MODELS
+from crumble_common.lockstep import DEFAULT_SEED
 
 _EPILOG = """\
 IMAGE is NAME[:TAG][@DIGEST] in a registry, oci:DIR[:TAG], docker-archive:FILE, or deb:SUITE[/PKG,...].
@@ -60,9 +61,9 @@ def run_parser() -> Parser:
     add("--no-snapshot", action="store_true", help="boot, whether or not that was captured before")
     add(
         "--network",
-        default="user",
+        default="",
         metavar="user|none|NAME",
-        help="the host's, none, or a shared one",
+        help="the host's (default), none, or a shared one",
     )
     add("-p", "--publish", action="append", default=[], metavar="PORTS",
         help="forward a port: [IP:]HOST:GUEST[/udp]")  # fmt: skip
@@ -75,6 +76,11 @@ def run_parser() -> Parser:
     add("--rate-flows", type=int, default=0, metavar="N", help="connections a second it may begin")
     add("--pcap", default="", metavar="FILE", help="capture the guest's packets")
     add("--dmesg", action="store_true", help="show the guest kernel's messages on stderr")
+    add("--deterministic", action="store_true",
+        help="two runs are the same to the bit: one CPU, no network, slower")  # fmt: skip
+    add("--seed", default="", metavar="WORD", help="of a deterministic guest's entropy")
+    add("--digest", action="store_true",
+        help="show on stderr what a deterministic guest was in the end")  # fmt: skip
     add("--timeline", action="store_true", help="show where the time went on stderr")
     add("image", metavar="IMAGE", nargs="?", default="")
     # argparse calls it required.
@@ -89,6 +95,11 @@ def settle(parser: Parser, options: argparse.Namespace) -> None:
         options.image = ""
     elif not options.image:
         parser.error("the image is missing")
+    if (options.seed or options.digest) and not options.deterministic:
+        parser.error("--seed and --digest are for --deterministic")
+    if options.deterministic:
+        options.seed = options.seed or DEFAULT_SEED
+    options.network = options.network or ("none" if options.deterministic else "user")
 
 
 def process_options(parser: Parser) -> None:

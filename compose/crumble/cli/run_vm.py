@@ -21,7 +21,7 @@ from crumble.supervisor.names import invent
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages import client as messages
 from crumble_common.messages.net import Forward, NetPolicy
-from crumble_common.messages.vm import ConsoleOutput, ProcessStart, VmEvent
+from crumble_common.messages.vm import ConsoleOutput, Digest, ProcessStart, VmEvent
 
 if TYPE_CHECKING:
     from crumble.supervisor.ground import Ground
@@ -91,6 +91,7 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
         boot_snapshot=not options.no_snapshot,
         operation="run",
         network=options.network,
+        seed=options.seed,
         publish=_forwards(options.publish),
         policy=NetPolicy(
             options.allow,
@@ -186,9 +187,16 @@ class _Run:
         self._attached = Attached(self._link, self._target, start)
         status = self._attached.run()
         self._phases.mark("command")
+        if self._options.digest:
+            self._show_digest()
         if self._options.timeline:
             self._phases.show(self._link, self._target)
         return status
+
+    def _show_digest(self) -> None:
+        found = self._link.call(Digest(), to=self._target)
+        note = ", disturbed" if found.disturbed else ""
+        print(f"{found.instructions} instructions, {found.digest}{note}", file=sys.stderr)
 
     def _end(self) -> None:
         """Stops the VM; with writable shares, after it has written its pages back."""

@@ -20,6 +20,7 @@ from crumble.sdk.session import Session, session
 from crumble.supervisor.command import argv as image_argv
 from crumble.supervisor.names import invent
 from crumble_common.errors import CrumbleError, UsageError
+from crumble_common.lockstep import DEFAULT_SEED
 from crumble_common.messages import client as messages
 from crumble_common.messages import vm as guest
 from crumble_common.messages.net import NetPolicy
@@ -45,12 +46,13 @@ class VM:
     image: as `crumble run` takes it. memory: bytes, or "512m". volumes: {host: guest} or
     ["host:guest[:ro]"]. kernel: a path; the default one otherwise. pull: "missing", "always", "never".
     cpu_model: "host" or, on KVM, a level like "x86-64-v3". transport: of its devices, "mmio" or "pci".
-    boot_timeout: seconds its kernel and init may take. network: "user", "none" or a network's name.
+    boot_timeout: seconds its kernel and init may take. network: "user" (default), "none" or a network's name.
     publish: ports, ["8080:80"]. allow, deny: what it may talk to, ["host:5432/tcp", "*.debian.org:443"];
     internet: also what no rule speaks of. rate_out, rate_in: bytes a second; rate_flows: new ones a second.
     capture: a pcap file. snapshot: the
     name of one to go on from, instead of an image. boot_snapshot: False boots it whether or not that was
-    captured before. on_event: gets Progress, VmEvent and, with
+    captured before. deterministic: two of its kind do the same to the bit, with entropy from `seed`; one CPU, no
+    network, slower. on_event: gets Progress, VmEvent and, with
     dmesg, ConsoleOutput messages, in another thread.
     """
 
@@ -73,7 +75,7 @@ class VM:
         dmesg: bool = False,
         boot_timeout: float = 120.0,
         boot_snapshot: bool = True,
-        network: str = "user",
+        network: str = "",
         publish: Sequence[str] = (),
         allow: Sequence[str] = (),
         deny: Sequence[str] = (),
@@ -82,6 +84,8 @@ class VM:
         rate_in: int | str = 0,
         rate_flows: int = 0,
         capture: str | os.PathLike[str] = "",
+        deterministic: bool = False,
+        seed: str = "",
         on_event: OnEvent | None = None,
     ) -> None:
         self._request = messages.VmCreate(
@@ -102,7 +106,8 @@ class VM:
             snapshot=snapshot,
             boot_snapshot=boot_snapshot,
             operation="boot",
-            network=network,
+            network=network or ("none" if deterministic else "user"),
+            seed=(seed or DEFAULT_SEED) if deterministic else "",
             publish=[parse_forward(text) for text in publish],
             policy=NetPolicy(
                 list(allow),
@@ -314,6 +319,11 @@ class VM:
         )
         self._connected().call(request)
         return reference
+
+    def digest(self) -> guest.Digested:
+        """What a deterministic guest is now: instructions executed, and a hash of all of it."""
+        found: guest.Digested = self._connected().call(guest.Digest(), to=self._target)
+        return found
 
     def timeline(self) -> guest.TimelineSlices:
         """Where the time of its boot went."""

@@ -30,7 +30,7 @@ _CODE = (
 def of(vm: Vm, image: Image, kernel: Kernel) -> dict[str, str]:
     """Everything that goes in; empty when such a VM has no boot snapshot."""
     request = vm.request
-    if not request.boot_snapshot or request.dmesg or request.shares:
+    if not request.boot_snapshot or request.dmesg or request.shares or request.seed:
         return {}
     if request.kernel and not Path(request.kernel).is_file():
         return {}  # vmm says so

@@ -71,8 +71,22 @@ def check(request: VmCreate) -> None:
             code="vm.hostname",
             hint="Use letters, digits, dots and hyphens, at most 64.",
         )
+    if request.seed:
+        _check_deterministic(request)
     for share in request.shares:
         _check_share(share.source, share.target)
+
+
+def _check_deterministic(request: VmCreate) -> None:
+    for wrong, text, hint in (
+        (request.cpus != 1, "has one CPU", "Leave --cpus away."),
+        (request.network != "none", "has no network", "Give --network none."),
+        (request.hypervisor == "kvm", "does not run on KVM", "Leave --hv away."),
+        (request.transport != "mmio", "has its devices without PCI", "Leave --transport away."),
+        (bool(request.snapshot), "begins with its boot", "Name an image, not a snapshot."),
+    ):
+        if wrong:
+            raise UsageError(f"A deterministic VM {text}.", code="vm.deterministic", hint=hint)
 
 
 def _check_memory(size: int) -> None:

@@ -34,7 +34,7 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
     """Takes a VM from its request to a running agent; raises CrumbleError."""
     limit = vm.request.boot_timeout
     if vm.origin is None:
-        wanted = vm.request.hypervisor
+        wanted = "soft" if vm.request.seed else vm.request.hypervisor
         vm.backend = await in_thread(vm.host.loop, lambda: choose(wanted))
         image, kernel = await _materials(vm, on_progress)
         vm.image = image
@@ -159,6 +159,7 @@ def _fs_config(vm: Vm, image: Image) -> FsConfig:
         socket_fd="root_fs",
         layers=image.layers,
         upper_limit=limits.written_files(),
+        lockstep=bool(vm.request.seed),
         shares=vm.request.shares,
         injected=[
             *(InjectedFile(path, data) for path, data in rename.files(vm.hostname).items()),
@@ -179,6 +180,7 @@ def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
         hypervisor=vm.backend.name,
         cpu_model=request.cpu_model,
         transport=vm.transport,
+        seed=request.seed.encode(),
         hostname=vm.hostname,
         dmesg=request.dmesg,
         filesystems=[VirtioFs(ROOT_TAG, "root_fs")],

@@ -53,6 +53,7 @@ _VM_REQUESTS = (
     guest.FileRead,
     guest.FileWrite,
     guest.Timeline,
+    guest.Digest,
     guest.DebugTrace,
     guest.DebugCount,
 )

@@ -40,6 +40,10 @@ _FSD_GRACE = 5.0
 _SAVING = 3.0
 
 
+# The host name of guests whose names must not differ.
+_DETERMINISTIC = "crumble"
+
+
 class Listener(Protocol):
     """Who gets events of a VM or of a process in it. source: "vm:NAME"."""
 
@@ -69,7 +73,8 @@ class Vm:
         self.name = name
         self.request = request
         self.cpus, self.memory = request.cpus, limits.rounded_memory(request.memory)
-        self.hostname = request.hostname or name.replace("_", "-").strip("-.")
+        own = _DETERMINISTIC if request.seed else name.replace("_", "-").strip("-.")
+        self.hostname = request.hostname or own
         self.network = Network(request.network, self)
         self.created = time.time()
         self.state = "starting"

@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 
 from crumble_fsd import fuse_wire as wire
 from crumble_fsd import operations_data as data
 from crumble_fsd import operations_dir as directories
 from crumble_fsd import operations_lock as locks
 from crumble_fsd import operations_xattr as xattrs
+from crumble_fsd.clock import CLOCK
 from crumble_fsd.filesystem import Caller, Changes, Node, fail
 from crumble_fsd.inodes import decode_rdev
 from crumble_fsd.session import MAX_PAGES, MAX_WRITE, Operation, Request, Session
@@ -133,7 +133,7 @@ def setattr_(session: Session, node: Node, request: Request) -> bytes:
 
 def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
     if valid & now:
-        return time.time_ns()
+        return CLOCK.now()
     if not valid & given:
         return None
     if nanoseconds >= _NS:

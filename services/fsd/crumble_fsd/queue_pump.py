@@ -12,6 +12,7 @@ from crumble_common import doorbell, log
 from crumble_common.doorbell import QueuePump, Served
 from crumble_common.errors import UsageError
 from crumble_common.eventloop import EventLoop, Timer
+from crumble_common.lockstep import EPOCH_NS, kick_time
 from crumble_common.vhost_user import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
@@ -19,6 +20,7 @@ from crumble_common.vhost_user import (
     Ring,
 )
 from crumble_common.virtqueue import Chain, RingError, Virtqueue
+from crumble_fsd.clock import CLOCK
 from crumble_fsd.session import PENDING, Session
 
 REQUEST_QUEUES = 8
@@ -29,15 +31,20 @@ Token = tuple[Virtqueue, Chain]
 
 
 class FsDevice:
-    """A crumble_common.vhost_user.Device over one session. tag "": no configuration space."""
+    """A crumble_common.vhost_user.Device over one session. tag "": no configuration space.
+    lockstep: with a deterministic guest (crumble_common/lockstep.py).
+    """
 
     features = VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
     queues = 1 + REQUEST_QUEUES
 
-    def __init__(self, loop: EventLoop, tag: str = "") -> None:
+    def __init__(self, loop: EventLoop, tag: str = "", *, lockstep: bool = False) -> None:
         self.config = config_space(tag) if tag else None
         self.session: Session | None = None
         self.pump = QueuePump(loop)
+        if lockstep:
+            self.pump.lockstep = _tell_time
+            CLOCK.told = EPOCH_NS
         self._rings: dict[int, Virtqueue] = {}
         self._loop = loop
         self._retry: Timer | None = None
@@ -94,6 +101,10 @@ class FsDevice:
     def complete(self, token: object, length: int) -> None:
         """Gives back a chain whose request had been PENDING."""
         self.pump.finish(*cast("Token", token), length)
+
+
+def _tell_time(count: int) -> None:
+    CLOCK.told = kick_time(count)
 
 
 def config_space(tag: str) -> bytes:

@@ -56,7 +56,7 @@ class FsdService(Service[FsConfig]):
     def open(self, config: FsConfig) -> None:
         """Opens layers, upper and shares; everything wrong with them is said here."""
         self._config = config
-        self.device = FsDevice(self.context.loop, config.tag)
+        self.device = FsDevice(self.context.loop, config.tag, lockstep=config.lockstep)
         self._serving = Serving(self.context, config.socket_fd, self.device)
         layers = [open_layer(layer) for layer in config.layers]
         self._upper = open_upper(config)

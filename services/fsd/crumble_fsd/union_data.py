@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 
 from crumble_fsd import copying
+from crumble_fsd.clock import CLOCK
 from crumble_fsd.filesystem import Changes, Handle, Node, fail
 from crumble_fsd.fuse_wire import XATTR_CREATE, XATTR_REPLACE
 from crumble_fsd.inodes import Directory, Inode
@@ -31,7 +31,7 @@ class UnionData(UnionNames):
 
     def setattr(self, node: Inode, handle: Handle | None, changes: Changes) -> None:  # noqa: ARG002
         """See Filesystem."""
-        now = time.time_ns()
+        now = CLOCK.now()
         if changes.size is not None:
             self._check_regular(node)
             self._resize(node, changes.size)
@@ -82,7 +82,7 @@ class UnionData(UnionNames):
             if offset > node.size:
                 node.sparse = True
             node.size = offset + done
-        node.mtime = node.ctime = time.time_ns()
+        node.mtime = node.ctime = CLOCK.now()
         node.packed = None
         upper.save_data_change(node)
         return done
@@ -146,7 +146,7 @@ class UnionData(UnionNames):
             self._upper.grow(node, end)
             node.size = end
         node.sparse = True
-        node.mtime = node.ctime = time.time_ns()
+        node.mtime = node.ctime = CLOCK.now()
         self._drop_privileges(node, suidgid=False)
         self._changed(node)
 
@@ -231,7 +231,7 @@ class UnionData(UnionNames):
         if sum(map(len, known)) + len(known) + len(name) + 1 > _MAX_XATTR_LIST:
             fail(errno.ENOSPC)
         self._set_xattrs(node, {**known, name: value})
-        node.ctime = time.time_ns()
+        node.ctime = CLOCK.now()
         self._changed(node)
 
     def listxattr(self, node: Inode) -> list[bytes]:
@@ -242,7 +242,7 @@ class UnionData(UnionNames):
         """See Filesystem."""
         self.getxattr(node, name)
         self._set_xattrs(node, {k: v for k, v in (node.xattrs or {}).items() if k != name})
-        node.ctime = time.time_ns()
+        node.ctime = CLOCK.now()
         self._changed(node)
 
     def _set_xattrs(self, node: Inode, xattrs: dict[bytes, bytes]) -> None:

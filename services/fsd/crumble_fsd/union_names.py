@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 
+from crumble_fsd.clock import CLOCK
 from crumble_fsd.filesystem import Caller, Handle, Node, fail
 from crumble_fsd.fuse_wire import (
     FOPEN_KEEP_CACHE,
@@ -241,7 +241,7 @@ class UnionNames(Union):
         return number
 
     def _register(self, node: Inode) -> None:
-        node.set_times(time.time_ns())
+        node.set_times(CLOCK.now())
         node.pinned = True
         self._nodes[node.nodeid] = node
 
@@ -285,7 +285,7 @@ class UnionNames(Union):
             self.listing(directory)
 
     def _touch(self, directory: Directory) -> None:
-        directory.mtime = directory.ctime = time.time_ns()
+        directory.mtime = directory.ctime = CLOCK.now()
         self._changed(directory)
 
     def _changed(self, node: Inode) -> None:
@@ -300,7 +300,7 @@ class UnionNames(Union):
             self._changed(directory)
 
     def _moved(self, node: Inode, old: Directory, new: Directory) -> None:
-        node.ctime = time.time_ns()
+        node.ctime = CLOCK.now()
         if isinstance(node, Directory) and old is not new:
             node.parent = new
             self._count_subdirectory(old, -1)
@@ -309,13 +309,13 @@ class UnionNames(Union):
 
     def _dropped_link(self, node: Inode) -> None:
         node.nlink = max(0, node.nlink - 1)  # 0 already: a damaged capture
-        node.ctime = time.time_ns()
+        node.ctime = CLOCK.now()
         self._changed(node)
         self._drop_if_unused(node)
 
     def _removed_directory(self, node: Directory) -> None:
         node.nlink = 0
-        node.ctime = time.time_ns()
+        node.ctime = CLOCK.now()
         self._changed(node)
         self._drop_if_unused(node)
 

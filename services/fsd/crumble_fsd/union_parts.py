@@ -6,10 +6,10 @@ Records come from the journal of an upper's directory (upper_record.py) or from 
 from __future__ import annotations
 
 import stat
-import time
 from dataclasses import dataclass
 
 from crumble_common.layer_index import Entry, LayerIndex
+from crumble_fsd.clock import CLOCK
 from crumble_fsd.filesystem import Filesystem
 from crumble_fsd.fuse_wire import FUSE_ROOT_ID
 from crumble_fsd.inodes import BLOCK, LAYER_SHIFT, Directory, Inode, lower_directory, lower_file
@@ -50,7 +50,7 @@ class UnionParts(Filesystem):
         if entries:
             return lower_directory(self, entries, None)
         root = Directory(self, FUSE_ROOT_ID, stat.S_IFDIR | 0o755, 0, 0, None)
-        root.set_times(time.time_ns())
+        root.set_times(CLOCK.now())
         root.size = BLOCK
         return root
 

@@ -11,6 +11,7 @@ from crumble_vmm.chipset.bus import Bus
 from crumble_vmm.config import MachineConfig
 from crumble_vmm.hypervisor import choose
 from crumble_vmm.hypervisor.address_space import AddressSpace
+from crumble_vmm.hypervisor.soft import SoftHypervisor
 from crumble_vmm.machine import Machine
 from crumble_vmm.timeline import Timeline
 
@@ -18,6 +19,8 @@ from crumble_vmm.timeline import Timeline
 def build_machine(config: MachineConfig, ends: Ends, timeline: Timeline) -> Machine:
     """A machine, loaded and standing still; without anything loaded when there is a base. CrumbleError."""
     hypervisor, probe = choose(config.hypervisor)
+    if ends.lockstep is not None:
+        hypervisor = SoftHypervisor(deterministic=True)
     recipe = board_for(probe.architectures[0])
     with timeline.phase("memory map"):
         space = AddressSpace()

@@ -72,7 +72,7 @@ class MachineConfig:
     """One VM. memory: bytes. modules: in load order. The first file system is the guest's root.
 
     restore: state of the VM it goes on from (snapshot/state.py); kernel, modules and cmdline are then not
-    used.
+    used. seed: not empty makes it deterministic.
     """
 
     name: str
@@ -90,6 +90,7 @@ class MachineConfig:
     network: Network | None = None
     cpu_model: str = "host"
     transport: str = "mmio"
+    seed: bytes = b""
 
     def __post_init__(self) -> None:
         for check in _CHECKS:
@@ -108,6 +109,7 @@ class MachineConfig:
             hypervisor=message.hypervisor,
             cpu_model=message.cpu_model,
             transport=message.transport,
+            seed=message.seed,
             hostname=message.hostname,
             dmesg=message.dmesg,
             filesystems=tuple(Filesystem(item.tag, item.socket_fd) for item in message.filesystems),
@@ -230,10 +232,25 @@ def _check_network(config: MachineConfig) -> None:
         )
 
 
+def _check_seed(config: MachineConfig) -> None:
+    if not config.seed:
+        return
+    for wrong, what in (
+        (config.cpus != 1, "has one vCPU"),
+        (config.hypervisor not in ("auto", "soft"), "runs on the soft back end"),
+        (config.network is not None, "has no network"),
+        (bool(config.restore), "boots"),
+        (config.transport != "mmio", "has virtio over MMIO"),
+    ):
+        if wrong:
+            raise UsageError(f"A deterministic VM {what}.", code="vmm.deterministic")
+
+
 _CHECKS: tuple[Callable[[MachineConfig], None], ...] = (
     _check_memory,
     _check_cpus,
     _check_cpu_model,
+    _check_seed,
     _check_cmdline,
     _check_hostname,
     _check_files,

@@ -11,6 +11,7 @@ loop's thread, and the owner then calls `stop`.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -25,6 +26,8 @@ from crumble_vmm.hypervisor.base import Exit, ExitReason, VirtualCPU, VirtualMac
 # A vCPU looks at `cancel` between two blocks of guest code, so it comes back within microseconds,
 # unless a device keeps its thread (a back end that does not answer: 10 s at most, twice).
 _STOP_LIMIT = 30.0
+# How often a vCPU that stops in lockstep is asked whether it gives a turn, s.
+_MEET = 0.002
 
 
 class Loop(Protocol):
@@ -57,6 +60,10 @@ class Machine:
         self._threads: list[threading.Thread] = []
         self._turn = threading.Condition()
         self.paused = False
+        self.still = False
+        """It waits for the host, in lockstep."""
+        self.meet: Callable[[], None] | None = None
+        """In lockstep: takes the turn that a vCPU waits to give."""
         self._held = self._stopping = self._ended = False
         self._only: int | None = None  # of the vCPUs, a debugger lets this one run
         self.on_debug: Callable[[int, Exit], None] = lambda _cpu, _exit: None
@@ -77,6 +84,11 @@ class Machine:
         """`fd`, a socket and taken over, leads to the network's new back end."""
         reconnect(self.chipset.devices.values(), fd)
         return Ok()
+
+    @property
+    def stopping(self) -> bool:
+        """`stop` was called."""
+        return self._stopping
 
     @property
     def time(self) -> int:
@@ -111,11 +123,29 @@ class Machine:
             self.paused = self.paused or paused
             self._held = self._held or held
             self._cancel_all()
-            done = self._turn.wait_for(
-                lambda: self._parked == len(self._threads) or self._ended, _STOP_LIMIT
-            )
+            done = self._wait_parked()
         if not done:
             raise InternalError("A vCPU does not stop.", code="vmm.stuck")
+
+    def _wait_parked(self) -> bool:
+        """False when a vCPU does not stop. With `_turn` held."""
+        if self.meet is None:
+            return self._turn.wait_for(self._is_parked, _STOP_LIMIT)
+        end = time.monotonic() + _STOP_LIMIT
+        while not (done := self._turn.wait_for(self._is_parked, _MEET)) and time.monotonic() < end:
+            self.meet()
+        return done
+
+    def _is_parked(self) -> bool:
+        return self._parked == len(self._threads) or self._ended
+
+    def stand(self, still: bool) -> None:
+        """In lockstep, while the vCPU waits: whether it goes on afterwards."""
+        with self._turn:
+            self.still = still
+            if still:
+                self._cancel_all()
+            self._turn.notify_all()
 
     def stop(self) -> None:
         """Ends the vCPUs, then the devices, then frees the VM. Once, in whatever state."""
@@ -172,7 +202,7 @@ class Machine:
             return not (self._stopping or self._ended)
 
     def _may_go(self, cpu: int) -> bool:
-        stands = self.paused or self._held or self._only not in (None, cpu)
+        stands = self.paused or self.still or self._held or self._only not in (None, cpu)
         return not stands or self._stopping or self._ended
 
     def _end(self, stop: Exit) -> None:

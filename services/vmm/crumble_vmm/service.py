@@ -28,6 +28,7 @@ from crumble_common.service import Context, Reply, Service
 from crumble_common.wire import Message
 from crumble_vmm import guest
 from crumble_vmm.agent import events
+from crumble_vmm.agent.requests import ask_agent
 from crumble_vmm.agent.session import AgentSession
 from crumble_vmm.boards.base import Ends
 from crumble_vmm.builder import build_machine
@@ -36,14 +37,17 @@ from crumble_vmm.console_log import ConsoleLog
 from crumble_vmm.debug.requests import Debugging
 from crumble_vmm.devices.uart8250 import Uart8250
 from crumble_vmm.devices.virtio.console import Port
+from crumble_vmm.endings import ending
 from crumble_vmm.guest.protocol import INIT_FAILED, PORT_NAME
-from crumble_vmm.hypervisor.base import Exit, ExitReason
+from crumble_vmm.hypervisor.base import Exit
+from crumble_vmm.lockstep import Lockstep
 from crumble_vmm.machine import Machine
 from crumble_vmm.snapshot import restore
 from crumble_vmm.snapshot.capture import Captures, collect
 from crumble_vmm.snapshot.holds import Holds
 from crumble_vmm.snapshot.state import VmState, corrupt
 from crumble_vmm.timeline import Timeline
+from crumble_vmm.turns import Turns, digest
 
 # A kernel that says it panicked is believed when the agent is silent for so long, s: it may be text
 # that a program wrote to the console.
@@ -76,6 +80,7 @@ class VmmService(Service[VmConfig]):
         self._machine: Machine | None = None
         self._holds: Holds | None = None
         self._debugging: Debugging | None = None
+        self._turns: Turns | None = None
         self._restored: VmState | None = None
         self._boot_timer: Timer | None = None
         self._panic_timer: Timer | None = None
@@ -101,7 +106,9 @@ class VmmService(Service[VmConfig]):
             init=guest.build,
             lost=self._device_lost,
             base=MemoryBase.given(context.fds) if self.config.restore else None,
+            lockstep=Lockstep(context.loop, self.config.seed) if self.config.seed else None,
         )
+        self._ends = ends
         if self.config.restore:
             self._restored = VmState.decode(self.config.restore)
             restore.check(self._restored, self.config)
@@ -110,6 +117,8 @@ class VmmService(Service[VmConfig]):
             with self.timeline.phase("restore"):
                 self._take_over(self._restored)
         machine.on_end = self._guest_ended
+        if ends.lockstep is not None:
+            self._turns = Turns(ends.lockstep, machine, self.session, self._pump)
         resumed = self._restored is not None
         captures = Captures(machine, context.loop, self._captured, restored=resumed)
         self._holds = Holds(machine, captures, context.take_fd, self._collect)
@@ -181,12 +190,21 @@ class VmmService(Service[VmConfig]):
 
     def handle(self, message: Any, reply: Reply) -> None:
         """A control message; those about processes and files are answered by the agent later."""
+        if self._turns is None:
+            self._handle(message, reply)
+            self._pump()
+        else:
+            self._turns.check(message)
+            self._handle(message, reply)
+            self._turns.asked(message)
+
+    def _handle(self, message: Any, reply: Reply) -> None:
         session = self.session
         match message:
             case messages.ProcessInput(process, data, eof):
                 session.input(process, data, eof)
             case messages.ProcessCredit(process, stream, size):
-                session.credit(process, stream, size)
+                self._credit(process, stream, size)
             case messages.ProcessResize(process, rows, cols):
                 session.resize(process, rows, cols)
             case messages.ProcessSignal(process, signal):
@@ -206,9 +224,11 @@ class VmmService(Service[VmConfig]):
                 self._debugging is not None
             ):
                 self._debugging.handle(message, reply)
+            case messages.Digest():
+                reply.ok(digest(self._turns))
             case _:
-                self._ask_agent(message, reply)
-        self._pump()
+                if not ask_agent(session, message, reply):
+                    super().handle(message, reply)
 
     def _hold(self, message: Any, reply: Reply) -> None:
         """What stops the guest, and lets it go on."""
@@ -216,7 +236,7 @@ class VmmService(Service[VmConfig]):
         if self._ended:
             raise GuestError(f"The VM {self.config.name} ended.", code="vm.ended")
         reply.ok(self._holds.handle(message))
-        if isinstance(message, messages.Resume) and self.session.ready:
+        if isinstance(message, messages.Resume) and self.session.ready and self._turns is None:
             self.session.setup(time.time_ns(), os.urandom(_SEED_SIZE))
 
     def _collect(self) -> VmState:
@@ -226,20 +246,11 @@ class VmmService(Service[VmConfig]):
     def _captured(self, pages: int, error: str) -> None:
         self.emit(messages.Captured(self.config.name, pages, error))
 
-    def _ask_agent(self, message: Any, reply: Reply) -> None:
-        if isinstance(message, messages.AGENT_REQUESTS) and not self.session.ready:
-            raise GuestError("The guest's agent is not ready.", code="guest.no_agent")
-        match message:
-            case messages.ProcessStart():
-                self.session.start(message, reply)
-            case messages.FileRead(path, offset, size):
-                self.session.read_file(path, offset, size, reply)
-            case messages.FileWrite(path, data, offset, mode):
-                self.session.write_file(path, data, offset, mode, reply)
-            case messages.Sync():
-                self.session.sync(reply)
-            case _:
-                super().handle(message, reply)
+    def _credit(self, process: int, stream: int, size: int) -> None:
+        if self._turns is None:
+            self.session.credit(process, stream, size)
+        else:
+            self._turns.read(process, size)
 
     def _pump(self) -> None:
         """Gives the agent's port what the session wants to say."""
@@ -260,7 +271,7 @@ class VmmService(Service[VmConfig]):
 
     def _agent_opened(self, is_open: bool) -> None:
         if is_open:
-            self.session.setup(time.time_ns(), os.urandom(_SEED_SIZE))
+            self.session.setup(self._ends.clock(), self._ends.entropy(_SEED_SIZE))
             self._pump()
         elif self.session.ready:
             self.context.loop.call_later(_PORT_GRACE, self._agent_gone)
@@ -292,6 +303,7 @@ class VmmService(Service[VmConfig]):
         match event:
             case events.Output(process, stream, data):
                 self.emit(messages.ProcessOutput(process, stream, data))
+                self._printed(process, stream, len(data))
             case events.InputTaken(process, size):
                 self.emit(messages.ProcessCredit(process, 0, size))
             case events.Exited(process, status, signal):
@@ -310,6 +322,10 @@ class VmmService(Service[VmConfig]):
                 self._agent_ready(phases)
             case events.AgentAlive():
                 self._doubt_panic()
+
+    def _printed(self, process: int, stream: int, size: int) -> None:
+        if self._turns is not None:
+            self._turns.output(process, stream, size)
 
     def _agent_ready(self, phases: list[tuple[str, int]]) -> None:
         self.timeline.guest_ready(phases)
@@ -357,19 +373,12 @@ class VmmService(Service[VmConfig]):
     def _guest_ended(self, stop: Exit) -> None:
         """A vCPU came back for good."""
         self.console.flush()
-        name = self.config.name
-        failed = self.console.after(INIT_FAILED)
-        if self.console.panic():
-            event = self._panic()
-        elif failed:
-            event = VmEvent(name, "failed", f"The guest's init failed: {failed}")
-        elif stop.reason is ExitReason.POWER_OFF:
-            event = VmEvent(name, "poweroff", "The guest powered off.")
-        elif stop.reason is ExitReason.RESET:
-            event = VmEvent(name, "reset", f"The guest asked for a {stop.detail}.")
-        else:
-            event = VmEvent(name, "crash", f"The guest crashed: {stop.detail}.")
-        self._end(event)
+        self._end(self._panic() if self.console.panic() else self._ending(stop))
+
+    def _ending(self, stop: Exit) -> VmEvent:
+        if failed := self.console.after(INIT_FAILED):
+            return VmEvent(self.config.name, "failed", f"The guest's init failed: {failed}")
+        return ending(self.config.name, stop)
 
     def _end(self, event: VmEvent) -> None:
         """The VM is over: says so, once, and ends this process."""

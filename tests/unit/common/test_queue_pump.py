@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -146,3 +147,21 @@ def test_a_queue_without_a_kick_is_polled(loop: EventLoop) -> None:
         loop.step(5)
     assert [data for _, _, data in rig.driver.collect()] == [b"silent"]
     rig.pump.remove(rig.queue)
+
+
+def test_in_lockstep_a_kick_is_answered_by_one_call(loop: EventLoop) -> None:
+    pump, counts = QueuePump(loop), []
+    pump.lockstep = counts.append
+    rig = Rig(loop, pump)
+    pump.add(rig.served)
+    rig.driver.submit([b"echo"], [8])
+    loop.step(0)
+    assert (rig.notified, counts) == (0, [])  # what is not kicked is not served
+    for kicks in (1, 2):
+        os.eventfd_write(rig.kick.fd, 700 * kicks)
+        loop.step(0.5)
+        loop.step(0)
+        assert (rig.notified, counts[-1]) == (kicks, 700 * kicks)  # also when there was nothing
+    assert len(rig.driver.collect()) == 1
+    pump.remove(rig.queue)
+    rig.kick.close()

@@ -31,6 +31,7 @@ class Session(Protocol):
     """What a channel needs of its session."""
 
     hostname: str
+    whole_input: bool
 
     def send(self, data: bytes) -> None:
         """Frames for the guest."""
@@ -150,7 +151,15 @@ class Process(Channel):
         self._input_ended = eof
         self._pump()
 
+    @property
+    def hungry(self) -> bool:
+        """It waits until its input is whole (`Session.whole_input`)."""
+        short = not self._input_ended and len(self._input) < self._window
+        return self.session.whole_input and self.started and short
+
     def _pump(self) -> None:
+        if self.hungry:
+            return
         data = bytes(self._input[: self._window])
         del self._input[: len(data)]
         self._window -= len(data)

@@ -59,11 +59,29 @@ class AgentSession:
         self.ready = False
         self.hostname = hostname
         self._network = network.encode()
+        self.whole_input = False
+        """A process gets of its input all that it has room for, or the end of it; never less."""
         self._reader = FrameReader()
         self._out = bytearray()
         self._channels: dict[int, Channel] = {}
         self._last_channel = 0
         self._waking = False
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the channels that are open: a process runs, or a request is not answered."""
+        return list(self._channels)
+
+    @property
+    def hungry(self) -> bool:
+        """A process waits for input, with `whole_input`."""
+        channels = self._channels.values()
+        return any(isinstance(channel, Process) and channel.hungry for channel in channels)
+
+    @property
+    def talkative(self) -> bool:
+        """`take` would give something."""
+        return bool(self._out)
 
     def take(self) -> bytes:
         """Bytes for the port."""

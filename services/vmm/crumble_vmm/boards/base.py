@@ -5,7 +5,10 @@ regions → create_vm → Board(...) → add_platform → add_virtio → load
 
 from __future__ import annotations
 
+import functools
+import os
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +38,7 @@ from crumble_vmm.guest.build import module_path
 from crumble_vmm.guest.protocol import NETWORK_PARAMETER, ROOT_PARAMETER
 from crumble_vmm.hypervisor.address_space import AddressSpace, Region
 from crumble_vmm.hypervisor.base import VirtioInterrupt, VirtualCPU, VirtualMachine
+from crumble_vmm.lockstep import Lockstep
 from crumble_vmm.timeline import Timeline
 
 # Only emergencies are printed; a panic raises the level by itself. Before "earlycon", which prints
@@ -49,7 +53,7 @@ class Ends:
     memory: the fds of guest memory and its page state, taken over. sockets: of vhost-user back ends, by
     fd name. console: kernel console output, from vCPU threads. ports: of virtio-console, hvc0 first.
     init: the ELF file for /init of an architecture. lost: a back end is gone. base: a captured VM's memory,
-    to go on from; None when the guest boots.
+    to go on from; None when the guest boots. lockstep: of a deterministic machine.
     """
 
     loop: EventLoop
@@ -60,6 +64,22 @@ class Ends:
     init: Callable[[str], bytes]
     lost: Callable[[CrumbleError], None]
     base: MemoryBase | None = None
+    lockstep: Lockstep | None = None
+
+    @property
+    def local(self) -> EventLoop | Lockstep:
+        """The loop of the devices of this process."""
+        return self.lockstep or self.loop
+
+    @property
+    def entropy(self) -> Callable[[int], bytes]:
+        """Random bytes, so many."""
+        return self.lockstep.entropy if self.lockstep else os.urandom
+
+    @property
+    def clock(self) -> Callable[[], int]:
+        """ns since 1970."""
+        return self.lockstep.time_ns if self.lockstep else time.time_ns
 
 
 class Board(ABC):
@@ -120,8 +140,9 @@ class Board(ABC):
         """A slot for each virtio device, lowest first; or a PCI function."""
         if config.transport == "pci":
             self._add_pci()
-        self._add_slot(Console("console", ends.ports, ends.loop))
-        self._add_slot(Rng("rng", ends.loop))
+        add = functools.partial(self._add_slot, lockstep=ends.lockstep)
+        add(Console("console", ends.ports, ends.local))
+        add(Rng("rng", ends.local, ends.entropy))
         regions = [
             MemoryRegion(region.gpa, region.size, self.memory.fd, region.offset)
             for region in self.memory.regions
@@ -129,16 +150,16 @@ class Board(ABC):
         for item in config.filesystems:
             sock = ends.sockets[item.socket_fd]
             name = f"fs {item.tag}"
-            self._add_slot(virtio_fs(name, item.tag, sock, regions, ends.loop, ends.lost))
+            add(virtio_fs(name, item.tag, sock, regions, ends.loop, ends.lost, ends.lockstep))
         if net := config.network:
             sock = ends.sockets[net.socket_fd]
             device = virtio_net(
                 "net", net.mac, net.mtu, sock, regions, ends.loop, ends.lost,
                 succeeded=net.succeeded,
             )  # fmt: skip
-            self._add_slot(device)
+            add(device)
 
-    def _add_slot(self, device: VirtioDevice) -> None:
+    def _add_slot(self, device: VirtioDevice, lockstep: Lockstep | None) -> None:
         slot, self._slots = self._slots, self._slots + 1
         if slot == self.virtio_slots:
             raise UsageError(
@@ -153,7 +174,7 @@ class Board(ABC):
         if self.pci is not None:
             self._add_function(self.pci, device, interrupt)
             return
-        transport = MmioTransport(device, region.base, self.memory.memory, interrupt)
+        transport = MmioTransport(device, region.base, self.memory.memory, interrupt, lockstep)
         transport.connect_doorbells(self.vm)
         self.chipset.add(transport, [BusMapping(region, transport)])
         self.describe_virtio(region, line)

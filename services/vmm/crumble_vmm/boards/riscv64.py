@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from crumble_common.guest_memory import GuestMemory, RamRegion
@@ -78,12 +77,12 @@ class Riscv64Board(Board):
         clock = (("clock-frequency", _UART_CLOCK),)
         self._describe("serial", "ns16550a", region, line, clock)
         line = self.lines.claim("rtc", RTC_LINE)
-        rtc = GoldfishRtc("rtc", line, ends.loop)
+        rtc = GoldfishRtc("rtc", line, ends.local, ends.clock)
         region = self.space.add_mmio("rtc", RTC_BASE, goldfish_rtc.SIZE)
         self.chipset.add(rtc, [BusMapping(region, rtc)])
         self._describe("rtc", "google,goldfish-rtc", region, line)
         line = self.lines.claim("generation", GENERATION_ID_LINE)
-        generation = GenerationId("generation", line)
+        generation = GenerationId("generation", line, ends.entropy)
         region = self.space.add_mmio("generation", GENERATION_ID_BASE, generation_id.SIZE)
         self.chipset.add(generation, [BusMapping(region, generation)])
         self._describe("vmgenid", "microsoft,vmgenid", region, line)
@@ -112,7 +111,7 @@ class Riscv64Board(Board):
             kernel = load_kernel(config.kernel, ram)
         with timeline.phase("initramfs"):
             initrd = self.load_initramfs(config, ends, ram, kernel.end)
-        tree = self._place_tree(config, ram, initrd)
+        tree = self._place_tree(config, ram, initrd, ends.entropy(_SEED_SIZE))
         cpus[0].set_entry(kernel.entry, (0, tree))
 
     def _pci_node(self) -> PciNode | None:
@@ -120,7 +119,9 @@ class Riscv64Board(Board):
             return None
         return PciNode((ECAM_BASE, ECAM_SIZE), self.pci_window, self.pci_lines)
 
-    def _place_tree(self, config: MachineConfig, ram: Ram, initrd: tuple[int, int]) -> int:
+    def _place_tree(
+        self, config: MachineConfig, ram: Ram, initrd: tuple[int, int], seed: bytes
+    ) -> int:
         """Puts the device tree behind the initramfs; gives its address."""
         tree = BoardTree(
             cpus=config.cpus,
@@ -134,7 +135,7 @@ class Riscv64Board(Board):
             cmdline=self.cmdline(config),
             console=f"serial@{UART_BASE:x}",
             initrd=initrd,
-            seed=os.urandom(_SEED_SIZE),
+            seed=seed,
         ).flatten()
         # A page of its own: the kernel takes the pages of the initramfs back.
         address = up(initrd[1], PAGE_SIZE)

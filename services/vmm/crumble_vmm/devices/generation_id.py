@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 from crumble_vmm.chipset.builder import Device
 from crumble_vmm.chipset.lines import Line
@@ -21,11 +22,11 @@ _ID_SIZE = 16
 class GenerationId(Device):
     """The bytes. Reading them is all a guest can do, and takes the interrupt back."""
 
-    def __init__(self, name: str, line: Line) -> None:
+    def __init__(self, name: str, line: Line, entropy: Callable[[int], bytes] = os.urandom) -> None:
         self.name = name
         self._line = line
         self._lock = threading.Lock()
-        self._id = os.urandom(_ID_SIZE)
+        self._id = entropy(_ID_SIZE)
 
     def reset(self) -> None:
         """It stays the same VM."""

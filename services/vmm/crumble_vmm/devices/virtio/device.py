@@ -61,6 +61,10 @@ class VirtioDevice(ABC):
         self.queue_sizes = tuple(queue_sizes)
         """The largest size of each queue."""
 
+    @abstractmethod
+    def kicked(self, index: int) -> None:
+        """In lockstep: the driver notifies a queue. In the vCPU's thread, which then gives its turn."""
+
     @property
     def features(self) -> int:
         """Feature bits offered."""

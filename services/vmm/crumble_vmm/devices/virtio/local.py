@@ -199,6 +199,10 @@ class LocalDevice(VirtioDevice):
             raise ValueError(f"{self.name} never offered features {features:#x}")
         self._open(features, queues, rings)
 
+    def kicked(self, index: int) -> None:
+        """In the loop's turn."""
+        self._serve_later(index)
+
     def _serve_later(self, index: int) -> None:
         self.loop.call_soon_threadsafe(lambda: self.serve(index))
 

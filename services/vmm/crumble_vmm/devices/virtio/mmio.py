@@ -12,6 +12,7 @@ from crumble_native.memory import Memory
 from crumble_vmm.devices.virtio.device import VirtioDevice
 from crumble_vmm.devices.virtio.transport import LOW, Transport
 from crumble_vmm.hypervisor.base import VirtioInterrupt, VirtualMachine
+from crumble_vmm.lockstep import Lockstep
 from crumble_vmm.snapshot.state import TransportState
 
 SIZE = 0x1000
@@ -37,10 +38,16 @@ class MmioTransport(Transport):
     state_type = TransportState
 
     def __init__(
-        self, device: VirtioDevice, base: int, memory: Memory, interrupt: VirtioInterrupt
+        self,
+        device: VirtioDevice,
+        base: int,
+        memory: Memory,
+        interrupt: VirtioInterrupt,
+        lockstep: Lockstep | None = None,
     ) -> None:
         super().__init__(device, memory, interrupt)
         self.base = base
+        self._lockstep = lockstep
         self._readers: dict[int, Callable[[], int]] = {
             MAGIC_VALUE: lambda: MAGIC,
             VERSION: lambda: 2,
@@ -74,8 +81,8 @@ class MmioTransport(Transport):
             self._writers[register + 4] = self._address_writer(register, 32)
 
     def connect_doorbells(self, machine: VirtualMachine) -> None:
-        """QueueNotify takes each queue's number."""
-        for index, fd in enumerate(self._kicks):
+        """QueueNotify takes each queue's number; in lockstep it takes the vCPU here."""
+        for index, fd in enumerate(() if self._lockstep else self._kicks):
             machine.add_doorbell(self.base + QUEUE_NOTIFY, 4, index, fd)
 
     def mmio_read(self, offset: int, size: int) -> int:
@@ -93,6 +100,14 @@ class MmioTransport(Transport):
             writer = self._writers.get(offset)
             if writer is not None and size == 4:
                 writer(value & LOW)
+        if self._lockstep is not None:
+            self._lockstep.give_turn()
+
+    def _notify(self, value: int) -> None:
+        if self._lockstep is not None and value < len(self._kicks):
+            self.device.kicked(value)
+        else:
+            super()._notify(value)
 
     def _address_writer(self, register: int, shift: int) -> Callable[[int], None]:
         name = _ADDRESSES[register]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from crumble_common.virtqueue import Chain
 from crumble_vmm.devices.virtio.local import LocalDevice, Loop
@@ -16,9 +17,10 @@ class Rng(LocalDevice):
 
     device_id = 4
 
-    def __init__(self, name: str, loop: Loop) -> None:
+    def __init__(self, name: str, loop: Loop, entropy: Callable[[int], bytes] = os.urandom) -> None:
         super().__init__(name, (8,), loop)
+        self._entropy = entropy
 
     def handle(self, _index: int, chain: Chain, /) -> int:
         """Fills the start of the buffer."""
-        return chain.write(os.urandom(min(chain.writable_len, MAX_FILL)))
+        return chain.write(self._entropy(min(chain.writable_len, MAX_FILL)))

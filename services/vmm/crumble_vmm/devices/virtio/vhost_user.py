@@ -28,7 +28,9 @@ from crumble_common.vhost_user import (
     RingSetup,
     inflight,
 )
+from crumble_vmm.devices.virtio.answers import Answers
 from crumble_vmm.devices.virtio.device import (
+    F_EVENT_IDX,
     F_VERSION_1,
     RING_FEATURES,
     QueueSetup,
@@ -36,6 +38,7 @@ from crumble_vmm.devices.virtio.device import (
     Wiring,
 )
 from crumble_vmm.devices.virtio.local import Loop
+from crumble_vmm.lockstep import Lockstep
 from crumble_vmm.snapshot.state import RingState
 
 T = TypeVar("T")
@@ -61,6 +64,7 @@ class VhostUserDevice(VirtioDevice):
         own_features: int = 0,
         config: bytes | None = None,
         config_size: int = 0,
+        lockstep: Lockstep | None = None,
     ) -> None:
         super().__init__(name, queue_sizes)
         self.device_id = device_id
@@ -68,6 +72,9 @@ class VhostUserDevice(VirtioDevice):
         self._loop = loop
         self._lost = lost
         self._mask = RING_FEATURES | own_features
+        self._answers = Answers(lockstep) if lockstep else None
+        if lockstep is not None:
+            self._mask &= ~F_EVENT_IDX  # the driver kicks each time
         self._config, self._config_size = config, config_size
         self._peek = peeking(sock)
         self._frontend = Frontend(sock)
@@ -204,7 +211,7 @@ class VhostUserDevice(VirtioDevice):
         call = self._calls.get(queue.index, -1)
         if call < 0:
             call = self._calls[queue.index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            wiring.interrupt.add_call_fd(call, queue.index)
+            self._listen(queue, call, wiring)
         return RingSetup(
             queue.size,
             queue.descriptors,
@@ -215,6 +222,18 @@ class VhostUserDevice(VirtioDevice):
             self._err_fd,
             base,
         )
+
+    def _listen(self, queue: QueueSetup, call: int, wiring: Wiring) -> None:
+        if self._answers is not None:
+            self._answers.add(queue, call)
+        else:
+            wiring.interrupt.add_call_fd(call, queue.index)
+
+    def kicked(self, index: int) -> None:
+        """Returns when the back end has served the queue, or is gone."""
+        assert self._answers is not None
+        if self._wiring is not None and index in self._active:
+            self._answers.wait(index, self._wiring, self._peek.fileno())
 
     # Snapshots.
 
@@ -303,9 +322,11 @@ class VhostUserDevice(VirtioDevice):
             self._frontend.forget_inflight()
         calls, self._calls = self._calls, {}
         for call in calls.values():
-            if self._wiring is not None:
+            if self._wiring is not None and self._answers is None:
                 self._wiring.interrupt.remove_call_fd(call)
             os.close(call)
+        if self._answers is not None:
+            self._answers.clear()
 
     def _take_back(self, active: list[int]) -> None:
         for index in active:

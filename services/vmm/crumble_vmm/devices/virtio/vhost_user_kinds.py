@@ -11,6 +11,7 @@ from crumble_common.vhost_user import MemoryRegion
 from crumble_vmm.devices.virtio.local import Loop
 from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice
 from crumble_vmm.devices.virtio.vhost_user_successor import SucceededDevice
+from crumble_vmm.lockstep import Lockstep
 
 NET_DEVICE_ID = 1
 # virtio 1.2 §5.1.3: CSUM, GUEST_CSUM, MTU, MAC, GUEST_TSO4/6, HOST_TSO4/6, MRG_RXBUF, STATUS.
@@ -55,10 +56,13 @@ def virtio_fs(
     regions: Sequence[MemoryRegion],
     loop: Loop,
     lost: Callable[[CrumbleError], None],
+    lockstep: Lockstep | None = None,
 ) -> VhostUserDevice:
     """A file system device (virtio 1.2 §5.11) that the guest mounts as `tag`.
 
     The notification queue's feature is not passed on: Linux does not know it.
     """
     config = _FS_CONFIG.pack(tag.encode(), len(_FS_QUEUES) - 1)
-    return VhostUserDevice(name, FS_DEVICE_ID, sock, regions, _FS_QUEUES, loop, lost, config=config)
+    return VhostUserDevice(
+        name, FS_DEVICE_ID, sock, regions, _FS_QUEUES, loop, lost, config=config, lockstep=lockstep
+    )

@@ -42,9 +42,12 @@ _TRANSLATORS = {
 
 
 class SoftHypervisor(Hypervisor):
-    """The back end that works everywhere."""
+    """The back end that works everywhere. deterministic: of its machines (native/src/rv64/README.md)."""
 
     name: ClassVar[str] = "soft"
+
+    def __init__(self, *, deterministic: bool = False) -> None:
+        self._deterministic = deterministic
 
     def probe(self) -> Probe:
         """Always usable: the CPU is ours."""
@@ -59,17 +62,17 @@ class SoftHypervisor(Hypervisor):
                 code="vmm.cpu_model",
                 hint="CPU models are for KVM: use --hv kvm, or leave --cpu-model away.",
             )
-        return SoftMachine(memory, cpus)
+        return SoftMachine(memory, cpus, self._deterministic)
 
 
 class SoftMachine(VirtualMachine):
     """One guest: harts and PLIC in C."""
 
-    def __init__(self, memory: Memory, cpus: int) -> None:
+    def __init__(self, memory: Memory, cpus: int, deterministic: bool) -> None:
         self._memory = memory
         self._cpus = cpus
         try:
-            self._machine = rv64.Machine(memory, cpus)
+            self._machine = rv64.Machine(memory, cpus, deterministic=deterministic)
         except OSError as error:
             raise HostError(
                 f"Cannot create a virtual machine: {error.strerror}.",
