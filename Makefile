@@ -2,7 +2,7 @@
 PYTHON ?= python3
 DEV = $(PYTHON) tools/dev.py
 
-.PHONY: run test test-faults test-kvm test-riscv setup lint format build sanitize bench fuzz-cpu clean help
+.PHONY: run test test-faults test-kvm test-riscv test-programs setup lint format build sanitize bench fuzz-cpu clean help
 run:       ; @$(DEV) run
 test:      ; @$(DEV) test
 test-faults: ; @$(DEV) test-faults
@@ -10,6 +10,7 @@ test-kvm:  ; @$(DEV) test-kvm $(ARCH)
 setup:     ; @$(DEV) setup
 build:     ; @$(DEV) build
 test-riscv: ; @$(DEV) test-riscv $(DIR)
+test-programs: ; @$(DEV) test-programs $(NAME)
 lint:      ; @$(DEV) lint
 format:    ; @$(DEV) format
 sanitize:  ; @$(DEV) sanitize

@@ -225,6 +225,12 @@ def fuzz_cpu(blocks: str, seed: str) -> None:
     run(BIN / "python", "-m", "framework.rv64_fuzz", *words, env={"PYTHONPATH": "tests"})
 
 
+def test_programs(names: list[str]) -> None:
+    """Runs real programs in guests, on one CPU and on four (an hour for all)."""
+    setup()
+    run(BIN / "python", "tools/programs.py", *names)
+
+
 def bench(name: str) -> None:
     """Runs one benchmark; its JSON goes to benchmarks/results."""
     setup()
@@ -270,11 +276,16 @@ def main() -> None:
     fuzz = verbs.add_parser("fuzz-cpu", help="random blocks on the soft CPU and qemu-riscv64")
     fuzz.add_argument("blocks", nargs="?", default="100000")
     fuzz.add_argument("seed", nargs="?", default="0", help="0: any")
+    verbs.add_parser("test-programs", help="real programs in guests").add_argument(
+        "names", nargs="*"
+    )
     chosen = parser.parse_args()
     if chosen.verb == "test":
         test(chosen.arguments)
     elif chosen.verb == "test-riscv":
         test_riscv(chosen.folder)
+    elif chosen.verb == "test-programs":
+        test_programs(chosen.names)
     elif chosen.verb == "test-kvm":
         test_kvm(chosen.arch)
     elif chosen.verb == "fuzz-cpu":

@@ -1,0 +1,8 @@
+# image: deb:trixie/stress-ng
+# limit: 2500
+# Stressors that only fill the memory (bigheap, brk, stack) end where the guest's memory does: --oom-avoid.
+stress-ng --class vm --sequential 0 --timeout 2 --verify --oom-avoid --no-rand-seed > log 2>&1
+status=$?
+cat log
+sed -n -E 's/.*(passed|failed): ([0-9]+).*/SUM \1 \2/p' log
+exit $status
