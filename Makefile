@@ -2,10 +2,11 @@
 PYTHON ?= python3
 DEV = $(PYTHON) tools/dev.py
 
-.PHONY: run test test-faults test-kvm test-riscv test-programs setup lint format build sanitize bench fuzz-cpu clean help
+.PHONY: run test test-faults test-net test-kvm test-riscv test-programs setup lint format build sanitize bench fuzz-cpu clean help
 run:       ; @$(DEV) run
 test:      ; @$(DEV) test
 test-faults: ; @$(DEV) test-faults
+test-net:  ; @$(DEV) test-net
 test-kvm:  ; @$(DEV) test-kvm $(ARCH)
 setup:     ; @$(DEV) setup
 build:     ; @$(DEV) build

@@ -200,6 +200,12 @@ def test_faults() -> None:
     run(BIN / "python", "-m", "pytest", "-q", "-n", "2", "tests/faults")
 
 
+def test_net() -> None:
+    """What people use networks with, in real guests: curl, apt-get, iperf3 and others."""
+    setup()
+    run(BIN / "python", "-m", "pytest", "-q", "tests/net")
+
+
 def test_kvm(arch: str) -> None:
     """Runs Crumble on KVM, on an emulated host with hardware virtualization (some minutes)."""
     setup()
@@ -260,6 +266,7 @@ def main() -> None:
     plain = {
         "setup": setup, "build": setup, "lint": lint, "format": formatted, "sanitize": sanitize,
         "run": demo, "clean": clean, "test-faults": test_faults,
+        "test-net": test_net,
     }  # fmt: skip
     for verb, action in plain.items():
         verbs.add_parser(verb, help=(action.__doc__ or "").splitlines()[0])
