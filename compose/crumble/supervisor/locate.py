@@ -11,7 +11,7 @@ from crumble_common.directories import lock
 
 def find_daemon() -> str:
     """The directory of the supervisor that `crumble up` runs; "" when none does."""
-    link = f"{paths.runtime_dir()}/daemon"
+    link = f"{paths.runtime_place()}/daemon"
     try:
         path = os.path.realpath(link, strict=True)
     except OSError:
