@@ -86,10 +86,20 @@ class FsFreeze:
 @dataclass(frozen=True)
 class FsFrozen:
     """state: for FsConfig.restore; empty for a file system snapshot. changed: False when there was nothing
-    to capture: both files are empty and need not be kept. size: bytes of contents. seconds: what it took.
+    to capture: both files are empty and need not be kept. size: bytes of contents. seconds: what it took. pending:
+    the contents are complete when FsCaptured says so.
     """
 
     state: bytes
     changed: bool
     size: int = 0
     seconds: float = 0.0
+    pending: bool = False
+
+
+@message("fs.captured")
+@dataclass(frozen=True)
+class FsCaptured:
+    """Event: the contents of the last FsFreeze are complete; or they will not be, for `error`, a sentence."""
+
+    error: str = ""

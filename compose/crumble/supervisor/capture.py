@@ -15,7 +15,7 @@ from crumble.supervisor import lineage
 from crumble.supervisor.tasks import Future, limited
 from crumble_common import __version__, log
 from crumble_common.errors import CrumbleError, GuestError, HostError, InternalError
-from crumble_common.messages.fs import FsFreeze, FsFrozen
+from crumble_common.messages.fs import FsCaptured, FsFreeze, FsFrozen
 from crumble_common.messages.net import NetFreeze
 from crumble_common.messages.vm import Captured, Freeze, Frozen, Sync, Thaw
 
@@ -31,7 +31,7 @@ _SYNC = 60.0
 
 @dataclass(frozen=True)
 class Frame:
-    """A VM at one moment. pause: how long it stood still, s. saved: resolved when `draft` has its memory.
+    """A VM at one moment. pause: how long it stood still, s. saved: resolved when `draft` has its memory and files.
 
     parent: what that builds on; runs: where it then has pages.
     """
@@ -53,7 +53,7 @@ async def begin(vm: Vm, draft: Draft, *, chained: bool = False) -> Frame:
         await settled(vm.saving)
     vmm, fsd = vm.vmm, vm.service("fsd")
     saved: Future[None] = Future()
-    vm.saving = saved
+    vm.saving, vm.save_error = saved, ""
     try:
         parent = lineage.link_parents(vm, draft) if chained else None
         return await _stand_still(vm, vmm, fsd, draft, saved, parent)
@@ -80,7 +80,7 @@ async def _stand_still(
     fsd.give("contents", draft.create(form.CONTENTS))
     for name, path in layer_links(vm).items():
         draft.link(name, path)
-    vm.lineage, runs = None, b""
+    vm.lineage, vm.unsaved, runs = None, {Captured}, b""
     began = loop.now()
     frozen: Frozen = await _soon(vm, vmm, Freeze("capture", parent is not None))
     try:
@@ -89,6 +89,8 @@ async def _stand_still(
         for net, guest in nets:
             await _soon(vm, net, NetFreeze(f"capture.{vm.id}", guest))
         files: FsFrozen = await _soon(vm, fsd, FsFreeze("capture", "index", "contents"))
+        if files.pending:
+            vm.unsaved.add(FsCaptured)
     except BaseException:
         vmm.request(Thaw(abort=True))
         raise
@@ -108,12 +110,16 @@ def _soon(vm: Vm, service: ServiceProcess, body: Any) -> Future[Any]:
     return limited(vm.host.loop, service.request(body), _STILL, late)
 
 
-def ended(vm: Vm, event: Captured) -> None:
-    """The memory is saved, or will not be."""
-    if vm.saving is None:
+def ended(vm: Vm, event: Captured | FsCaptured) -> None:
+    """The memory is saved, or the files; or they will not be."""
+    if vm.saving is None or type(event) not in vm.unsaved:
+        return  # of one that was given up
+    vm.unsaved.discard(type(event))
+    vm.save_error = vm.save_error or event.error
+    if vm.unsaved:
         return
-    if event.error:
-        vm.saving.fail(HostError(event.error, code="snapshot.failed"))
+    if vm.save_error:
+        vm.saving.fail(HostError(vm.save_error, code="snapshot.failed"))
     else:
         vm.saving.set(None)
 

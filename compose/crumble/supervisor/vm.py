@@ -26,6 +26,7 @@ from crumble_common import log
 from crumble_common.errors import CrumbleError, GuestError, UsageError
 from crumble_common.messages import vm as messages
 from crumble_common.messages.client import VmCreate, VmInfo
+from crumble_common.messages.fs import FsCaptured
 from crumble_common.messages.image import Image
 from crumble_common.messages.vm import VmEvent
 
@@ -56,7 +57,8 @@ class Vm:
     owner: gets VmEvent, ConsoleOutput. booting: the recipe's task. agent: resolved when the guest's
     agent is ready, or with why it will not be. ended: resolved when every process of it is gone.
     origin: what it goes on from. boot_key: what its boot snapshot depends on, empty when it has none.
-    saving: the capture under way, resolved when its memory is saved. lineage: the snapshot since which the
+    saving: the capture under way, resolved when it is complete; unsaved: the events that are to say so,
+    save_error: what the first of them said. lineage: the snapshot since which the
     guest's writes are marked.
     """
 
@@ -88,6 +90,8 @@ class Vm:
         self.boot_key: dict[str, str] = {}
         self.trial_failed = False
         self.saving: Future[None] | None = None
+        self.unsaved: set[type] = set()
+        self.save_error = ""
         self.lineage: Manifest | None = None
         self.log = VmLog(host.instance.logs / f"vm-{name}.log", name)
         self.agent: Future[None] = Future()
@@ -199,7 +203,7 @@ class Vm:
         elif isinstance(event, messages.ConsoleOutput):
             self.log.append(event.data)
             self.owner.deliver(event, self.source)
-        elif isinstance(event, messages.Captured):
+        elif isinstance(event, messages.Captured | FsCaptured):
             capture.ended(self, event)
         elif isinstance(event, VmEvent):
             if self.alive or event.kind in ("poweroff", "reset"):

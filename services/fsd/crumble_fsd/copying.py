@@ -8,9 +8,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from crumble_common.layer_index import CONTENTS_ALIGNMENT
 from crumble_fsd.filesystem import fail
+
+if TYPE_CHECKING:
+    from crumble_fsd.later import Later
 
 BLOCK = 4096
 _CHUNK = 64 << 20
@@ -106,8 +110,10 @@ def copy_sparse(source: int, at: int, target: int, to: int, length: int) -> None
 class Contents:
     """A layer's contents file being written (see crumble_common.layer_index): `size` bytes so far."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, later: Later | None = None) -> None:
+        """later: takes large files over."""
         self.size = 0
+        self._later = later
         self._fd = fd
         self._waiting = bytearray()  # goes at the end of what is written
 
@@ -126,8 +132,11 @@ class Contents:
             self._waiting += data
         else:
             self._flush()
-            take = copy_sparse if holes else copy
-            take(source, at, self._fd, offset, size)
+            if self._later is not None:
+                self._later.add(source, at, size, offset, holes=holes)
+            else:
+                take = copy_sparse if holes else copy
+                take(source, at, self._fd, offset, size)
         self.size += size
         if len(self._waiting) >= _FLUSH:
             self._flush()

@@ -26,6 +26,7 @@ from crumble_fsd.filesystem import Handle
 from crumble_fsd.fuse_wire import FUSE_ROOT_ID
 from crumble_fsd.gone import GoneShare
 from crumble_fsd.inodes import Directory, Inode
+from crumble_fsd.later import Later
 from crumble_fsd.node_record import data_of, pack_node
 from crumble_fsd.node_table import NO_DATA, TOKEN_SIZE, NodeTableWriter
 from crumble_fsd.passthrough import Share
@@ -40,9 +41,12 @@ MAX_STATE = 12 << 20  # it travels in one message
 
 
 def freeze_session(
-    session: Session, tree: Tree, shares: list[Share | GoneShare], index_fd: int, contents_fd: int
-) -> tuple[bytes, int]:
+    session: Session, tree: Tree, shares: list[Share | GoneShare], index_fd: int, contents_fd: int,
+    later: Later | None = None,
+) -> tuple[bytes, int]:  # fmt: skip
     """Writes the layer to two empty files; the state, and the bytes of contents.
+
+    later: is left to copy the data of large files. Nothing may change them but through it.
 
     The session does not change. UsageError when a request is not finished; HostError when the files
     cannot be written.
@@ -50,7 +54,7 @@ def freeze_session(
     if session.waiting:
         raise UsageError("A request of the guest is not answered yet.", code="fs.running")
     token = os.urandom(TOKEN_SIZE)
-    contents = copying.Contents(contents_fd)
+    contents = copying.Contents(contents_fd, later)
     table = _table(session, tree, contents)
     contents.finish()
     root = LayerInode(stat.S_IFDIR | 0o755, children={}, implicit=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from crumble_common.errors import HostError, UsageError
 from crumble_common.layer_index import LayerIndex
-from crumble_common.messages.fs import FsConfig, FsFreeze, FsFrozen, Layer
+from crumble_common.messages.fs import FsCaptured, FsConfig, FsFreeze, FsFrozen, Layer
 from crumble_common.sandbox import Profile
 from crumble_common.service import Context, Reply, Service
 from crumble_common.vhost_user.serving import Serving
@@ -18,6 +18,7 @@ from crumble_fsd.filesystem import Filesystem
 from crumble_fsd.freeze import freeze_files, freeze_session
 from crumble_fsd.gone import GoneShare
 from crumble_fsd.handles import MAX_HANDLES
+from crumble_fsd.later import Later
 from crumble_fsd.passthrough import Share
 from crumble_fsd.queue_pump import FsDevice
 from crumble_fsd.restore import restore_session
@@ -52,6 +53,7 @@ class FsdService(Service[FsConfig]):
         super().__init__(context)
         self.device = FsDevice(context.loop)
         self._shares: list[Share | GoneShare] = []
+        self._contents = -1  # of the capture that is not complete
 
     def open(self, config: FsConfig) -> None:
         """Opens layers, upper and shares; everything wrong with them is said here."""
@@ -126,11 +128,7 @@ class FsdService(Service[FsConfig]):
         except ValueError as error:
             raise corrupt(error) from error
         except OSError as error:
-            raise HostError(
-                f"What the guest has written cannot be captured: {error.strerror or error}.",
-                code="snapshot.write",
-                hint="Make room on the disk, or choose another place for snapshots.",
-            ) from error
+            raise _not_written(error) from error
         finally:
             for fd in fds:
                 os.close(fd)
@@ -149,9 +147,36 @@ class FsdService(Service[FsConfig]):
             raise UsageError("A snapshot of a whole VM cannot leave out files.", code="fs.excludes")
         if self._serving.running:
             raise UsageError("The VM is not frozen: its rings run.", code="fs.running")
-        state, size = freeze_session(self.session, self.tree, self._shares, *fds[:2])
+        self._end_capture()
+        later = None
+        if isinstance(self._upper, MemoryUpper):
+            self._contents = os.dup(fds[1])
+            later = self._upper.copy_later(self._contents, self._not_captured)
+        state, size = freeze_session(self.session, self.tree, self._shares, fds[0], fds[1], later)
         self._serving.capture_to(fds.pop())
-        return FsFrozen(state, changed=True, size=size, seconds=time.monotonic() - began)
+        pending = later is not None and later.pending
+        if later is not None and pending:
+            self.context.loop.call_soon(lambda: self._copy_on(later))
+        else:
+            self._end_capture()
+        took = time.monotonic() - began
+        return FsFrozen(state, changed=True, size=size, seconds=took, pending=pending)
+
+    def _copy_on(self, later: Later) -> None:
+        if later.step():
+            self.context.loop.call_soon(lambda: self._copy_on(later))
+        elif later.complete:
+            self._end_capture()
+            self.context.send(FsCaptured())
+
+    def _not_captured(self, error: OSError) -> None:
+        self._end_capture()
+        self.context.send(FsCaptured(_not_written(error).message))
+
+    def _end_capture(self) -> None:
+        if self._contents >= 0:
+            os.close(self._contents)
+            self._contents = -1
 
     def stats(self) -> dict[str, int]:
         """Counters for the heartbeat."""
@@ -160,9 +185,18 @@ class FsdService(Service[FsConfig]):
     def stop(self, grace: float) -> None:  # noqa: ARG002  nothing here takes long
         """Stops the rings; the upper writes down what it holds."""
         self._serving.close()
+        self._end_capture()
         for share in self._shares:
             share.close()
         self._upper.close()
+
+
+def _not_written(error: OSError) -> HostError:
+    return HostError(
+        f"What the guest has written cannot be captured: {error.strerror or error}.",
+        code="snapshot.write",
+        hint="Make room on the disk, or choose another place for snapshots.",
+    )
 
 
 def open_upper(config: FsConfig) -> Upper:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from crumble_fsd import copying
 from crumble_fsd.filesystem import Statfs, fail
 from crumble_fsd.fuse_wire import FUSE_ROOT_ID
 from crumble_fsd.inodes import BLOCK, Directory, Inode
+from crumble_fsd.later import Later
 from crumble_fsd.upper_record import Records
 from crumble_native import files
 
@@ -157,6 +159,18 @@ class MemoryUpper(Upper):
         self._other = 0
         self._free: list[int] = []
         self._next = 0
+        self._later: Later | None = None
+
+    def copy_later(self, target: int, failed: Callable[[OSError], None]) -> Later:
+        """Data that is captured to a file while it may change; instead of what was to be before."""
+        if self._later is not None:
+            self._later.give_up()
+        self._later = Later(target, self._fd, WINDOW, failed)
+        return self._later
+
+    def _before_change(self, inode: Inode, offset: int, length: int) -> None:
+        if self._later is not None:
+            self._later.before_change(inode.base + offset, length)
 
     def close(self) -> None:
         """Frees all memory."""
@@ -188,6 +202,7 @@ class MemoryUpper(Upper):
 
     def free(self, inode: Inode) -> None:
         """See Upper."""
+        self._before_change(inode, 0, WINDOW)
         files.punch(self._fd, inode.base, WINDOW - 1)
         self._free.append(inode.base // WINDOW)
         inode.fd, inode.base, inode.owned = -1, 0, False
@@ -198,6 +213,7 @@ class MemoryUpper(Upper):
 
     def reserve(self, inode: Inode, offset: int, length: int) -> None:
         """See Upper. Counts pages as if all were new; looks closer only where the limit is near."""
+        self._before_change(inode, offset, length)
         need = ((offset % BLOCK) + length + BLOCK - 1) // BLOCK * BLOCK
         if self._used + self._other + need > self._limit:
             self._measure()
@@ -213,14 +229,17 @@ class MemoryUpper(Upper):
     def truncate(self, inode: Inode, size: int) -> None:
         """See Upper."""
         if size < inode.size or inode.sparse:
+            self._before_change(inode, size, WINDOW - size)
             files.punch(self._fd, inode.base + size, WINDOW - 1 - size)
 
     def punch(self, inode: Inode, offset: int, length: int) -> None:
         """See Upper."""
+        self._before_change(inode, offset, length)
         files.punch(self._fd, inode.base + offset, length)
 
     def allocate(self, inode: Inode, offset: int, length: int) -> None:
         """See Upper."""
+        self._before_change(inode, offset, length)
         if length > self._limit and not self._is_allocated(inode, offset, length):
             fail(errno.ENOSPC)
         self.reserve(inode, offset, length)
