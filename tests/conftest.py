@@ -10,8 +10,9 @@ from hypothesis import settings
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
-# Tests that hang up on something need hangups not to be ignored, as they are under nohup(1).
+# Tests send signals that whoever started this may have had ignored: nohup(1), or a shell in the background.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run; HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("same", derandomize=True, database=None, deadline=None)

@@ -84,7 +84,6 @@ def test_what_cannot_be_is_an_error_of_ours(world: RealWorld) -> None:
         fails(vm(kernel="/no/such"), "vmm.kernel")
         fails(vm(volumes=["/no/such:/x"]), "share.source")
         fails(vm(volumes=["nonsense"]), "usage.volume")
-        fails(vm(hypervisor="kvm"), "vm.hypervisor")
         fails(vm(hypervisor="xen"), "vm.hypervisor")
         fails(vm(pull="sometimes"), "vm.pull")
         fails(vm(boot_timeout=0), "vm.boot_timeout")

@@ -29,6 +29,8 @@ from framework.trees import fuse_tree, real_tree
 NAMES = st.sampled_from(["a", "b", "c", "dir", "low"])
 # A directory that its owner cannot enter stops the model, but not the server, unless both are root.
 _PRIVATE = 0o600 if os.geteuid() == 0 else 0o700
+# An ordinary user's writes take set-user-ID away, those of the guest's root do not.
+_BITS = 0o7777 if os.geteuid() == 0 else 0o777
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
 DATA = st.binary(min_size=1, max_size=3) | st.integers(1, 20_000).map(lambda n: b"x" * n)
 OFFSETS = st.integers(0, 20_000)
@@ -143,7 +145,7 @@ class Machine(RuleBasedStateMachine):
 
     # Names.
 
-    @rule(path=PATHS, mode=st.sampled_from([0o644, 0o600, 0o4755]))
+    @rule(path=PATHS, mode=st.sampled_from([0o644, 0o600, 0o4755 & _BITS]))
     def create(self, path: str, mode: int) -> None:
         def real() -> None:
             fd = os.open(self.real_path(path), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -275,7 +277,7 @@ class Machine(RuleBasedStateMachine):
 
     # Attributes.
 
-    @rule(path=PATHS, mode=st.sampled_from([_PRIVATE, 0o755, 0o2711, 0o6755]))
+    @rule(path=PATHS, mode=st.sampled_from([_PRIVATE, 0o755, 0o2711 & _BITS, 0o6755 & _BITS]))
     def chmod(self, path: str, mode: int) -> None:
         def real() -> None:
             target = self.real_path(path)

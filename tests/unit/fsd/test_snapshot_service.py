@@ -274,11 +274,11 @@ def test_what_fsd_writes_is_saved_first(world: World, tmp_path: Path) -> None:
     assert len(written) >= 17  # the data's pages, and the used ring
     for page in written:
         assert saved[page * 4096 :][:4096] == before[page * 4096 :][:4096]
+    assert held(tmp_path / "s.ram")
     assert not memory.save(fsd.master.fd)
     memory.capture_to(-1)
     os.close(ram)
     assert (tmp_path / "s.ram").read_bytes() == before
-    assert held(tmp_path / "s.ram")
     eventually(lambda: not held(tmp_path / "s.ram"), "the file is still open")
 
 

@@ -22,6 +22,7 @@ from framework.tiny_kernel import TinyKernel
 MIB = 1 << 20
 SIZE = 64 * MIB
 RAM = 0x8000_0000
+ENTRY = RAM + 2 * MIB
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,11 @@ def booted(memory: int, tmp_path_factory: pytest.TempPathFactory) -> VmState:
     kernel.spin()
     path.write_bytes(kernel.image())
     with SnapshotVm(VmConfig(vm="vm1", kernel=str(path), memory=SIZE)) as vm:
-        state = freeze(vm, memory)
-        assert thaw(vm).error == ""
-    return VmState.decode(state)
+        while True:
+            state = VmState.decode(freeze(vm, memory))
+            assert thaw(vm).error == ""
+            if state.cpus[0]["pc"] != ENTRY:
+                return state
 
 
 @pytest.fixture(scope="module")
