@@ -123,6 +123,17 @@ def test_a_web_server_through_a_forward(vm: crumble.VM) -> None:
         assert client.get("http://box:8000/zeros").content == bytes(1_000_000)
 
 
+def test_dhcp(vm: crumble.VM) -> None:
+    """Of both versions; what they were told, as busybox's scripts see it."""
+    vm.write_file("/tmp/told", '#!/bin/sh\n[ "$1" = deconfig ] || env', mode=0o755)
+    output = sh(vm, "busybox udhcpc -q -n -i eth0 -s /tmp/told")
+    assert "ip=10.0.2.15\n" in output
+    assert "dns=10.0.2.1\n" in output
+    output = sh(vm, "busybox udhcpc6 -l -q -n -i eth0 -s /tmp/told")
+    assert "dns=fd63:7275:6d62:6c65::1\n" in output
+    assert "search=internal\n" in output
+
+
 def test_without_ipv4(vm: crumble.VM, site: int) -> None:
     """Names, the host's services and pings work over IPv6 alone. The last test: IPv4 does not come back."""
     sh(vm, "busybox ip -4 addr flush dev eth0")

@@ -8,7 +8,7 @@
     stack.flush()                           # at the end of a batch
     for command in stack.take(): ...        # to be carried out in order
 
-Layers: ethernet (with ARP) → ip (both versions, fragments) → icmp (with neighbours), udp (with dhcp, dns), tcp.
+Layers: ethernet (with ARP) → ip (both versions, fragments) → icmp (with neighbours), udp (with dhcp, dhcp6, dns), tcp.
 Nothing that a guest sends raises: what is malformed is dropped and counted by its port.
 """
 
@@ -27,6 +27,7 @@ from crumble_netd.forward_rules import ForwardRules
 from crumble_netd.header import Malformed, ipv6
 from crumble_netd.header.virtio_net import NOTHING, Offload
 from crumble_netd.layers.dhcp import DhcpLayer
+from crumble_netd.layers.dhcp6 import Dhcp6Layer
 from crumble_netd.layers.dns import DnsLayer, Resolver
 from crumble_netd.layers.ethernet import EthernetLayer
 from crumble_netd.layers.icmp import IcmpLayer
@@ -80,6 +81,7 @@ class Stack:
         self.icmp = IcmpLayer(self)
         self.udp = UdpLayer(self)
         self.dhcp = DhcpLayer(self)
+        self.dhcp6 = Dhcp6Layer(self)
         self.dns = DnsLayer(self, resolvers or [])
         self.tcp = TcpLayer(self)
 

@@ -19,6 +19,7 @@ _ROUTER_LIFETIME = 9000  # s, the most there is (§6.2.1)
 _PREFIX_LIFETIME = 0xFFFFFFFF
 _INTERVAL = 1800.0
 _ON_LINK, _AUTONOMOUS = 0x80, 0x40
+_OTHER = 0x40  # there is DHCPv6 for what is no address (§4.2)
 
 
 class NeighbourLayer:
@@ -64,7 +65,7 @@ class NeighbourLayer:
             + prefix + addresses.network6 + bytes(8)
             + struct.pack("!BBHI", _RDNSS, 3, 0, _ROUTER_LIFETIME) + addresses.gateway6
         )  # fmt: skip
-        rest = 64 << 24 | _ROUTER_LIFETIME
+        rest = 64 << 24 | _OTHER << 16 | _ROUTER_LIFETIME
         self._send(port, addresses.router6, ipv6.ALL_NODES, icmp.ROUTER_ADVERTISEMENT, rest, body)
         self._stack.timers.set(("advertise", port.number), self._stack.now() + _INTERVAL)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from crumble_netd.commands import Adopt, HostClose, HostConnect, HostSend, Refuse
 from crumble_netd.events import Incoming
 from crumble_netd.flow_table import Flow, Key
-from crumble_netd.header import checksum, ipv4, udp
+from crumble_netd.header import checksum, dhcp6, ipv4, udp
 from crumble_netd.layers import keeping
 from crumble_netd.port import Port
 
@@ -37,6 +37,8 @@ class UdpLayer:
         addresses = stack.addresses
         if datagram.destination == DHCP_PORT and not packet.ipv6:
             stack.dhcp.receive(port, datagram)
+        elif datagram.destination == dhcp6.SERVER_PORT and packet.ipv6:
+            stack.dhcp6.receive(port, packet, datagram)
         elif packet.source in (ipv4.ANY, bytes(16)):
             return
         elif packet.destination in addresses.owned() and datagram.destination == DNS_PORT:
