@@ -130,7 +130,7 @@ def test_dhcp(vm: crumble.VM) -> None:
     assert "ip=10.0.2.15\n" in output
     assert "dns=10.0.2.1\n" in output
     output = sh(vm, "busybox udhcpc6 -l -q -n -i eth0 -s /tmp/told")
-    assert "dns=fd63:7275:6d62:6c65::1\n" in output
+    assert "dns=fd63:7275:6d62:6c65:0000:0000:0000:0001\n" in output
     assert "search=internal\n" in output
 
 

@@ -223,3 +223,41 @@ def test_the_link_local_address_is_guarded(pair: Pair) -> None:
     frame = ethernet.build(MAC, MAC2, ethernet.IPV6) + pair.datagram(LINK6, GUEST6)
     pair.stack.frame(2, frame)
     assert pair.second.counts["drop.spoofed"] == 1
+
+
+def test_no_frame_reaches_another_guest_under_another_name() -> None:
+    """Whatever a guest sends, what another one gets of it is from the sender's own MAC and IP addresses."""
+    dice = random.Random(11)
+    pair = Pair(features=ALL)
+    frames = [
+        ethernet.build(to, MAC, kind) + data
+        for to in (MAC2, ethernet.BROADCAST, ethernet.multicast6(ipv6.ALL_NODES))
+        for kind, data in (
+            (ethernet.IPV4, pair.datagram(GUEST, GUEST2)),
+            (ethernet.IPV6, pair.datagram(GUEST6, GUEST2_6)),
+            (ethernet.IPV6, neighbour(icmp.NEIGHBOR_ADVERTISEMENT, GUEST6)),
+            (ethernet.ARP, arp.build(arp.Arp(arp.REPLY, MAC, GUEST, MAC2, GUEST2))),
+        )
+    ]
+    delivered = 0
+    for _ in range(4000):
+        frame = bytearray(dice.choice(frames))
+        for _ in range(dice.randrange(3)):
+            frame[dice.randrange(len(frame))] = dice.randrange(256)
+        pair.stack.frame(1, bytes(frame[: dice.randrange(20, len(frame) + 1) * 9]))
+        for found in pair.got(2):
+            raw = found.head + b"".join(found.payload)
+            assert raw[6:12] in (MAC, pair.stack.addresses.mac)
+            if raw[6:12] != MAC:
+                continue
+            delivered += 1
+            kind = int.from_bytes(raw[12:14], "big")
+            if kind == ethernet.IPV4:
+                assert raw[26:30] in (GUEST, ipv4.ANY)
+            elif kind == ethernet.ARP:
+                assert raw[22:28] == MAC
+                assert raw[28:32] in (GUEST, ipv4.ANY)
+            else:
+                assert raw[22:38] not in (GUEST2_6, ipv6.eui64(LINK6[:8], MAC2))
+        pair.got(1)
+    assert delivered > 1000
