@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from crumble_common.messages.net import NetConfig, NetPolicy
+from crumble_common.messages.net import Forward, NetConfig, NetPolicy
+from crumble_netd.header import udp
 from framework.net_client import NetClient
 from framework.netd_guest import HOST
 from framework.surviving_netd import SurvivingNetd
@@ -60,21 +61,119 @@ def wait(client: NetClient, seconds: float) -> None:
         client.pump(min(left, 0.01))
 
 
-@pytest.mark.parametrize(("seed", "pause"), [(1, 0.0), (2, 0.002)])
-def test_bytes_both_ways_are_the_same_bytes(netd: SurvivingNetd, seed: int, pause: float) -> None:
+def free_port(kind: int = socket.SOCK_STREAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def exchange(netd: SurvivingNetd, seed: int, pause: float, kills: int, size: int) -> None:
+    """Bytes both ways, with kills at instants that the seed chooses; not one is lost or repeated."""
     chance = random.Random(seed)
-    up, down = chance.randbytes(12_000_000), chance.randbytes(12_000_000)
+    up, down = chance.randbytes(size), chance.randbytes(size)
     peer = Peer(down, pause)
-    with netd.client(buffer=66_000) as client:
+    with netd.client(buffer=chance.choice([66_000, 4096])) as client:
         stream = client.connect((HOST, peer.port))
         stream.send(up)
         stream.shutdown()
-        for _ in range(5):
-            wait(client, chance.uniform(0.005, 0.1))
+        for _ in range(kills):
+            wait(client, chance.uniform(0.0, 0.08))
             netd.kill_and_go_on(client)
         answer = stream.read_all(60)
         client.wait(lambda: stream.idle, 60)
         peer.join()
-        assert netd.killed == 5
+        assert netd.killed == kills
         assert answer == down
         assert peer.got == up
+
+
+@pytest.mark.parametrize(("seed", "pause"), [(1, 0.0), (2, 0.002)])
+def test_bytes_both_ways_are_the_same_bytes(netd: SurvivingNetd, seed: int, pause: float) -> None:
+    exchange(netd, seed, pause, 4, 8_000_000)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(10, 30))
+def test_killed_at_many_instants(netd: SurvivingNetd, seed: int) -> None:
+    exchange(netd, seed, [0.0, 0.001, 0.004][seed % 3], 10, 10_000_000)
+
+
+def test_forwards_datagrams_and_idle_connections_go_on() -> None:
+    tcp_port, udp_port = free_port(), free_port(socket.SOCK_DGRAM)
+    forwards = [Forward(tcp_port, 80), Forward(udp_port, 53, protocol="udp")]
+    config = NetConfig("net", policy=NetPolicy(["host"]), forwards=forwards)
+    with SurvivingNetd(config) as netd, netd.client() as client:
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(10)
+        outside = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        client.listen(80)
+        with server, outside:
+            client.guest.udp((HOST, server.getsockname()[1]), b"one")
+            client.pump(0.1)
+            _, first = server.recvfrom(100)
+            outside.sendto(b"question", ("127.0.0.1", udp_port))
+            asked = client.packet("udp")
+            long_lived = socket.create_connection(("127.0.0.1", tcp_port))
+            stream = client.accept(80)
+            long_lived.sendall(b"before")
+            assert stream.read(6) == b"before"
+            for number in range(3):
+                netd.kill_and_go_on(client)
+                # A UDP flow has the same port of the host, and answers find the way.
+                client.guest.udp((HOST, server.getsockname()[1]), b"again")
+                wait(client, 0.05)
+                assert server.recvfrom(100) == (b"again", first)
+                server.sendto(b"answer", first)
+                packet = client.packet("udp")
+                assert isinstance(packet.message, udp.Udp)
+                assert bytes(packet.message.payload) == b"answer"
+                # So has a peer that came by a forward.
+                assert isinstance(asked.message, udp.Udp)
+                client.guest.udp((asked.source, asked.message.source), b"said", 53)
+                wait(client, 0.05)
+                outside.settimeout(10)
+                assert outside.recv(100) == b"said"
+                # A connection that was idle, and a new one by the same forward.
+                long_lived.sendall(b"%d" % number)
+                assert stream.read(1) == b"%d" % number
+                with socket.create_connection(("127.0.0.1", tcp_port)) as another:
+                    another.sendall(b"new")
+                    assert client.accept(80).read(3) == b"new"
+            long_lived.close()
+
+
+def test_a_slow_host_gets_what_was_acknowledged_when_the_guest_has_gone() -> None:
+    """Bytes that only netd has when the guest has closed: they are in the arena."""
+    with (
+        SurvivingNetd(NetConfig("net", policy=NetPolicy(["host"]))) as netd,
+        netd.client() as client,
+    ):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stream = client.connect((HOST, server.getsockname()[1]))
+            connection, _ = server.accept()
+        data = random.Random(3).randbytes(4_000_000)
+        stream.send(data)
+        stream.shutdown()
+        wait(client, 0.5)
+        got = bytearray()
+        netd.kill_and_go_on(client)
+        connection.settimeout(10)
+        connection.shutdown(socket.SHUT_WR)
+        thread = threading.Thread(target=lambda: got.extend(_all(connection)))
+        thread.start()
+        client.wait(lambda: stream.idle, 30)
+        netd.kill_and_go_on(client)
+        wait(client, 0.5)
+        thread.join(30)
+        assert got == data
+
+
+def _all(connection: socket.socket) -> bytes:
+    data = bytearray()
+    with connection:
+        while piece := connection.recv(1 << 16):
+            data += piece
+    return bytes(data)
