@@ -3,7 +3,8 @@
     python -m benchmarks.net [--rounds 3] [--megabytes 200]
 
 A driver plays the guest over vhost-user with a TCP of its own; the other end is a socket on the host's loopback.
-Sides: `netd` with all offloads, `netd-1500` with an MTU of 1500 and none. There is no peer in the run yet: Debian
+Sides: `netd` with all offloads, as the supervisor runs it (it survives its own death), `netd-alone` without that,
+`netd-1500` alone with an MTU of 1500 and no offloads. There is no peer in the run yet: Debian
 12's passt has no vhost-user; the anchors are in docs/decisions/0011.
 """
 
@@ -22,8 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from benchmarks._common import Comparison, Sample, process_cpu_seconds  # noqa: E402
+from crumble_common.messages.net import NetConfig, NetPolicy  # noqa: E402
 from crumble_netd.addresses import packed  # noqa: E402
 from framework.net_client import OFFLOADS, PLAIN, NetClient, Stream  # noqa: E402
+from framework.surviving_netd import SurvivingNetd  # noqa: E402
 
 HOST = packed("10.0.2.2")
 CHUNK = 1 << 20
@@ -35,6 +38,14 @@ class Forgetting(deque[bytes]):
 
     def append(self, data: bytes, /) -> None:
         pass
+
+
+def measure_surviving(megabytes: int) -> Sample:
+    """`measure`, of one with an arena and a place to park its sockets."""
+    with SurvivingNetd(NetConfig("net", policy=NetPolicy(["host"]))) as netd:
+        with netd.client(spin_us=50) as client:
+            assert netd.process is not None
+            return _streams(client, netd.process.pid, megabytes * CHUNK) | _questions(client)
 
 
 def measure(features: int, megabytes: int) -> Sample:
@@ -118,11 +129,12 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=200)
     options = parser.parse_args()
     comparison = Comparison("net", "CPU ms a GB", {"megabytes": options.megabytes})
-    sides = {"netd": OFFLOADS, "netd-1500": PLAIN}
+    size = options.megabytes
     comparison.measure(
         {
-            name: lambda f=features: measure(f, options.megabytes)
-            for name, features in sides.items()
+            "netd": lambda: measure_surviving(size),
+            "netd-alone": lambda: measure(OFFLOADS, size),
+            "netd-1500": lambda: measure(PLAIN, size),
         },
         options.rounds,
     )
