@@ -42,10 +42,10 @@ class Forgetting(deque[bytes]):
 
 def measure_surviving(megabytes: int) -> Sample:
     """`measure`, of one with an arena and a place to park its sockets."""
-    with SurvivingNetd(NetConfig("net", policy=NetPolicy(["host"]))) as netd:
-        with netd.client(spin_us=50) as client:
-            assert netd.process is not None
-            return _streams(client, netd.process.pid, megabytes * CHUNK) | _questions(client)
+    config = NetConfig("net", policy=NetPolicy(["host"]))
+    with SurvivingNetd(config) as netd, netd.client(spin_us=50) as client:
+        assert netd.process is not None
+        return _streams(client, netd.process.pid, megabytes * CHUNK) | _questions(client)
 
 
 def measure(features: int, megabytes: int) -> Sample:

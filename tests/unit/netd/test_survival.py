@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from crumble_common.messages.net import Forward, NetConfig, NetPolicy
 from crumble_netd.header import udp
-from framework.net_client import NetClient
+from framework.netd_exchange import exchange, wait
 from framework.netd_guest import HOST
 from framework.surviving_netd import SurvivingNetd
 
@@ -25,42 +24,6 @@ def netd() -> Iterator[SurvivingNetd]:
             assert "Traceback" not in errors, errors
 
 
-class Peer:
-    """Sends what it is to send and keeps what it gets, each in a thread of its own."""
-
-    def __init__(self, data: bytes, pause: float = 0.0) -> None:
-        self.data, self.got = data, bytearray()
-        self._pause = pause
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._server.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        connection, _ = self._server.accept()
-        with connection:
-            writer = threading.Thread(target=self._send, args=(connection,))
-            writer.start()
-            while piece := connection.recv(1 << 16):
-                self.got += piece
-                time.sleep(self._pause)
-            writer.join()
-
-    def _send(self, connection: socket.socket) -> None:
-        connection.sendall(self.data)
-        connection.shutdown(socket.SHUT_WR)
-
-    def join(self) -> None:
-        self._thread.join(60)
-        self._server.close()
-
-
-def wait(client: NetClient, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        client.pump(min(left, 0.01))
-
-
 def free_port(kind: int = socket.SOCK_STREAM) -> int:
     with socket.socket(socket.AF_INET, kind) as sock:
         sock.bind(("127.0.0.1", 0))
@@ -68,35 +31,9 @@ def free_port(kind: int = socket.SOCK_STREAM) -> int:
         return port
 
 
-def exchange(netd: SurvivingNetd, seed: int, pause: float, kills: int, size: int) -> None:
-    """Bytes both ways, with kills at instants that the seed chooses; not one is lost or repeated."""
-    chance = random.Random(seed)
-    up, down = chance.randbytes(size), chance.randbytes(size)
-    peer = Peer(down, pause)
-    with netd.client(buffer=chance.choice([66_000, 4096])) as client:
-        stream = client.connect((HOST, peer.port))
-        stream.send(up)
-        stream.shutdown()
-        for _ in range(kills):
-            wait(client, chance.uniform(0.0, 0.08))
-            netd.kill_and_go_on(client)
-        answer = stream.read_all(60)
-        client.wait(lambda: stream.idle, 60)
-        peer.join()
-        assert netd.killed == kills
-        assert answer == down
-        assert peer.got == up
-
-
 @pytest.mark.parametrize(("seed", "pause"), [(1, 0.0), (2, 0.002)])
 def test_bytes_both_ways_are_the_same_bytes(netd: SurvivingNetd, seed: int, pause: float) -> None:
     exchange(netd, seed, pause, 4, 8_000_000)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("seed", range(10, 30))
-def test_killed_at_many_instants(netd: SurvivingNetd, seed: int) -> None:
-    exchange(netd, seed, [0.0, 0.001, 0.004][seed % 3], 10, 10_000_000)
 
 
 def test_forwards_datagrams_and_idle_connections_go_on() -> None:
