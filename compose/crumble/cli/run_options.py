@@ -39,18 +39,20 @@ def run_parser() -> Parser:
         help="the guest's host name (default: the VM's name)",
     )
     add("-d", "--detach", action="store_true", help="leave it running under `crumble up`")
-    add("--rm", action="store_true", help="accepted: an attached VM is always removed")
+    add("--rm", action="store_true", help=argparse.SUPPRESS)  # an attached VM always is
     add("-m", "--memory", default="512m", metavar="SIZE", help="guest memory (default: 512m)")
     add("-c", "--cpus", type=int, default=1, metavar="N", help="virtual CPUs (default: 1)")
-    add("--pull", choices=("missing", "always", "never"), default="missing", help="when to fetch")
+    add(
+        "--pull", choices=("missing", "always", "never"), default="missing", help="when to fetch it"
+    )
     add("--kernel", default="", metavar="FILE", help="boot this kernel")
     add("--boot-timeout", type=_seconds, default=120.0, metavar="S", help="for its kernel and init")
     add("--cmdline", default="", metavar="WORDS", help="append to the kernel's command line")
     add("--hv", choices=("auto", "soft", "kvm"), default="auto", help="back end (default: auto)")
     add("--transport", choices=("mmio", "pci"), default="mmio",
         help="of its devices (default: mmio)")  # fmt: skip
-    add("--cpu-model", choices=CPU_MODELS, default="host",
-        help="on KVM, show the guest no more, so that snapshots fit other hosts (default: host)")  # fmt: skip
+    add("--cpu-model", choices=CPU_MODELS, default="host", metavar="LEVEL",
+        help="on KVM: host (default) or x86-64-v2, -v3, -v4, which others have too")  # fmt: skip
     add(
         "--from",
         dest="snapshot",
@@ -68,7 +70,7 @@ def run_parser() -> Parser:
     add("-p", "--publish", action="append", default=[], metavar="PORTS",
         help="forward a port: [IP:]HOST:GUEST[/udp]")  # fmt: skip
     add("--allow", action="append", default=[], metavar="RULE",
-        help="let it reach ADDRESS[/BITS], NAME, *.NAME, host or any [:PORT][/tcp]")  # fmt: skip
+        help="let it reach ADDRESS[/BITS], [*.]NAME, host or any [:PORT][/tcp]")  # fmt: skip
     add("--deny", action="append", default=[], metavar="RULE", help="the reverse; wins")
     add("--no-internet", action="store_true", help="nothing but what --allow names")
     add("--rate-out", default="0", metavar="SIZE", help="bytes a second it may send")
@@ -77,14 +79,15 @@ def run_parser() -> Parser:
     add("--pcap", default="", metavar="FILE", help="capture the guest's packets")
     add("--dmesg", action="store_true", help="show the guest kernel's messages on stderr")
     add("--deterministic", action="store_true",
-        help="two runs are the same to the bit: one CPU, no network, slower")  # fmt: skip
+        help="two runs are the same to the bit: one CPU, no network")  # fmt: skip
     add("--seed", default="", metavar="WORD", help="of a deterministic guest's entropy")
     add("--digest", action="store_true",
-        help="show on stderr what a deterministic guest was in the end")  # fmt: skip
+        help="show what a deterministic guest was in the end, on stderr")  # fmt: skip
     add("--timeline", action="store_true", help="show where the time went on stderr")
-    add("image", metavar="IMAGE", nargs="?", default="")
+    add("image", metavar="IMAGE", nargs="?", default="", help=argparse.SUPPRESS)
     # argparse calls it required.
-    add("command", metavar="CMD", nargs=argparse.REMAINDER).required = False
+    command = add("command", metavar="CMD", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    command.required = False
     return parser
 
 
