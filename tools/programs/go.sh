@@ -80,4 +80,4 @@ func main() {
 	fmt.Println("CHECK channels", n)
 }
 G
-go vet . && go build -o main . && ./main
+go build -o main . && ./main
