@@ -1,0 +1,59 @@
+# What benchmarks/exits.py runs on the emulated host: each line "EXITS SIDE ROW REASON COUNT" is one of KVM's
+# own counters, of all that the work caused.
+mount -t tracefs tracefs /sys/kernel/tracing
+EVENT=/sys/kernel/tracing/events/kvm/kvm_exit
+echo 'hist:keys=exit_reason' >$EVENT/trigger
+exits() {
+    side=$1 row=$2
+    shift 2
+    echo 'hist:keys=exit_reason:clear' >>$EVENT/trigger
+    "$@" >/tmp/out 2>&1 </dev/null
+    status=$?
+    sed -n "s/.*exit_reason: *\([0-9]*\) .*hitcount: *\([0-9]*\).*/EXITS $side $row \1 \2/p" $EVENT/hist
+    echo "RIG ok $side $row (status $status: $(tail -c 60 /tmp/out | tr '\n' ' '))"
+}
+WORDS="console=ttyS0 panic=-1 cryptomgr.notests initcall_blacklist=jent_mod_init quiet loglevel=1"
+KERNEL=$(echo /data/store/kernels/amd64/*/image)
+MODULE=$(echo /data/store/kernels/amd64/*/virtio_mmio.ko)
+crumble() { timeout 300 python3 -m crumble.cli.main "$@"; }
+# The agent is up; the command that it looks for is not there.
+alone() {
+    timeout 300 python3 -m crumble_vmm --hv kvm --quiet --memory 256M --kernel $KERNEL \
+        --initrd-module $MODULE --transport $1 -- /bin/true
+}
+# To its init, and off.
+qemu() {
+    timeout 300 qemu -L /qemu -cpu host -m 256 -nodefaults -no-user-config -display none -no-reboot \
+        -serial file:/tmp/console -kernel $KERNEL -initrd /qemu/init.cpio -append "$WORDS" "$@"
+}
+received() {
+    python3 -c '
+import socket
+ear = socket.create_server(("127.0.0.1", 7000))
+print(flush=True)
+mouth, _ = ear.accept()
+while mouth.recv(1 << 20): pass
+' >/tmp/heard &
+    until [ -s /tmp/heard ]; do sleep 0.1; done
+    crumble exec box sh -c 'dd if=/dev/zero bs=64k count=160 | /bin/busybox nc 10.0.2.2 7000'
+    wait $!
+    rm /tmp/heard
+}
+work() {
+    head -c 1048576 /dev/urandom >/share/file
+    crumble run -d --name box --hv kvm --transport $1 -m 256m --boot-timeout 250 --no-snapshot -v /share:/share \
+        --allow host:7000 oci:/image sleep 10000 >/dev/null
+    exits crumble-$1 exec crumble exec box true
+    exits crumble-$1 file crumble exec box dd if=/share/file of=/dev/null bs=64k
+    exits crumble-$1 tcp received
+    crumble stop -t 0 box >/dev/null
+}
+exits crumble-mmio boot alone mmio
+exits crumble-pci boot alone pci
+exits qemu-microvm boot qemu -M microvm,accel=kvm -device virtio-serial-device -device virtio-rng-device
+exits qemu-q35 boot qemu -M q35,accel=kvm -device virtio-serial-pci -device virtio-rng-pci
+mkdir /share
+crumble up --detach >/dev/null
+work mmio
+work pci
+crumble down -t 0 >/dev/null
