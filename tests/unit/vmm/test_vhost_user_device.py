@@ -17,6 +17,7 @@ from crumble_vmm.devices.virtio import mmio, transport
 from crumble_vmm.devices.virtio.device import RING_FEATURES
 from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice
 from crumble_vmm.devices.virtio.vhost_user_kinds import virtio_fs
+from crumble_vmm.devices.virtio.vhost_user_successor import SucceededDevice
 from crumble_vmm.snapshot.state import TransportState
 from framework.echo_backend import EchoServer
 from framework.ready import readable
@@ -33,13 +34,14 @@ class Bench:
         config: bytes | None = b"",
         memory: int = -1,
         state: TransportState | None = None,
+        kind: type[VhostUserDevice] = VhostUserDevice,
     ) -> None:
         self.lost: list[CrumbleError] = []
         self.fd = os.dup(memory) if memory >= 0 else os.memfd_create("guest")
         os.ftruncate(self.fd, RAM_SIZE)
         loop = EventLoop()
         regions = [MemoryRegion(RAM, RAM_SIZE, self.fd)]
-        self.device = VhostUserDevice(
+        self.device = kind(
             "echo",
             99,
             sock,
@@ -154,6 +156,29 @@ def test_a_back_end_that_dies_breaks_only_its_device(bench: Bench, server: EchoS
     assert bench.driver.status & transport.NEEDS_RESET
     assert not bench.driver.negotiate() or not bench.driver.go()
     assert len(bench.lost) == 1
+
+
+def test_a_successor_goes_on_with_the_rings(server: EchoServer) -> None:
+    made = Bench(server.connect(), kind=SucceededDevice)
+    boot(made)
+    queue = made.driver.add_queue(1)
+    made.driver.go()
+    for text in (b"one", b"two", b"three"):
+        queue.interrupts(wanted=True)
+        queue.submit([text], [16])
+        made.driver.kick(1)
+        assert made.answers(queue, 1) == [text.upper()]
+        server.call(server._drop)
+        readable(made.device._peek, timeout=10)
+        made.driver.settle()
+        queue.submit([b"meanwhile"], [16])  # there is nobody to serve it
+        made.driver.kick(1)
+        assert isinstance(made.device, SucceededDevice)
+        made.device.reconnect(server.connect())
+        assert made.answers(queue, 1) == [b"MEANWHILE"]
+    assert not made.lost
+    assert not made.driver.status & transport.NEEDS_RESET
+    made.close()
 
 
 def test_no_back_end_at_all() -> None:
