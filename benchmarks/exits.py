@@ -23,6 +23,8 @@ from tools.kvm_rig import ROOT, Tree
 from benchmarks._common import Comparison
 from crumble_vmm.boot.initramfs import Initramfs
 
+HOST = kvm_rig.HOSTS["x86_64"]
+
 _FIRMWARE = ("bios-256k.bin", "bios-microvm.bin", "qboot.rom", "kvmvapic.bin", "linuxboot_dma.bin")
 _PLACES = (Path("/usr/share/qemu"), Path("/usr/share/seabios"))
 _INIT = "#!/bin/busybox sh\n/bin/busybox poweroff -f\n"
@@ -35,7 +37,7 @@ _REASONS = {
 
 def qemu(tree: Tree) -> None:
     """QEMU, its firmware, and an init that switches off."""
-    binary = shutil.which(kvm_rig.QEMU)
+    binary = shutil.which(HOST.qemu)
     if binary is None:
         sys.exit("exits: install qemu-system-x86.")
     tree.program(Path(binary))
@@ -73,9 +75,9 @@ def report(lines: Iterable[str]) -> Comparison:
 def main() -> None:
     """The benchmark."""
     checks = (ROOT / "tools" / "kvm_exits.sh").read_text()
-    kernel, initramfs = kvm_rig.build(checks, short=False, more=qemu)
+    kernel, initramfs = kvm_rig.build(HOST, checks, short=False, more=qemu)
     lines = []
-    for line in kvm_rig.run(kernel, initramfs, 3000):
+    for line in kvm_rig.run(HOST, kernel, initramfs, 3000):
         print(line, file=sys.stderr)
         lines.append(line)
     comparison = report(lines)

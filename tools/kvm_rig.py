@@ -1,7 +1,8 @@
 """An emulated host with hardware virtualization, for tests of KVM where there is none (`make test-kvm`).
 
-QEMU's TCG emulates an AMD CPU with SVM; Debian's cloud kernel inside has a true /dev/kvm; there this
-checkout runs unmodified, with this machine's Python, and its guests are stock kernels. One uncompressed
+QEMU's TCG emulates a CPU that virtualizes (AMD's SVM, arm64's EL2); Debian's kernel inside has a true
+/dev/kvm; there this checkout runs unmodified, with this machine's Python or, on another architecture,
+Debian's (kvm_foreign.py), and its guests are stock kernels. One uncompressed
 initramfs holds all of it. Each check prints a line "RIG ok NAME" or "RIG failed NAME".
 """
 
@@ -25,7 +26,11 @@ from hashlib import sha256
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / room) for room in ("services/vmm", "services/ocid", "common", "native")]
+sys.path[:0] = [
+    str(ROOT / room) for room in ("services/vmm", "services/ocid", "common", "native", "tools")
+]
+
+from kvm_foreign import HOSTS, Foreign, Host, System  # noqa: E402
 
 from crumble_native import kvm  # noqa: E402
 from crumble_ocid.kernel_provider import module_needs  # noqa: E402
@@ -33,15 +38,13 @@ from crumble_vmm.boot.compression import unpack  # noqa: E402
 from crumble_vmm.boot.initramfs import Initramfs  # noqa: E402
 
 HOME = ROOT / "build" / "kvm-rig"
-QEMU = "qemu-system-x86_64"
-# -cx16: QEMU 7.2 corrupts the flags around cmpxchg16b. One CPU: the emulation of SVM is at its best.
 MACHINE = [
-    "-accel", "tcg,thread=multi", "-cpu", "EPYC,-cx16", "-m", "1536", "-smp", "1", "-nodefaults",
+    "-accel", "tcg,thread=multi", "-m", "1536", "-smp", "1", "-nodefaults",
     "-serial", "stdio", "-display", "none", "-no-reboot",
 ]  # fmt: skip
+CMDLINE = "quiet panic=-1 mitigations=off cryptomgr.notests"
 # Exit status: there is nothing wrong, but no host either.
 CANNOT = 77
-CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests tsc=reliable"
 MODULES = ("irqbypass", "kvm", "kvm-amd")
 PACKAGES = (
     "cffi", "_cffi_backend.cpython-311-x86_64-linux-gnu.so", "msgpack", "zmq", "pyzmq.libs",
@@ -49,6 +52,8 @@ PACKAGES = (
     "httpx", "httpcore", "h11", "anyio", "idna", "certifi", "rich", "typing_extensions.py", "pygments",
     "markdown_it", "mdurl", "pysequoia",
 )  # fmt: skip
+# What guests have of busybox.
+SHELL = "sh echo cat uname ls nproc dd md5sum sleep mv grep true wc".split()
 # Of the standard library, what no service imports.
 UNWANTED = re.compile(
     r"/(test|tests|idlelib|lib2to3|ensurepip|tkinter|turtledemo|pydoc_data|site-packages|__pycache__"
@@ -143,29 +148,15 @@ def debian() -> Path:
     return out
 
 
-def image(busybox: Path) -> Path:
+def image(busybox: Path, home: Path, architecture: str) -> Path:
     """An OCI layout with busybox and nothing else."""
-    layout = HOME / "image"
+    layout = home / "image"
     shutil.rmtree(layout, ignore_errors=True)
     (layout / "blobs" / "sha256").mkdir(parents=True)
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         tar.add(busybox, "bin/busybox")
-        for name in (
-            "sh",
-            "echo",
-            "cat",
-            "uname",
-            "ls",
-            "nproc",
-            "dd",
-            "md5sum",
-            "sleep",
-            "mv",
-            "grep",
-            "true",
-            "wc",
-        ):
+        for name in SHELL:
             link = tarfile.TarInfo(f"bin/{name}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
@@ -175,7 +166,7 @@ def image(busybox: Path) -> Path:
             tar.addfile(folder)
     data = layer.getvalue()
     config = {
-        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]},
+        "architecture": architecture, "os": "linux", "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{sha256(data).hexdigest()}"]},
     }  # fmt: skip
     kinds = "application/vnd.oci.image"
@@ -196,13 +187,13 @@ def _blob(layout: Path, data: bytes, kind: object) -> dict[str, object]:
     return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
 
 
-def store() -> Path:
+def store(home: Path, architecture: str) -> Path:
     """A data directory with the guest's kernel in it, and its init."""
-    data = HOME / "data"
+    data = home / "data"
     env = {**os.environ, "CRUMBLE_DATA_DIR": str(data)}
     for words in (
-        ["-m", "crumble_ocid", "kernel", "--json", "amd64"],
-        ["-c", "from crumble_vmm.guest import build; build('amd64')"],
+        ["-m", "crumble_ocid", "kernel", "--json", architecture],
+        ["-c", f"from crumble_vmm.guest import build; build('{architecture}')"],
     ):
         subprocess.run([sys.executable, *words], env=env, check=True, stdout=subprocess.DEVNULL)
     return data
@@ -270,41 +261,64 @@ def busybox(debs: Path) -> Path:
     return next(path for path in (debs / "bin/busybox", debs / "usr/bin/busybox") if path.exists())
 
 
-def build(
-    checks: str, *, short: bool, more: Callable[[Tree], None] = lambda _tree: None
-) -> tuple[Path, Path]:
-    """The emulated host: its kernel and its initramfs, with what `more` puts there."""
-    if shutil.which(QEMU) is None:
-        raise OSError(f"{QEMU} is missing: install qemu-system-x86")
-    HOME.mkdir(parents=True, exist_ok=True)
+def native(tree: Tree, data: Path) -> tuple[Path, Path, str]:
+    """This machine's Python on Debian's kernel; the kernel, busybox and the script that starts it all."""
     debs = debian()
     shell = busybox(debs)
-    tree = Tree()
-    for name in ("root", "proc", "sys", "etc", "dev"):
-        tree.archive.directory(name)
-    tree.archive.character_device("dev/console", 5, 1)
     tree.put(shell, "bin/busybox")
     order = modules(tree, debs)
     home, path = python(tree)
-    data = store()
-    image(shell)
-    more(tree)
     (stock,) = data.glob("store/kernels/amd64/*/image")
     tree.archive.file("vmlinux", vmlinux(stock))
-    tree.folder(data, "/data", keep=("all",))
-    tree.folder(HOME / "image", "/image", keep=("all",))
+    (kernel,) = debs.glob("boot/vmlinuz-*")
     script = INIT.replace("@MODULES@", " ".join(order)).replace("@HOME@", home)
-    tree.text("init", script.replace("@PATH@", path), 0o755)
+    return kernel, shell, script.replace("@PATH@", path)
+
+
+def foreign(tree: Tree, data: Path, home: Path, what: Foreign) -> tuple[Path, Path, str]:
+    """As native(), of Debian's packages and the guests' kernel."""
+    system = System(what, home)
+    system.build(ROOMS)
+    for name, path in system.members():
+        if path.is_symlink():
+            tree.archive.symlink(name, str(path.readlink()))
+        else:
+            tree.archive.file(name, path.read_bytes(), path.stat().st_mode & 0o777)
+    (kernel,) = data.glob(f"store/kernels/{what.architecture}/*/image")
+    path = ":".join([*(f"/crumble/{room}" for room in ROOMS), "/site"])
+    script = INIT.replace("@MODULES@", "").replace("@HOME@", "").replace("@PATH@", path)
+    return kernel, system.root / "usr/bin/busybox", script
+
+
+def build(
+    host: Host, checks: str, *, short: bool, more: Callable[[Tree], None] = lambda _tree: None
+) -> tuple[Path, Path]:
+    """The emulated host: its kernel and its initramfs, with what `more` puts there."""
+    if shutil.which(host.qemu) is None:
+        raise OSError(f"{host.qemu} is missing: install {host.package}")
+    home = HOME if host.foreign is None else HOME / host.architecture
+    home.mkdir(parents=True, exist_ok=True)
+    data = store(home, host.architecture)
+    tree = Tree()
+    for name in ("root", "proc", "sys", "etc", "dev", "run", "tmp"):
+        tree.archive.directory(name)
+    tree.archive.character_device("dev/console", 5, 1)
+    made = native(tree, data) if host.foreign is None else foreign(tree, data, home, host.foreign)
+    kernel, shell, script = made
+    image(shell, home, host.architecture)
+    more(tree)
+    tree.folder(data, "/data", keep=("all",))
+    tree.folder(home / "image", "/image", keep=("all",))
+    tree.text("init", script, 0o755)
     tree.text("checks", checks)
     if short:
         tree.text("short", "")
     tree.text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
     tree.text("etc/group", "root:x:0:\n")
-    out = HOME / "host.cpio"
+    out = home / "host.cpio"
     with out.open("wb") as file:
         for chunk in tree.archive.chunks():
             file.write(chunk)
-    (kernel,) = debs.glob("boot/vmlinuz-*")
     return kernel, out
 
 
@@ -323,18 +337,12 @@ def clock() -> str:
         vm.close()
 
 
-def run(kernel: Path, initramfs: Path, limit: float) -> Iterator[str]:
+def run(host: Host, kernel: Path, initramfs: Path, limit: float) -> Iterator[str]:
     """Boots the host; its console's lines, until it ends."""
     command = [
-        QEMU,
-        *MACHINE,
-        "-kernel",
-        kernel,
-        "-initrd",
-        initramfs,
-        "-append",
-        CMDLINE + clock(),
-    ]
+        host.qemu, *MACHINE, *host.machine, "-kernel", kernel, "-initrd", initramfs, "-append",
+        f"{host.cmdline} {CMDLINE}{clock() if host.foreign is None else ''}",
+    ]  # fmt: skip
     process = subprocess.Popen(
         [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
         errors="replace",
@@ -355,18 +363,20 @@ def run(kernel: Path, initramfs: Path, limit: float) -> Iterator[str]:
 def main() -> int:
     """Builds the host, runs the checks in it; 0 when all passed, CANNOT when it cannot be built."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("arch", nargs="?", choices=sorted(HOSTS), default="x86_64")
     parser.add_argument("--checks", type=Path, default=ROOT / "tools" / "kvm_checks.sh")
     parser.add_argument("--short", action="store_true", help="only what `make test` runs")
     parser.add_argument("--limit", type=float, default=900.0, metavar="S")
     options = parser.parse_args()
     try:
-        kernel, initramfs = build(options.checks.read_text(), short=options.short)
+        host = HOSTS[options.arch]
+        kernel, initramfs = build(host, options.checks.read_text(), short=options.short)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"kvm_rig: what it is made of cannot be had here: {error}", file=sys.stderr)
         return CANNOT
     failed, ended = False, False
     start = time.monotonic()
-    for line in run(kernel, initramfs, options.limit):
+    for line in run(host, kernel, initramfs, options.limit):
         print(f"{time.monotonic() - start:7.1f}  {line}", flush=True)
         failed = failed or "RIG failed" in line
         ended = ended or line.endswith("RIG end")

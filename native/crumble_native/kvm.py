@@ -194,6 +194,28 @@ class Vm:
         count = _check(lib.crb_kvm_msr_list(self.handle, indices, _MAX_MSRS), "MSR list")
         return list(indices[0 : min(count, _MAX_MSRS)])
 
+    def create_gic(
+        self, distributor: int, redistributors: int, cpu_interface: int, lines: int
+    ) -> int:
+        """arm64's interrupt controller with `lines` shared lines, before any vCPU; gives its version."""
+        handle = self.handle
+        status = lib.crb_kvm_gic_create(handle, distributor, redistributors, cpu_interface, lines)
+        return _check(status, "GIC")
+
+    def start_gic(self) -> None:
+        """After the last vCPU."""
+        _check(lib.crb_kvm_gic_start(self.handle), "GIC")
+
+    def get_gic(self, group: int, attribute: int) -> int:
+        """A register of the GIC, in a KVM_DEV_ARM_VGIC_GRP_*; no vCPU is running."""
+        value = ffi.new("uint64_t *")
+        _check(lib.crb_kvm_gic_get(self.handle, group, attribute, value), "GIC")
+        return int(value[0])
+
+    def set_gic(self, group: int, attribute: int, value: int) -> None:
+        """Sets one."""
+        _check(lib.crb_kvm_gic_set(self.handle, group, attribute, value), "GIC")
+
     def create_vcpu(self, index: int) -> Vcpu:
         """The vCPU `index`, which is its LAPIC's number as well."""
         made = ffi.new("crb_kvm_vcpu **")
@@ -237,6 +259,31 @@ class Vcpu:
         """Sets a register group."""
         raw = ffi.from_buffer(data)
         _check(lib.crb_kvm_set_group(self._handle, group, raw, len(data)), "registers")
+
+    def get_register(self, number: int) -> bytes:
+        """The register with this KVM_REG_*."""
+        buffer = bytearray(1 << (number >> 52 & 15))
+        raw = ffi.from_buffer(buffer)
+        status = lib.crb_kvm_get_register(self._handle, number, raw, len(buffer))
+        _check(status, f"register {number:#x}")
+        return bytes(buffer)
+
+    def set_register(self, number: int, data: bytes) -> None:
+        """Sets it."""
+        raw = ffi.from_buffer(data)
+        status = lib.crb_kvm_set_register(self._handle, number, raw, len(data))
+        _check(status, f"register {number:#x}")
+
+    def register_list(self) -> list[int]:
+        """Every KVM_REG_* it has."""
+        count = _check(lib.crb_kvm_register_list(self._handle, ffi.NULL, 0), "register list")
+        numbers = ffi.new("uint64_t[]", count)
+        _check(lib.crb_kvm_register_list(self._handle, numbers, count), "register list")
+        return list(numbers)
+
+    def init_arm(self, *, off: bool) -> None:
+        """arm64: the host's CPU; one that is off waits for PSCI's CPU_ON."""
+        _check(lib.crb_kvm_arm_init(self._handle, off), "vCPU")
 
     def get_msrs(self, indices: Sequence[int]) -> dict[int, int]:
         """The values of those that are there, up to the first that isn't."""

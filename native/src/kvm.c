@@ -57,7 +57,7 @@ static int open_vm(crb_kvm_vm *vm, int irqchip, int *stage, int *missing) {
     }
     *stage = CRB_KVM_STAGE_VM;
     do {
-        vm->fd = ioctl(vm->kvm, KVM_CREATE_VM, 0);
+        vm->fd = ioctl(vm->kvm, KVM_CREATE_VM, crb_kvm_vm_type(vm->kvm));
     } while (vm->fd < 0 && errno == EINTR);
     if (vm->fd < 0) return -errno;
     *stage = CRB_KVM_STAGE_IRQCHIP;
@@ -67,7 +67,7 @@ static int open_vm(crb_kvm_vm *vm, int irqchip, int *stage, int *missing) {
 int crb_kvm_create(crb_kvm_vm **made, int irqchip, int *stage, int *missing) {
     crb_kvm_vm *vm = calloc(1, sizeof *vm);
     if (vm == NULL) return -ENOMEM;
-    vm->kvm = vm->fd = -1;
+    vm->kvm = vm->fd = vm->gic = -1;
     install_kick();
     const int status = open_vm(vm, irqchip, stage, missing);
     if (status < 0) {
@@ -84,6 +84,7 @@ void crb_kvm_close(crb_kvm_vm *vm) {
         close(vm->vcpus[i]->fd);
         free(vm->vcpus[i]);
     }
+    if (vm->gic >= 0) close(vm->gic);
     if (vm->fd >= 0) close(vm->fd);
     if (vm->kvm >= 0) close(vm->kvm);
     free(vm);
@@ -239,6 +240,38 @@ void crb_kvm_get_counters(const crb_kvm_vcpu *vcpu, crb_kvm_counters *counters) 
     *counters = vcpu->counters;
 }
 
+// ---- Registers one by one
+
+#define ONE_REG_SIZE_SHIFT 52
+
+static int one_register(crb_kvm_vcpu *vcpu, unsigned long request, uint64_t id, void *buffer,
+                        size_t size) {
+    if (size != (size_t)1 << (id >> ONE_REG_SIZE_SHIFT & 0xf)) return -EINVAL;
+    struct kvm_one_reg one = {.id = id, .addr = (uintptr_t)buffer};
+    return checked(ioctl(vcpu->fd, request, &one));
+}
+
+int crb_kvm_get_register(crb_kvm_vcpu *vcpu, uint64_t id, void *buffer, size_t size) {
+    return one_register(vcpu, KVM_GET_ONE_REG, id, buffer, size);
+}
+
+int crb_kvm_set_register(crb_kvm_vcpu *vcpu, uint64_t id, const void *buffer, size_t size) {
+    return one_register(vcpu, KVM_SET_ONE_REG, id, (void *)(uintptr_t)buffer, size);
+}
+
+int crb_kvm_register_list(crb_kvm_vcpu *vcpu, uint64_t *ids, uint32_t count) {
+    struct kvm_reg_list *list = calloc(1, sizeof *list + count * sizeof list->reg[0]);
+    if (list == NULL) return -ENOMEM;
+    list->n = count;
+    int status = checked(ioctl(vcpu->fd, KVM_GET_REG_LIST, list));
+    if (status == 0) memcpy(ids, list->reg, list->n * sizeof list->reg[0]);
+    if (status == 0 || status == -E2BIG) status = (int)list->n;
+    free(list);
+    return status;
+}
+
+// ---- Exits
+
 static uint8_t *port_data(crb_kvm_vcpu *vcpu) {
     struct kvm_run *run = vcpu->run;
     return (uint8_t *)run + run->io.data_offset + (size_t)vcpu->element * run->io.size;
@@ -349,6 +382,10 @@ static int take_error(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop, int error) {
     if (error == EFAULT) {
         stop->reason = CRB_KVM_EXIT_MEMORY;
         stop->data = (uint64_t)error;
+        return 0;
+    }
+    if (error == ENOSYS) { // arm64: a load or store that says nothing of itself
+        stop->reason = CRB_KVM_EXIT_EMULATION;
         return 0;
     }
     if (error != EINTR) return -error;

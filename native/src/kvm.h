@@ -1,4 +1,4 @@
-// What kvm.c and kvm_x86.c share.
+// What kvm.c and its parts for architectures share.
 #ifndef CRUMBLE_KVM_PRIVATE_H
 #define CRUMBLE_KVM_PRIVATE_H
 
@@ -31,12 +31,15 @@ struct crb_kvm_vcpu {
 struct crb_kvm_vm {
     int kvm;
     int fd;
+    int gic; // arm64's interrupt controller; -1: none
     uint32_t n_slots;
     uint32_t n_vcpus;
     crb_kvm_slot slots[CRB_KVM_MAX_SLOTS];
     crb_kvm_vcpu *vcpus[CRB_KVM_MAX_VCPUS];
 };
 
+// What KVM_CREATE_VM is given.
+unsigned long crb_kvm_vm_type(int kvm);
 // The architecture's interrupt controllers and whatever else comes before vCPUs.
 int crb_kvm_create_irqchip(crb_kvm_vm *vm, int irqchip);
 

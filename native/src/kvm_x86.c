@@ -111,13 +111,13 @@ int crb_kvm_create_irqchip(crb_kvm_vm *vm, int irqchip) {
 }
 
 int crb_kvm_get_group(crb_kvm_vcpu *vcpu, int number, void *buffer, size_t size) {
-    (void)vcpu, (void)number, (void)buffer, (void)size;
-    return -ENOSYS;
+    if (number != CRB_KVM_MP_STATE || size != sizeof(struct kvm_mp_state)) return -EINVAL;
+    return ioctl(vcpu->fd, KVM_GET_MP_STATE, buffer) < 0 ? -errno : 0;
 }
 
 int crb_kvm_set_group(crb_kvm_vcpu *vcpu, int number, const void *buffer, size_t size) {
-    (void)vcpu, (void)number, (void)buffer, (void)size;
-    return -ENOSYS;
+    if (number != CRB_KVM_MP_STATE || size != sizeof(struct kvm_mp_state)) return -EINVAL;
+    return ioctl(vcpu->fd, KVM_SET_MP_STATE, buffer) < 0 ? -errno : 0;
 }
 
 int crb_kvm_supported_cpuid(crb_kvm_vm *vm, void *buffer, size_t size) {

@@ -22,6 +22,7 @@ from typing import Any, Self
 import pytest
 
 from crumble_ir import amd64_assembler as x86
+from crumble_ir import arm64_assembler as a64
 from crumble_ir import riscv64_assembler as rv
 from crumble_native.memory import Memory
 from crumble_vmm.boot.kernel_x86 import page_tables
@@ -220,6 +221,61 @@ class X86Guest(Guest):
         return self.raw(b"\xfb\xf4\xeb\xfc")  # sti; again: hlt; jmp again
 
 
+class Arm64Guest(Guest):
+    """EL1 without paging. x5 to x7 and x28 are in use."""
+
+    DISTRIBUTOR, FIRST = 0x0800_0000, 32
+    CPU_ON = 0xC400_0003
+    HVC = (0xD400_0002).to_bytes(4, "little")
+
+    def write(self, address: int, size: int, value: int) -> Guest:
+        self.code += a64.constant(5, address) + a64.constant(6, value)
+        return self.raw(a64.store(f"i{8 * size}", 6, 5, 0))
+
+    def read(self, address: int, size: int, to: int) -> Guest:
+        self.code += a64.constant(5, address) + a64.load(f"u{8 * size}", 6, 5, 0)
+        return self.raw(a64.constant(5, to) + a64.store("i64", 6, 5, 0))
+
+    def poll(self, address: int, mask: int, wanted: int) -> Guest:
+        self.code += a64.constant(5, address) + a64.constant(7, mask) + a64.constant(28, wanted)
+        loop = a64.load("u32", 6, 5, 0) + a64.op("and", 6, 6, 7) + a64.compare(6, 28)
+        return self.raw(loop + _or(a64.branch_if("ne"), a64.branch_distance(-len(loop))))
+
+    def count(self, address: int) -> Guest:
+        self.code += a64.constant(5, address)
+        loop = a64.load("i64", 6, 5, 0) + a64.add_constant(6, 6, 1) + a64.store("i64", 6, 5, 0)
+        return self.raw(loop + _or(a64.B, a64.jump_distance(-len(loop))))
+
+    def crash(self) -> Guest:
+        """ldp from a device: no syndrome says what to do."""
+        return self.raw(a64.constant(5, MMIO) + (0xA940_0000 | 7 << 10 | 5 << 5 | 6).to_bytes(4, "little"))  # fmt: skip
+
+    def _bit(self, register: int, line: int) -> tuple[int, int]:
+        number = self.FIRST + line
+        return self.DISTRIBUTOR + register + number // 32 * 4, 1 << number % 32
+
+    def enable(self, line: int) -> Guest:
+        """As an edge."""
+        number = self.FIRST + line
+        self.write(self.DISTRIBUTOR, 4, 0x12)
+        self.write(self.DISTRIBUTOR + 0xC00 + number // 16 * 4, 4, 2 << number % 16 * 2)
+        return self.write(self._bit(0x100, line)[0], 4, self._bit(0x100, line)[1])
+
+    def take(self, line: int) -> Guest:
+        """Looks whether it is pending, and ends that."""
+        pending, bit = self._bit(0x200, line)
+        return self.poll(pending, bit, bit).write(pending + 0x80, 4, bit)
+
+    def start_second(self, flag: int) -> Guest:
+        other, entry = Arm64Guest(self.base), self.base + SECOND
+        other.write(flag, 4, 1).count(self.base + RESULTS + 0x800)
+        for at in range(0, len(other.code), 4):
+            self.write(entry + at, 4, int.from_bytes(other.code[at : at + 4], "little"))
+        for register, value in enumerate((self.CPU_ON, 1, entry, 0)):
+            self.code += a64.constant(register, value)
+        return self.raw(self.HVC)
+
+
 @dataclass(frozen=True)
 class Backend:
     """What tests are run on. line: an input that works alone."""
@@ -232,15 +288,19 @@ class Backend:
 
 
 def _kvm(memory: Memory, cpus: int) -> VirtualMachine:
-    from crumble_vmm.hypervisor.kvm.machine import KvmHypervisor
+    from crumble_vmm.hypervisor.kvm import KvmHypervisor
 
-    if os.uname().machine != "x86_64" or not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if os.uname().machine not in _KVM or not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("this host has no /dev/kvm that this user may use, or no KVM back end")
     return KvmHypervisor().create_vm(memory, cpus)
 
 
 SOFT = Backend("soft", 0x8000_0000, RiscvGuest, SoftHypervisor().create_vm, 5)
-KVM = Backend("kvm", 0, X86Guest, _kvm, 17)
+_KVM: dict[str, tuple[int, type[Guest]]] = {
+    "x86_64": (0, X86Guest),
+    "aarch64": (0x4000_0000, Arm64Guest),
+}
+KVM = Backend("kvm", *_KVM.get(os.uname().machine, (0, X86Guest)), _kvm, 17)
 BACKENDS = (SOFT, KVM)
 
 
@@ -280,7 +340,7 @@ class Quest:
         """The first CPU will run it."""
         base = self.backend.ram
         self.memory.write(base + CODE, bytes(guest.code))
-        if self.backend is KVM:
+        if self.backend.guest is X86Guest:
             self.memory.write(0x500, GDT)
             self.memory.write(0x9000, page_tables(0x9000))
             self.cpu.set_entry(CODE, (0x7000, 0x9000, 0x500))

@@ -19,7 +19,7 @@ from crumble_native import rv64
 from crumble_native.memory import Memory
 from crumble_vmm.boot.fdt import Node, cells, flatten, words
 from crumble_vmm.boot.initramfs import Initramfs
-from crumble_vmm.boot.kernel_riscv64 import load_kernel
+from crumble_vmm.boot.kernel_image import load_kernel
 from crumble_vmm.boot.ram import Ram
 from crumble_vmm.chipset.lines import Line, Trigger
 from crumble_vmm.devices.uart8250 import SIZE as UART_SIZE

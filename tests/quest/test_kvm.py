@@ -83,7 +83,7 @@ def test_dirty_pages_are_told_once(quest: Quest) -> None:
 
 
 def test_no_group_takes_what_is_not_its_size(quest: Quest) -> None:
-    vcpu = quest.cpu._vcpu  # type: ignore[attr-defined]
+    vcpu = quest.cpu.vcpu  # type: ignore[attr-defined]
     for group, size in kvm.SIZES.items():
         for wrong in (0, size - 1, size + 1):
             with pytest.raises(OSError, match="Invalid argument"):
@@ -97,7 +97,7 @@ def test_no_group_takes_what_is_not_its_size(quest: Quest) -> None:
 
 
 def test_msrs(quest: Quest) -> None:
-    vcpu = quest.cpu._vcpu  # type: ignore[attr-defined]
+    vcpu = quest.cpu.vcpu  # type: ignore[attr-defined]
     vcpu.set_msrs({0xC000_0082: 0x1234, 0xC000_0081: 0x10_0008_0000_0000})  # LSTAR, STAR
     assert vcpu.get_msrs([0xC000_0082]) == {0xC000_0082: 0x1234}
     with pytest.raises(OSError, match="MSR 0xc0000080"):

@@ -20,6 +20,8 @@ from crumble_native import kvm_probe
 # Hardware runs the test loop at a thousand million instructions a second, modules that emulate
 # privileged code at a few million. A Linux kernel needs about 600 million to come up.
 _MIN_SPEED = 50_000_000
+# What a probe finds where Crumble has a back end and the CPU virtualizes.
+_USABLE = {"amd64": kvm_probe.TIMED, "arm64": kvm_probe.UNTIMED}
 _DEVICE = Path("/dev/kvm")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -47,9 +49,11 @@ def _judge(report: kvm_probe.Report) -> Probe:
         raise preflight.unusable(report.error)
     if report.outcome == kvm_probe.TIMED and report.instructions_per_second < _MIN_SPEED:
         raise preflight.emulated(report.instructions_per_second)
-    if _architecture() != "amd64" or report.outcome != kvm_probe.TIMED:
-        raise preflight.unsupported(_architecture())
-    return Probe("kvm", True, True, "The CPU's own virtualization.", ("amd64",))
+    architecture = _architecture()
+    # Only on x86 are there modules that emulate: elsewhere a VM that can be made is the CPU's.
+    if _USABLE.get(architecture) != report.outcome:
+        raise preflight.unsupported(architecture)
+    return Probe("kvm", True, True, "The CPU's own virtualization.", (architecture,))
 
 
 def _architecture() -> str:

@@ -101,7 +101,8 @@ int crb_kvm_run(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop);
 void crb_kvm_cancel(crb_kvm_vcpu *vcpu);
 void crb_kvm_get_counters(const crb_kvm_vcpu *vcpu, crb_kvm_counters *counters);
 
-// x86 register groups. Get gives the group's size; -EINVAL for another one, or a wrong size.
+// Register groups, of x86 all but MP_STATE. Get gives the group's size; -EINVAL for another one, or
+// a wrong size.
 #define CRB_KVM_REGS       0
 #define CRB_KVM_SREGS      1
 #define CRB_KVM_FPU        2
@@ -123,5 +124,25 @@ int crb_kvm_msr_list(crb_kvm_vm *vm, uint32_t *indices, uint32_t count);
 // The frequency of a vCPU's TSC, kHz.
 int crb_kvm_get_tsc_khz(crb_kvm_vcpu *vcpu);
 int crb_kvm_set_tsc_khz(crb_kvm_vcpu *vcpu, uint32_t khz);
+
+// Registers one by one (KVM_GET_ONE_REG), where vCPUs have them so: arm64, riscv64. `size` is that
+// in `id`; -EINVAL for another one.
+int crb_kvm_get_register(crb_kvm_vcpu *vcpu, uint64_t id, void *buffer, size_t size);
+int crb_kvm_set_register(crb_kvm_vcpu *vcpu, uint64_t id, const void *buffer, size_t size);
+// Fills up to `count` ids of those a vCPU has, and gives how many there are.
+int crb_kvm_register_list(crb_kvm_vcpu *vcpu, uint64_t *ids, uint32_t count);
+
+// arm64: the kernel's interrupt controller, before any vCPU; `lines` of them are shared. Gives its
+// version: 3, or 2 where the host has no other; `cpu_interface` is that of version 2.
+int crb_kvm_gic_create(crb_kvm_vm *vm, uint64_t distributor, uint64_t redistributors,
+                       uint64_t cpu_interface, uint32_t lines);
+// After the last vCPU.
+int crb_kvm_gic_start(crb_kvm_vm *vm);
+// One of its registers, in a KVM_DEV_ARM_VGIC_GRP_* (arm-vgic-v3.rst): 32 bits, or 64 of
+// CPU_SYSREGS.
+int crb_kvm_gic_get(crb_kvm_vm *vm, uint32_t group, uint64_t attribute, uint64_t *value);
+int crb_kvm_gic_set(crb_kvm_vm *vm, uint32_t group, uint64_t attribute, uint64_t value);
+// The CPU as the host has it, with PSCI; one that is off waits for CPU_ON.
+int crb_kvm_arm_init(crb_kvm_vcpu *vcpu, bool off);
 
 #endif

@@ -31,6 +31,8 @@ def test_a_fast_one_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvm.platform, "machine", lambda: "x86_64")
     probe = kvm._judge(Report(TIMED, 0, 2_000_000_000))
     assert (probe.usable, probe.architectures) == (True, ("amd64",))
+    monkeypatch.setattr(kvm.platform, "machine", lambda: "aarch64")
+    assert kvm._judge(Report(UNTIMED, 0, 0)).architectures == ("arm64",)
     monkeypatch.setattr(kvm.platform, "machine", lambda: "ppc64")
     with pytest.raises(HostError, match="ppc64"):
         kvm._judge(Report(TIMED, 0, 2_000_000_000))

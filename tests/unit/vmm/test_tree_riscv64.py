@@ -5,11 +5,12 @@ import subprocess
 
 import pytest
 
-from crumble_vmm.boot.tree_riscv64 import BoardTree, DeviceNode, PciNode
+from crumble_vmm.boot.tree import DeviceNode, PciNode
+from crumble_vmm.boot.tree_riscv64 import Riscv64Tree
 
 
 def tree(cpus: int = 2) -> bytes:
-    return BoardTree(
+    return Riscv64Tree(
         cpus=cpus,
         memory=(0x8000_0000, 0x2000_0000),
         timebase=10_000_000,

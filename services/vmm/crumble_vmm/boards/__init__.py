@@ -16,4 +16,8 @@ def board_for(architecture: str) -> type[Board]:
         from crumble_vmm.boards.x86_64 import X8664Board
 
         return X8664Board
+    if architecture == "arm64":
+        from crumble_vmm.boards.arm64 import Arm64Board
+
+        return Arm64Board
     raise InternalError(f"There is no board for {architecture}.", code="vmm.board")

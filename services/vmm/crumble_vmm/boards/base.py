@@ -24,7 +24,7 @@ from crumble_vmm.boot.modules import load_modules
 from crumble_vmm.boot.ram import Ram
 from crumble_vmm.chipset.builder import ChipsetBuilder
 from crumble_vmm.chipset.bus import Mapping as BusMapping
-from crumble_vmm.chipset.lines import Line, LineSet
+from crumble_vmm.chipset.lines import Line, LineSet, Trigger
 from crumble_vmm.config import MEMORY_UNIT, MachineConfig
 from crumble_vmm.devices.pci.host import ECAM_SIZE, PciHost, Window
 from crumble_vmm.devices.virtio import mmio
@@ -94,6 +94,7 @@ class Board(ABC):
     virtio_base: ClassVar[int]
     virtio_slots: ClassVar[int]
     virtio_line: ClassVar[int]
+    virtio_trigger: ClassVar[Trigger] = Trigger.LEVEL
     line_count: ClassVar[int]
     base_cmdline: ClassVar[str]
     # Appended when there is no PCI.
@@ -166,7 +167,7 @@ class Board(ABC):
                 f"A VM has room for {self.virtio_slots} virtio devices.", code="vmm.devices"
             )
         name = f"virtio{slot}"
-        line = self.lines.claim(name, self.virtio_line + slot)
+        line = self.lines.claim(name, self.virtio_line + slot, self.virtio_trigger)
         region = self.space.add_mmio(name, self.virtio_base + slot * mmio.SIZE, mmio.SIZE)
         interrupt = self.vm.virtio_interrupt(
             line.number, region.base + mmio.INTERRUPT_STATUS, region.base + mmio.INTERRUPT_ACK

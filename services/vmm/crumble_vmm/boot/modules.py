@@ -20,7 +20,7 @@ from crumble_vmm.boot.compression import CompressionError, unpack
 
 # The largest module of Debian's riscv64 kernel (amdgpu) is 30 MB; virtio's are under 100 KB.
 MAX_MODULE = 64 << 20
-_ET_REL, EM_X86_64, EM_RISCV = 1, 62, 243
+_ET_REL, EM_X86_64, EM_AARCH64, EM_RISCV = 1, 62, 183, 243
 _SIGNED = b"~Module signature appended~\n"
 _SIGNATURE = struct.Struct(">8xI")
 

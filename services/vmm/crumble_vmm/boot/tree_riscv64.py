@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crumble_vmm.boot.fdt import Node, cells, flatten, words
+from crumble_vmm.boot.fdt import Node, cells, words
+from crumble_vmm.boot.tree import CONTROLLER_PHANDLE, BoardTree
 
 # Linux, Documentation/devicetree/bindings/riscv/cpus.yaml and extensions.yaml.
 EXTENSIONS = ("i", "m", "a", "f", "d", "c", "v", "zicbom", "zicbop", "zicboz", "zicntr", "zicond", "zicsr",
@@ -16,72 +16,17 @@ _CACHE_BLOCK = 64
 _SUPERVISOR_EXTERNAL = 9
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceNode:
-    """A device with registers and one interrupt. properties: beyond those every device has."""
+@dataclass(frozen=True, kw_only=True)
+class Riscv64Tree(BoardTree):
+    """The machine's CPUs and PLIC."""
 
-    name: str
-    compatible: str
-    base: int
-    size: int
-    interrupt: int
-    properties: tuple[tuple[str, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PciNode:
-    """A PCI host bridge (bindings/pci/host-generic-pci.yaml). ecam, window: (base, size). lines: INTA of
-    devices 1, 2, ...
-    """
-
-    ecam: tuple[int, int]
-    window: tuple[int, int]
-    lines: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class BoardTree:
-    """What the tree says. seed: entropy for the guest's random pool. initrd: (start, end)."""
-
-    cpus: int
-    memory: tuple[int, int]
     timebase: int
     mmu: str
     plic: tuple[int, int]
     plic_sources: int
-    devices: Sequence[DeviceNode]
-    cmdline: str
-    console: str
-    initrd: tuple[int, int]
-    seed: bytes
-    pci: PciNode | None = None
 
-    def flatten(self) -> bytes:
-        """The blob for the guest."""
-        root = Node("")
-        root.set("#address-cells", 2).set("#size-cells", 2)
-        root.set("compatible", "crumble,virt").set("model", "Crumble virtual machine")
-        self._chosen(root.add("chosen"))
-        self._cpus(root.add("cpus"))
-        memory = root.add(f"memory@{self.memory[0]:x}")
-        memory.set("device_type", "memory").set("reg", cells(*self.memory))
-        soc = root.add("soc")
-        soc.set("#address-cells", 2).set("#size-cells", 2)
-        soc.set("compatible", "simple-bus").set("ranges")
-        self._plic(soc)
-        for device in self.devices:
-            self._device(soc, device)
-        if self.pci is not None:
-            self._pci(soc, self.pci)
-        return flatten(root)
-
-    def _chosen(self, chosen: Node) -> None:
-        chosen.set("bootargs", self.cmdline).set("stdout-path", f"/soc/{self.console}")
-        chosen.set("linux,initrd-start", cells(self.initrd[0]))
-        chosen.set("linux,initrd-end", cells(self.initrd[1]))
-        chosen.set("rng-seed", self.seed)
-
-    def _cpus(self, cpus: Node) -> None:
+    def add_cpus(self, cpus: Node) -> None:
+        """ISA, and a local interrupt controller each."""
         cpus.set("#address-cells", 1).set("#size-cells", 0)
         cpus.set("timebase-frequency", self.timebase)
         letters = "".join(name for name in EXTENSIONS if len(name) == 1)
@@ -99,45 +44,20 @@ class BoardTree:
             controller.set("#interrupt-cells", 1).set("#address-cells", 0)
             controller.set("phandle", _cpu_phandle(index))
 
-    def _plic(self, soc: Node) -> None:
+    def add_controller(self, soc: Node) -> None:
+        """The PLIC."""
         plic = soc.add(f"interrupt-controller@{self.plic[0]:x}")
         plic.set("compatible", ["sifive,plic-1.0.0", "riscv,plic0"])
         plic.set("reg", cells(*self.plic)).set("riscv,ndev", self.plic_sources)
         plic.set("interrupt-controller").set("#interrupt-cells", 1).set("#address-cells", 0)
         contexts = [(_cpu_phandle(index), _SUPERVISOR_EXTERNAL) for index in range(self.cpus)]
         plic.set("interrupts-extended", b"".join(words(*context) for context in contexts))
-        plic.set("phandle", _PLIC_PHANDLE)
+        plic.set("phandle", CONTROLLER_PHANDLE)
 
-    @staticmethod
-    def _device(soc: Node, device: DeviceNode) -> None:
-        node = soc.add(f"{device.name}@{device.base:x}")
-        node.set("compatible", device.compatible).set("reg", cells(device.base, device.size))
-        node.set("interrupt-parent", _PLIC_PHANDLE).set("interrupts", device.interrupt)
-        for name, value in device.properties:
-            node.set(name, value)
-
-    @staticmethod
-    def _pci(soc: Node, pci: PciNode) -> None:
-        node = soc.add(f"pci@{pci.ecam[0]:x}")
-        node.set("compatible", "pci-host-ecam-generic").set("device_type", "pci")
-        node.set("#address-cells", 3).set("#size-cells", 2).set("#interrupt-cells", 1)
-        node.set("reg", cells(*pci.ecam)).set("bus-range", words(0, 0))
-        node.set("linux,pci-domain", 0).set("dma-coherent")
-        base, size = pci.window
-        node.set("ranges", words(_PCI_MEMORY_32, 0, base) + cells(base, size))
-        node.set("interrupt-map-mask", words(_PCI_DEVICE_MASK, 0, 0, _PCI_PIN_MASK))
-        entries = (
-            words(number << _PCI_DEVICE_SHIFT, 0, 0, _PCI_INTA, _PLIC_PHANDLE, line)
-            for number, line in enumerate(pci.lines, start=1)
-        )
-        node.set("interrupt-map", b"".join(entries))
-
-
-# IEEE 1275's PCI addresses: space, device, pin.
-_PCI_MEMORY_32, _PCI_DEVICE_SHIFT, _PCI_DEVICE_MASK = 0x0200_0000, 11, 0xF800
-_PCI_INTA, _PCI_PIN_MASK = 1, 7
-_PLIC_PHANDLE = 1
+    def interrupt(self, line: int, *, edge: bool) -> bytes:  # noqa: ARG002
+        """The source."""
+        return words(line)
 
 
 def _cpu_phandle(index: int) -> int:
-    return _PLIC_PHANDLE + 1 + index
+    return CONTROLLER_PHANDLE + 1 + index

@@ -21,7 +21,7 @@ IRQ_ENABLED, CLEAR_ALARM, ALARM_STATUS, CLEAR_INTERRUPT = 0x10, 0x14, 0x18, 0x1C
 
 _LOW = 0xFFFF_FFFF
 # Alarms further away than this are looked at again then; the loop's timers are floats.
-_MAX_WAIT = 3600.0
+MAX_WAIT = 3600.0
 # The guest's time has 64 bits, ns.
 _WRAP = 1 << 64
 
@@ -145,4 +145,4 @@ class GoldfishRtc(Device):
                 self._armed, self._pending = False, True
                 self._line.set(self._enabled)
             elif self._armed:
-                self._timer = self._loop.call_later(min(left, _MAX_WAIT), self._look)
+                self._timer = self._loop.call_later(min(left, MAX_WAIT), self._look)

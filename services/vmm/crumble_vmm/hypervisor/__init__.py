@@ -27,7 +27,7 @@ def choose(name: str) -> tuple[Hypervisor, Probe]:
             hint="Use auto, soft or kvm.",
         )
     from crumble_common.kvm.probe import usable_kvm
-    from crumble_vmm.hypervisor.kvm.machine import KvmHypervisor  # soft does without it
+    from crumble_vmm.hypervisor.kvm import KvmHypervisor  # soft does without it
 
     try:
         return KvmHypervisor(), usable_kvm()

@@ -113,6 +113,27 @@ class RtcState:
 
 
 @dataclass(frozen=True)
+class Pl011State:
+    """The registers of the PL011, and input the guest has not read. plain: those that only hold."""
+
+    plain: list[int]
+    mask: int
+    sent: bool
+    input: bytes
+
+
+@dataclass(frozen=True)
+class Pl031State:
+    """The registers of the clock; offset: s from the host's time to the guest's, modulo 2^32."""
+
+    offset: int
+    match: int
+    armed: bool
+    enabled: bool
+    pending: bool
+
+
+@dataclass(frozen=True)
 class NoState:
     """A device that has nothing to keep."""
 

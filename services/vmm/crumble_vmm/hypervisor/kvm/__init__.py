@@ -1,1 +1,31 @@
-"""KVM: the CPU's own virtualization, on Linux hosts that have it. x86_64 so far."""
+"""KVM: the CPU's own virtualization, on Linux hosts that have it: x86_64 and arm64."""
+
+from __future__ import annotations
+
+import platform
+from typing import ClassVar
+
+from crumble_common.hypervisors import Probe
+from crumble_common.kvm.probe import probe_kvm
+from crumble_native.memory import Memory
+from crumble_vmm.hypervisor.base import Hypervisor, VirtualMachine
+
+
+class KvmHypervisor(Hypervisor):
+    """The CPU's own virtualization, through /dev/kvm."""
+
+    name: ClassVar[str] = "kvm"
+
+    def probe(self) -> Probe:
+        """Measured once a boot of the host."""
+        return probe_kvm()
+
+    def create_vm(self, memory: Memory, cpus: int, cpu_model: str = "host") -> VirtualMachine:
+        """A VM of the host's architecture."""
+        if platform.machine() == "aarch64":
+            from crumble_vmm.hypervisor.kvm.arm64 import Arm64Machine
+
+            return Arm64Machine(memory, cpus)
+        from crumble_vmm.hypervisor.kvm.machine import X86Machine
+
+        return X86Machine(memory, cpus, cpu_model)

@@ -1,4 +1,5 @@
-"""Loader of riscv64 `Image` kernels (Linux, Documentation/arch/riscv/boot-image-header.rst).
+"""Loader of `Image` kernels of riscv64 and arm64, whose headers are alike (Linux, Documentation/arch/,
+riscv/boot-image-header.rst and arm64/booting.rst).
 
 A file is one of: a raw Image; one compressed with gzip or zstd; an EFI zboot image, which wraps such
 a payload. Compressed kernels are decompressed straight into guest memory. Nothing in the file is
@@ -17,9 +18,8 @@ from crumble_common.errors import UsageError
 from crumble_vmm.boot.compression import CompressionError, sniff
 from crumble_vmm.boot.ram import Ram
 
-# text_offset, image_size, flags, version, magic, magic2
-_IMAGE = struct.Struct("<8xQQQI12x8s4s4x")
-_MAGIC, _MAGIC2 = b"RISCV\0\0\0", b"RSC\x05"
+# text_offset, image_size, flags, magic2
+_IMAGE = struct.Struct("<8xQQQ24x4s4x")
 # Linux, drivers/firmware/efi/libstub/zboot-header.S: offset and size of the payload, compression.
 _ZBOOT = struct.Struct("<2s2x4sII8x32s4s")
 _LINUX_PE_MAGIC = b"\xcd\x23\x82\x81"
@@ -29,9 +29,20 @@ _PE_OFFSET = 0x3C
 _COFF = struct.Struct("<6xH12xH2x")
 _SECTION = struct.Struct("<16xII16x")
 _HEAD = 4096
-# A riscv64 kernel is placed at a multiple of 2 MiB.
-_ALIGN = 2 << 20
-_HINT = "Give the path of a riscv64 Image (raw, gzip, zstd or EFI zboot)."
+_HINT = "Give the path of {} Image (raw, gzip, zstd or EFI zboot)."
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """An architecture's header. name: with its article. align: of text_offset; RAM begins at a multiple of 2 MiB."""
+
+    name: str
+    magic: bytes
+    align: int
+
+
+RISCV64 = Format("a riscv64", b"RSC\x05", 2 << 20)
+ARM64 = Format("an arm64", b"ARM\x64", 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +53,28 @@ class LoadedKernel:
     end: int
 
 
-def load_kernel(path: Path, ram: Ram) -> LoadedKernel:
+def load_kernel(path: Path, ram: Ram, form: Format = RISCV64) -> LoadedKernel:
     """Puts the kernel file `path` into `ram`.
 
-    Raises UsageError ("vmm.kernel") when it is no riscv64 kernel or needs more memory.
+    Raises UsageError ("vmm.kernel") when it is no kernel of `form` or needs more memory.
     """
     try:
         with path.open("rb") as file:
-            source = _Source(path, file.fileno())
+            source = _Source(path, file.fileno(), form)
             return _load_packed(source, ram) if source.compressed else _load_raw(source, ram)
     except OSError as error:
         raise UsageError(
-            f"Cannot read kernel {path}: {error.strerror}.", code="vmm.kernel", hint=_HINT
+            f"Cannot read kernel {path}: {error.strerror}.",
+            code="vmm.kernel",
+            hint=_HINT.format(form.name),
         ) from None
 
 
 class _Source:
     """A kernel file and where in it the payload is."""
 
-    def __init__(self, path: Path, fd: int) -> None:
-        self.path, self.fd = path, fd
+    def __init__(self, path: Path, fd: int, form: Format) -> None:
+        self.path, self.fd, self.form = path, fd, form
         self.offset, self.size = 0, os.fstat(fd).st_size
         head = self.head(_ZBOOT.size)
         if head[:2] == b"MZ" and head[4:8] == b"zimg" and len(head) == _ZBOOT.size:
@@ -82,19 +95,21 @@ class _Source:
 
     def bad(self, why: str) -> UsageError:
         return UsageError(
-            f"{self.path} is not a riscv64 Linux kernel: {why}.", code="vmm.kernel", hint=_HINT
+            f"{self.path} is not {self.form.name} Linux kernel: {why}.",
+            code="vmm.kernel",
+            hint=_HINT.format(self.form.name),
         )
 
     def check_header(self, head: bytes, ram: Ram) -> tuple[int, int]:
         """The guest-physical address and the size in memory that an Image header asks for."""
         if len(head) < _IMAGE.size:
             raise self.bad("it is too short")
-        text_offset, image_size, flags, _version, magic, magic2 = _IMAGE.unpack(head)
-        if magic2 != _MAGIC2 or magic not in (_MAGIC, bytes(8)):
-            raise self.bad("it has no riscv64 Image header")
+        text_offset, image_size, flags, magic = _IMAGE.unpack(head)
+        if magic != self.form.magic:
+            raise self.bad(f"it has no {self.form.name.split()[1]} Image header")
         if flags & 1:
             raise self.bad("it is big-endian")
-        if text_offset % _ALIGN or image_size < _IMAGE.size:
+        if text_offset % self.form.align or image_size < _IMAGE.size:
             raise self.bad(f"its load offset is {text_offset:#x}, its size {image_size:#x}")
         if text_offset + image_size > ram.size:
             raise UsageError(

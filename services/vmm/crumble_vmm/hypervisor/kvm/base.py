@@ -1,0 +1,155 @@
+"""What KVM's machines and vCPUs have in common on all architectures, over `crumble_native.kvm`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from crumble_common.errors import HostError
+from crumble_common.kvm.preflight import refused
+from crumble_native import kvm
+from crumble_native.memory import Memory
+from crumble_vmm.hypervisor.base import (
+    Exit,
+    ExitReason,
+    GuestEnds,
+    MmioHandler,
+    VirtualCPU,
+    VirtualMachine,
+)
+
+# KVM_SYSTEM_EVENT_*
+_SYSTEM_EVENTS = {1: ExitReason.POWER_OFF, 2: ExitReason.RESET, 3: ExitReason.CRASH}
+
+
+class KvmMachine(VirtualMachine):
+    """A VM over all of the memory, its doorbells and counters."""
+
+    translates = False
+
+    def __init__(self, memory: Memory, irqchip: int) -> None:
+        self._made: list[KvmCpu] = []
+        self._bells: dict[tuple[int, int, int], int] = {}
+        try:
+            self._vm = kvm.Vm(irqchip)
+        except kvm.KvmError as error:
+            raise refused(error) from None
+        memory.flatten()  # what the kernel maps has one layer
+        try:
+            self._vm.set_memory(memory)
+        except OSError as error:
+            self._vm.close()
+            raise failed(error) from None
+
+    def add_doorbell(self, address: int, size: int, value: int, fd: int) -> None:
+        """An ioeventfd."""
+        self._vm.doorbell(address, size, value, fd)
+        self._bells[address, size, value] = fd
+
+    def remove_doorbell(self, address: int, size: int, value: int) -> None:
+        """Undone."""
+        fd = self._bells.pop((address, size, value))
+        self._vm.doorbell(address, size, value, fd, on=False)
+
+    def settle(self) -> None:
+        """What is under way is the kernel's, and each device interrupts once more when it goes on."""
+
+    def counters(self) -> dict[str, int]:
+        """Exits by kind, of all vCPUs."""
+        total: dict[str, int] = {}
+        for cpu in self._made:
+            for name, count in cpu.counters().items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def close(self) -> None:
+        """Frees the VM."""
+        self._vm.close()
+
+
+class KvmCpu(VirtualCPU):
+    """A vCPU and who serves what it accesses."""
+
+    def __init__(self, vcpu: kvm.Vcpu, mmio: MmioHandler, ports: MmioHandler) -> None:
+        self.index = vcpu.index
+        self.vcpu = vcpu
+        self._mmio, self._ports = mmio, ports
+
+    def cancel(self) -> None:
+        """Any thread."""
+        self.vcpu.cancel()
+
+    def counters(self) -> dict[str, int]:
+        """Exits by kind."""
+        return self.vcpu.counters()
+
+    def run(self) -> Exit:
+        """Serves register and port accesses; the rest is for the machine."""
+        try:
+            return self._serve()
+        except GuestEnds as end:
+            return end.exit
+
+    def _serve(self) -> Exit:
+        vcpu, mmio, ports = self.vcpu, self._mmio, self._ports
+        answer = 0
+        while True:
+            stop = vcpu.run(answer)
+            reason = stop.reason
+            if reason == kvm.EXIT_PORT_WRITE:
+                ports.write(stop.address, stop.size, stop.data)
+            elif reason == kvm.EXIT_PORT_READ:
+                answer = ports.read(stop.address, stop.size)
+            elif reason == kvm.EXIT_MMIO_READ:
+                answer = mmio.read(stop.address, stop.size)
+            elif reason == kvm.EXIT_MMIO_WRITE:
+                mmio.write(stop.address, stop.size, stop.data)
+            elif reason == kvm.EXIT_EOI:
+                self.end_of_interrupt(stop.data)
+            else:
+                return self._outcome(stop)
+
+    def _outcome(self, stop: kvm.Exit) -> Exit:
+        """What an exit means for the machine."""
+        match stop.reason:
+            case kvm.EXIT_CANCELED:
+                return Exit(ExitReason.CANCELED)
+            case kvm.EXIT_SHUTDOWN:
+                return Exit(ExitReason.TRIPLE_FAULT, f"triple fault {self._where()}")
+            case kvm.EXIT_SYSTEM if stop.data in _SYSTEM_EVENTS:
+                return Exit(_SYSTEM_EVENTS[stop.data], "reset")
+            case kvm.EXIT_EMULATION:
+                code = stop.instruction.hex(" ") or "unknown"
+                detail = f"KVM cannot emulate an instruction ({code})"
+            case kvm.EXIT_INTERNAL:
+                detail = f"KVM failed (internal error {stop.data})"
+            case kvm.EXIT_ENTRY:
+                detail = f"the CPU refuses the guest's state (reason {stop.data:#x})"
+            case kvm.EXIT_MEMORY:
+                detail = "the memory behind the guest's is gone"
+            case kvm.EXIT_HALT:
+                detail = "it halted, and nothing can wake it"
+            case _:
+                detail = f"KVM stopped it for reason {stop.data}"
+        return Exit(ExitReason.CRASH, f"{detail} {self._where()}")
+
+    def _where(self) -> str:
+        try:
+            return f"at {self.pc():#x}"
+        except OSError:
+            return "at an unknown place"
+
+    @abstractmethod
+    def pc(self) -> int:
+        """The address of the next instruction; OSError."""
+
+    def end_of_interrupt(self, vector: int) -> None:
+        """x86: of a level interrupt from the IOAPIC."""
+
+
+def failed(error: OSError) -> HostError:
+    """The error for what KVM refuses."""
+    return HostError(
+        f"KVM cannot make this VM: {error.strerror}.",
+        code="vmm.hypervisor",
+        hint="Free some memory on this host, or use --hv soft.",
+    )
