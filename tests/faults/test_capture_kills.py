@@ -1,4 +1,4 @@
-"""kill -9 of each process while a real guest is captured.
+"""kill -9 of each process while a real guest is captured or goes on, and many that go on with little memory.
 
 Whoever waits is told in a sentence or gets what was asked for; what is in the store is whole; nothing is left.
 """
@@ -18,6 +18,7 @@ from framework.real_crumble import IMAGE, RealWorld, real_world
 
 pytestmark = [pytest.mark.guest, pytest.mark.slow]
 
+CGROUP = Path("/sys/fs/cgroup/memory")
 MIB = 1 << 20
 
 
@@ -30,9 +31,9 @@ def world(tmp_path: Path) -> Iterator[RealWorld]:
 
 def whole(world: RealWorld) -> None:
     """Nothing is half there, and others work."""
+    assert world.run("snapshot", "verify").returncode == 0  # takes away what was left half made
     place = world.data / "snapshots"
     eventually(lambda: not list(place.glob(".*")), "a draft is left")
-    assert world.run("snapshot", "verify").returncode == 0
     done = world.run("run", IMAGE, "echo", "alive")
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
@@ -72,3 +73,74 @@ def test_a_process_that_dies_while_a_vm_is_captured(world: RealWorld) -> None:
     world.up()
     for service in ("vmm.box", "fsd.box", "netd.box", "fork", "ocid"):
         capture_and_kill(world, service)
+
+
+def run_and_kill(world: RealWorld, service: str) -> None:
+    process = world.start("run", IMAGE, "echo", "two")
+    eventually(
+        lambda: process.poll() is not None or any(service in name for name in world.services()),
+        "never",
+    )
+    if service:
+        kill(world, service)
+    else:
+        process.kill()  # with the supervisor in it
+    stdout, stderr = process.communicate(timeout=60)
+    if process.returncode > 0:
+        check_line(stderr.decode())
+    elif process.returncode == 0:
+        assert stdout == b"two\n"
+    whole(world)
+
+
+def test_a_process_that_dies_while_a_run_goes_on(world: RealWorld) -> None:
+    world.run("run", IMAGE, "true")
+    for service in ("netd", "fork", "vmm", ""):
+        run_and_kill(world, service)
+
+
+@pytest.fixture
+def little(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A control group with so much memory."""
+    group = CGROUP / f"crumble-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(request.param * MIB))
+    except OSError:
+        pytest.skip("no control group can be made here")
+    yield group
+    eventually(lambda: not (group / "cgroup.procs").read_text(), "somebody is left in it")
+    group.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("little", "count"),
+    [(140, 12), pytest.param(700, 200, marks=pytest.mark.long)],
+    indirect=["little"],
+)
+def test_many_that_go_on_with_little_memory(world: RealWorld, little: Path, count: int) -> None:
+    """The kernel kills whom it likes: the command says so, those that are left answer, nothing leaks."""
+    world.run("run", IMAGE, "true")
+
+    def enter() -> None:
+        (little / "cgroup.procs").write_text(str(os.getpid()))
+
+    daemon = world.start("up", preexec_fn=enter)
+    eventually(lambda: (world.runtime / "daemon").exists() or daemon.poll() is not None, "not up")
+    made = world.run("run", "-d", "--name", "box", IMAGE, "sleep", "9999")
+    assert made.returncode == 0, made.stderr
+    done = world.run("fork", "-n", str(count), "box")
+    if done.returncode:
+        check_line(done.stderr)
+    else:
+        assert len(done.stdout.split()) == count
+    listed = world.run("ps", "-q")
+    for name in listed.stdout.split()[:4]:
+        answer = world.run("exec", name, "echo", "on")
+        if answer.returncode:
+            check_line(answer.stderr)
+    world.run("down", "-t", "0")
+    daemon.terminate()
+    daemon.communicate(timeout=60)
+    assert not list((world.data / "snapshots").glob(".tmp-*/manifest.json"))
+    whole(world)
