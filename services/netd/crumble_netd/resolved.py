@@ -6,12 +6,15 @@ What a rule allows it allows until the answer's time is over; what it denies sta
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 # Addresses remembered of one guest; the one heard of longest ago goes.
 MOST = 4096
 _MOST_NAMES = 32
 # Resolvers in guests keep answers for their TTL, and connect a moment later.
 GRACE = 30.0
+# What is kept for a successor, and what an address and a name take beside themselves, bytes, about.
+_KEPT, _BESIDE = 256 << 10, 16
 
 
 class Resolved:
@@ -38,3 +41,19 @@ class Resolved:
     def ever(self, address: bytes) -> list[str]:
         """The names that were this address."""
         return list(self._found.get(address, ()))
+
+    def pack(self) -> list[Any]:
+        """What was heard of last, as much as is kept for a successor."""
+        room, kept = _KEPT, []
+        for address, names in reversed(self._found.items()):
+            room -= len(address) + _BESIDE + sum(len(name) + _BESIDE for name in names)
+            if room < 0:
+                break
+            kept.append([address, list(names.items())])
+        return kept[::-1]
+
+    def restore(self, packed: list[Any]) -> None:
+        """Takes what a predecessor has packed."""
+        for address, names in packed:
+            for name, until in names:
+                self.add(address, name, until)

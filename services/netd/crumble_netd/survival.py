@@ -68,6 +68,7 @@ class Survival:
         for guest in self._expected.values():
             if guest["port"] == port.number:
                 port.mac, port.ipv6 = guest["mac"] or port.mac, guest["ipv6"]
+                port.resolved.restore(guest["resolved"])
 
     def remember(self, guests: Iterable[tuple[str, Port, list[Forward]]]) -> None:
         """Writes down what has changed of the guests there are: name, port, forwards."""
@@ -77,6 +78,7 @@ class Survival:
         for name, port, forwards in guests:
             now[name] = {
                 "port": port.number, "mac": port.mac, "ipv6": port.ipv6,
+                "resolved": port.resolved.pack(),
                 "forwards": [dataclasses.asdict(forward) for forward in forwards],
             }  # fmt: skip
         if now != self._known:

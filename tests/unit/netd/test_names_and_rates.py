@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from crumble_common.arena import Arena
 from crumble_common.errors import UsageError
+from crumble_common.eventloop import EventLoop
+from crumble_common.messages.net import ARENA, ARENA_SIZE, ARENA_VERSION
+from crumble_common.parking import Lot
+from crumble_common.service import Context
 from crumble_netd import events
 from crumble_netd.addresses import packed
 from crumble_netd.commands import HostConnect, HostSend
@@ -16,9 +22,16 @@ from crumble_netd.header import dns, tcp
 from crumble_netd.policy import Policy, parse_rule
 from crumble_netd.rate import Rate
 from crumble_netd.resolved import GRACE, MOST, Resolved
+from crumble_netd.survival import Survival
 from framework.netd_guest import GATEWAY, INTERNET, FakeNetwork
 
 GOOD, OTHER = packed("198.51.100.7"), packed("198.51.100.8")
+
+
+class Link:
+    """To a supervisor that is not there."""
+
+    def send(self, *_: object) -> None: ...
 
 
 def question(name: str) -> bytes:
@@ -104,6 +117,38 @@ def test_what_is_remembered_has_a_limit() -> None:
         resolved.add(b"same", f"n{number}", 10.0)
     assert len(resolved.ever(b"same")) == 32
     assert resolved.names(b"same", 11.0) == []
+
+
+def test_what_names_resolved_to_outlives_a_netd() -> None:
+    arena, lot = Arena.create(ARENA, ARENA_VERSION, ARENA_SIZE), Lot(1)
+
+    def survival() -> Survival:
+        fds = {"arena": os.dup(arena.fd), "parking": lot.open().detach()}
+        return Survival(Context("netd", fds, EventLoop(), Link()))
+
+    dead, alive = (network([], ["bad.test"], internet=True) for _ in range(2))
+    first = survival()
+    first.port("box")
+    dead.stack.on_learnt = lambda: first.remember([("box", dead.port, [])])
+    resolve(dead, "bad.test", GOOD, ttl=1)
+    second = survival()
+    assert second.port("box") == alive.port.number
+    second.recall(alive.port)
+    assert not reaches(alive, GOOD)
+    assert reaches(alive, OTHER)
+    lot.close()
+    arena.close()
+
+
+def test_what_is_kept_of_names_has_a_limit() -> None:
+    resolved, again = Resolved(), Resolved()
+    for number in range(MOST):
+        resolved.add(number.to_bytes(4, "big"), "x" * 250, 10.0)
+    packed = resolved.pack()
+    assert 900 < len(packed) < 1000
+    again.restore(packed)
+    assert again.ever((MOST - 1).to_bytes(4, "big")) == ["x" * 250]
+    assert again.pack() == packed
 
 
 @given(some.text(max_size=40))

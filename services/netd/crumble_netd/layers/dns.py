@@ -140,6 +140,7 @@ class DnsLayer:
                 ):
                     address = response[record.data_at : record.data_at + record.size]
                     port.resolved.add(address, name, now + record.ttl + GRACE)
+            self._stack.on_learnt()
             answer(response)
 
         return watch
