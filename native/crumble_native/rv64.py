@@ -152,9 +152,11 @@ class Hart:
         Raises ValueError when a value is one the hart could never hold.
         """
         raw = ffi.new("crb_hart_state *")
+        if len(state.v) > ffi.sizeof(raw.v):
+            raise ValueError("not a hart state: its vector registers are too long")
         try:
             raw.x, raw.f = state.x, state.f
-            ffi.buffer(raw.v)[: len(state.v)] = state.v
+            ffi.memmove(raw.v, state.v, len(state.v))
             for name in _SCALARS:
                 setattr(raw, name, getattr(state, name))
         except (OverflowError, IndexError) as error:
