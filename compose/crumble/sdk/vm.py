@@ -49,11 +49,10 @@ class VM:
     boot_timeout: seconds its kernel and init may take. network: "user" (default), "none" or a network's name.
     publish: ports, ["8080:80"]. allow, deny: what it may talk to, ["host:5432/tcp", "*.debian.org:443"];
     internet: also what no rule speaks of. rate_out, rate_in: bytes a second; rate_flows: new ones a second.
-    capture: a pcap file. snapshot: the
-    name of one to go on from, instead of an image. boot_snapshot: False boots it whether or not that was
-    captured before. deterministic: two of its kind do the same to the bit, with entropy from `seed`; one CPU, no
-    network, slower. on_event: gets Progress, VmEvent and, with
-    dmesg, ConsoleOutput messages, in another thread.
+    capture: a pcap file. snapshot: the name of one to go on from, instead of an image. boot_snapshot: False
+    boots it whether or not that was captured before. deterministic: two of its kind do the same to the bit, with
+    entropy from `seed`; one CPU, no network, slower. on_event: gets Progress, VmEvent and, with dmesg,
+    ConsoleOutput messages, in another thread.
     """
 
     def __init__(
@@ -162,7 +161,7 @@ class VM:
     def info(self) -> messages.VmInfo:
         """What it is; UsageError before it was started."""
         if self._info is None:
-            raise UsageError("This VM is not running.", code="vm.not_running", hint="Call start().")
+            raise _not_running()
         return self._info
 
     @property
@@ -357,11 +356,7 @@ class VM:
 
     def _connected(self) -> Session:
         if self._session is None or not self._target:
-            raise UsageError(
-                "This VM is not running.",
-                code="vm.not_running",
-                hint="Call start(), or use it in a with block.",
-            )
+            raise _not_running()
         if self._failure is not None:
             raise self._failure
         return self._session
@@ -403,3 +398,11 @@ class VM:
         for process in tuple(self._processes.values()):
             process.fail(error)
         self._processes.clear()
+
+
+def _not_running() -> UsageError:
+    return UsageError(
+        "This VM is not running.",
+        code="vm.not_running",
+        hint="Call start(), or use it in a with block.",
+    )
