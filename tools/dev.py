@@ -197,7 +197,7 @@ def test(arguments: list[str]) -> None:
 def test_faults() -> None:
     """Everything that goes wrong, with real guests, the long tests too."""
     setup()
-    run(BIN / "python", "-m", "pytest", "-q", "-n", "2", "tests/faults")
+    run(BIN / "python", "-m", "pytest", "-q", "-n", "2", "tests/faults", "tests/unit/netd")
 
 
 def test_net() -> None:

@@ -20,6 +20,18 @@ _MAX_RUNTIME_PATH = 107 - len("/run-12345678/heartbeats")
 _CHOOSE = "Set CRUMBLE_RUNTIME_DIR and CRUMBLE_DATA_DIR to directories of yours."
 
 
+def chosen() -> dict[str, str]:
+    """What the environment says of places, for a process that is elsewhere."""
+    found = ((name, os.environ.get(name)) for name in ("CRUMBLE_RUNTIME_DIR", "CRUMBLE_DATA_DIR"))
+    return {name: os.path.join(os.getcwd(), place) for name, place in found if place}  # noqa: PTH109
+
+
+def leave() -> None:
+    """Goes to /, and is in nobody's way; places that were given relatively stay where they are."""
+    os.environ.update(chosen())
+    os.chdir("/")
+
+
 def runtime_dir() -> Path:
     """The private directory of sockets, created 0700; refuses one that belongs to somebody else."""
     from pathlib import Path

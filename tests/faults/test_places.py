@@ -143,6 +143,7 @@ def test_relative_places(tmp_path: Path) -> None:
         world.environment.update(CRUMBLE_RUNTIME_DIR="run", CRUMBLE_DATA_DIR="data")
         process = world.start("run", IMAGE, "echo", "alive", cwd=tmp_path / "w")
         assert process.communicate(timeout=60) == (b"alive\n", b"")
+        assert not Path("/data").exists(), "a service took it for its own"
         world.environment = before
 
 

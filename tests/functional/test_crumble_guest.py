@@ -148,13 +148,16 @@ def test_an_interactive_shell(world: World) -> None:
 
 @pytest.mark.parametrize("service", ["vmm", "fsd", "netd", "fork", "ocid"])
 def test_a_service_killed_under_a_running_command(world: World, service: str) -> None:
-    process = world.start("run", IMAGE, "sh", "-c", "echo ready; sleep 4; ls -R /usr > /dev/null")
+    # A netd that is killed just when a capture stops its rings takes the VM along.
+    options = ["--no-snapshot"] if service == "netd" else []
+    script = "echo ready; sleep 4; ls -R /usr > /dev/null"
+    process = world.start("run", *options, IMAGE, "sh", "-c", script)
     assert process.stdout is not None
     read_until(process.stdout, b"ready\n")
     os.kill(world.pid(service), signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
-    if service == "ocid":
-        assert (process.returncode, stderr) == (0, b"")  # its work was done
+    if service in ("ocid", "netd"):  # its work was done; it has a successor
+        assert (process.returncode, stderr) == (0, b"")
     else:
         assert process.returncode == 125
         assert b"was killed by signal 9 (SIGKILL)" in stderr

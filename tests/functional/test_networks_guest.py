@@ -89,6 +89,8 @@ def test_vms_share_a_network(world: World) -> None:
 
     (six,) = [item["subnet6"] for item in networks(world) if item["name"] == RED]
     script = f"""
+    until busybox ip -6 addr show scope global | busybox grep -q inet6 &&
+        busybox ping -6 -c 1 -W 1 web.internal >&2; do :; done  # addresses come by router advertisements
     for address in 10.99.0.3 web web.internal [{six.removesuffix("/64")[:-1]}463:aff:fe63:3]; do
         busybox wget -q -T 9 -O - http://$address/
     done

@@ -46,11 +46,11 @@ def test_a_program_and_its_guest_talk() -> None:
         with vm.dial("tcp", 80, timeout=10) as stream:
             stream.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert b"".join(iter(lambda: stream.recv(99), b"")).endswith(b"hello\n")
-        with vm.dial("tcp", 81, timeout=10) as nobody:
-            try:
+        try:  # the forward takes the connection before the guest refuses it, or after
+            with vm.dial("tcp", 81, timeout=10) as nobody:
                 assert nobody.recv(1) == b""
-            except ConnectionResetError:
-                pass
+        except ConnectionResetError:
+            pass
 
         echo = vm.popen(["perl", "-e", ECHO])
         with vm.dial("udp", 7, timeout=0.2) as datagrams:

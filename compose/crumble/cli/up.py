@@ -12,7 +12,7 @@ from crumble.cli.held import Held
 from crumble.cli.main import say
 from crumble.cli.parser import Parser
 from crumble.supervisor.ground import Ground
-from crumble_common import log
+from crumble_common import log, paths
 from crumble_common.errors import CrumbleError, InternalError
 
 TYPE_CHECKING = False
@@ -109,7 +109,7 @@ def _daemon(writer: int) -> int:
         os.dup2(output, stream)
     os.write(writer, b"ready")
     os.close(writer)
-    os.chdir("/")
+    paths.leave()
     sys.stdout.flush()
     _serve(supervisor)
     return 0

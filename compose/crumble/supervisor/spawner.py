@@ -20,6 +20,7 @@ import msgpack
 
 from crumble.supervisor.forkserver import MAX_MESSAGE, main
 from crumble_common import log as logger
+from crumble_common import paths
 from crumble_common.errors import HostError, InternalError
 from crumble_common.eventloop import EventLoop
 
@@ -209,7 +210,7 @@ def _execute(ours: int, log: int, runtime: Path, preload: tuple[str, ...]) -> _S
         [sys.executable, "-c", _BOOTSTRAP, str(ours), str(runtime), json.dumps(preload),
          json.dumps(_absolute_path())],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
-        pass_fds=(ours,), start_new_session=True, cwd="/",
+        pass_fds=(ours,), start_new_session=True, cwd="/", env={**os.environ, **paths.chosen()},
     )  # fmt: skip
     return process.pid, process.wait
 
@@ -231,7 +232,7 @@ def _fork(ours: int, log: int, runtime: Path, preload: tuple[str, ...]) -> _Star
             if fd > 2 and fd != ours:
                 with contextlib.suppress(OSError):  # the listing's own
                     os.close(fd)
-        os.chdir("/")
+        paths.leave()
         sys.path[:] = path
         sys.argv[:] = ["crumble-fork"]
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
