@@ -33,6 +33,10 @@ class Signals:
         self._seen = 0
 
     def __enter__(self) -> Self:
+        # A signal that comes just before the loop goes to sleep must wake it, for its handler to run.
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._loop.add_fd(self._reader, "signal", self._woken)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in _WATCHED:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup, a shell's background job
                 self._before[number] = signal.signal(number, self._handle)
@@ -46,6 +50,13 @@ class Signals:
     ) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(-1)
+        self._loop.remove_fd(self._reader)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _woken(self) -> None:
+        os.read(self._reader, 64)
 
     def _handle(self, number: int, _frame: object) -> None:
         if number == signal.SIGINT:
