@@ -69,7 +69,7 @@ async def _stand_still(
     loop = vm.host.loop
     nets = [vm.host.networks.of(vm)] if vm.network.on else []
     for service in (fsd, *(net for net, _ in nets)):
-        await service.ready  # what is sent to one that has not connected is lost
+        await service.ready  # a guest is not to stand still for one that starts
     memory = draft.create(form.MEMORY)
     os.ftruncate(memory, vm.memory)
     for service in (vmm, fsd):
@@ -128,7 +128,6 @@ async def files_only(vm: Vm, draft: Draft, excludes: list[str]) -> bool:
     """What the guest has written, as an image's layer; False when that is nothing."""
     await limited(vm.host.loop, vm.awake().request(Sync()), _SYNC, _unsynced)
     fsd = vm.service("fsd")
-    await fsd.ready
     fsd.give("index", draft.create(form.INDEX))
     fsd.give("contents", draft.create(form.CONTENTS))
     files: FsFrozen = await fsd.request(FsFreeze("", "index", "contents", excludes))

@@ -52,7 +52,6 @@ class Images:
             body = dataclasses.replace(body, operation=operation)
         process = self.start()
         try:
-            await process.ready
             return await process.request(body)
         except Cancelled:
             process.send(messages.ImageCancel(operation))

@@ -57,7 +57,6 @@ class Networks:
             if before is not None:
                 await before
             process = self._process(vm)
-            await process.ready  # what is sent to one that has not connected is lost
             names = {fd_name: f"{fd_name}.{vm.id}" for fd_name in held}
             for fd_name, fd in held.items():
                 process.give(names[fd_name], fd)

@@ -58,6 +58,8 @@ class ServiceProcess:
         self._expected = False
         self._numbers = itertools.count(1)
         self._requests: dict[int, Future[Any]] = {}
+        # What is said to one that is not connected yet would be lost.
+        self._early: list[wire.Envelope] = []
 
     @property
     def pid(self) -> int:
@@ -74,20 +76,26 @@ class ServiceProcess:
         return ServiceInfo(self.name, self.pid, self.state, sandbox=self.sandbox)
 
     def request(self, body: wire.Message, deadline: float = 0.0) -> Future[Any]:
-        """Asks; the future holds the reply's body, or the error."""
+        """Asks, as soon as it is ready; the future holds the reply's body, or the error."""
         answer: Future[Any] = Future()
         if self.state == "ended":
             answer.fail(self.ended.result())
             return answer
         number = next(self._numbers)
         self._requests[number] = answer
-        self._owner.send(self.identity, wire.Envelope(body, request=number, deadline=deadline))
+        self._post(wire.Envelope(body, request=number, deadline=deadline))
         return answer
 
     def send(self, event: wire.Message) -> None:
         """Sends an event; one that has ended does not get it."""
         if self.state != "ended":
-            self._owner.send(self.identity, wire.Envelope(event))
+            self._post(wire.Envelope(event))
+
+    def _post(self, envelope: wire.Envelope) -> None:
+        if self.state == "starting":
+            self._early.append(envelope)
+        else:
+            self._owner.send(self.identity, envelope)
 
     def give(self, name: str, fd: int) -> None:
         """Hands an fd over, before the message that names it; it stays the caller's too."""
@@ -128,6 +136,9 @@ class ServiceProcess:
             self._replied(envelope)
         elif isinstance(body, messages.Ready):
             self.state, self.sandbox = "running", body.sandbox
+            early, self._early = self._early, []
+            for waiting in early:
+                self._post(waiting)
             self.ready.set(body)
         elif isinstance(body, messages.Failed):
             kind = BY_FAULT.get(body.fault, InternalError)

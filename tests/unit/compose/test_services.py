@@ -99,9 +99,20 @@ def test_requests_are_answered_and_events_come(host: Host) -> None:
         answers[2].result()
 
 
+def test_what_is_asked_before_it_is_ready_is_answered_then(host: Host) -> None:
+    process = host.start()
+    answers = [process.request(Echo(text)) for text in ("first", "second")]
+    assert process.state == "starting"
+    host.until(lambda: all(answer.done for answer in answers))
+    assert [answer.result().text for answer in answers] == ["first", "second"]
+
+
 def test_a_failure_at_start_is_why_it_ended(host: Host) -> None:
     process = host.start(fail="open")
+    asked = process.request(Echo("never"))
     error = host.ended(process)
+    with pytest.raises(CrumbleError):
+        asked.result()
     assert isinstance(error, UsageError)
     assert (error.code, error.hint) == ("test.told", "Do not.")
     with pytest.raises(UsageError):
