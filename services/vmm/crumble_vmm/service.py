@@ -35,7 +35,7 @@ from crumble_vmm.builder import build_machine
 from crumble_vmm.config import MachineConfig
 from crumble_vmm.console_log import ConsoleLog
 from crumble_vmm.debug.requests import Debugging
-from crumble_vmm.devices.uart8250 import Uart8250
+from crumble_vmm.devices.serial import SerialPort
 from crumble_vmm.devices.virtio.console import Port
 from crumble_vmm.endings import ending
 from crumble_vmm.guest.protocol import INIT_FAILED, PORT_NAME
@@ -171,7 +171,7 @@ class VmmService(Service[VmConfig]):
     def type_at_console(self, data: bytes) -> None:
         """Bytes for the guest's serial console; what it has no room for is lost, as on a real one."""
         uart = self.machine.chipset.devices["serial"]
-        assert isinstance(uart, Uart8250)
+        assert isinstance(uart, SerialPort)
         uart.receive(data)
 
     def emit(self, event: Message) -> None:

@@ -5,6 +5,7 @@ import pytest
 from crumble_vmm.chipset.lines import Line, Trigger
 from crumble_vmm.devices import pl011
 from crumble_vmm.devices.pl011 import Pl011
+from crumble_vmm.devices.serial import MAX_INPUT
 from crumble_vmm.snapshot.state import Pl011State
 
 
@@ -52,7 +53,7 @@ def test_input_interrupts_until_it_is_read(bench: Bench) -> None:
     assert not bench.level
     assert bench.uart.mmio_read(pl011.FR, 4) & pl011.FR_RXFE
     assert bench.uart.mmio_read(pl011.DR, 4) == 0
-    assert bench.uart.receive(bytes(pl011.MAX_INPUT + 1)) == pl011.MAX_INPUT
+    assert bench.uart.receive(bytes(MAX_INPUT + 1)) == MAX_INPUT
 
 
 def test_its_state_goes_into_another(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from crumble_vmm.chipset.lines import Line, Trigger
 from crumble_vmm.devices import uart8250 as u
+from crumble_vmm.devices.serial import MAX_INPUT
 from crumble_vmm.devices.uart8250 import Uart8250
 
 
@@ -116,5 +117,5 @@ def test_scratch_reset_and_registers_that_are_not_there() -> None:
 
 def test_input_is_bounded() -> None:
     bench = Bench()
-    assert bench.uart.receive(b"x" * (u.MAX_INPUT + 5)) == u.MAX_INPUT
+    assert bench.uart.receive(b"x" * (MAX_INPUT + 5)) == MAX_INPUT
     assert bench.uart.receive(b"x") == 0

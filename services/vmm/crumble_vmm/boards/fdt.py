@@ -13,15 +13,11 @@ from crumble_vmm.boot.fdt import Value
 from crumble_vmm.boot.kernel_image import Format, load_kernel
 from crumble_vmm.boot.ram import Ram
 from crumble_vmm.boot.tree import BoardTree, DeviceNode, PciNode
+from crumble_vmm.chipset.builder import RegisterDevice
 from crumble_vmm.chipset.bus import Mapping as BusMapping
 from crumble_vmm.chipset.lines import Line, Trigger
 from crumble_vmm.config import MachineConfig
-from crumble_vmm.devices.generation_id import GenerationId
-from crumble_vmm.devices.goldfish_rtc import GoldfishRtc
 from crumble_vmm.devices.pci.host import ECAM_SIZE
-from crumble_vmm.devices.pl011 import Pl011
-from crumble_vmm.devices.pl031 import Pl031
-from crumble_vmm.devices.uart8250 import Uart8250
 from crumble_vmm.hypervisor.address_space import AddressSpace, Region
 from crumble_vmm.hypervisor.base import VirtualCPU, VirtualMachine
 from crumble_vmm.timeline import Timeline
@@ -46,7 +42,7 @@ class FdtBoard(Board):
 
     def add_device(
         self,
-        device: Pl011 | Pl031 | Uart8250 | GoldfishRtc | GenerationId,
+        device: RegisterDevice,
         line: Line,
         base: int,
         size: int,

@@ -18,6 +18,7 @@ from crumble_vmm.boot.kernel_x86 import (
     seed_data,
 )
 from crumble_vmm.boot.modules import EM_X86_64
+from crumble_vmm.chipset.builder import RegisterDevice
 from crumble_vmm.chipset.bus import Mapping as BusMapping
 from crumble_vmm.chipset.ioapic import PINS
 from crumble_vmm.chipset.lines import Line, Trigger
@@ -102,9 +103,7 @@ class X8664Board(Board):
         self._map_ports("power", POWER_PORT, power_ports.SIZE, power)
         self._map_ports("i8042", power_ports.I8042_BASE, power_ports.I8042_SIZE, keyboard)
 
-    def _map_ports(
-        self, name: str, base: int, size: int, device: Uart8250 | PowerPorts | KeyboardController
-    ) -> None:
+    def _map_ports(self, name: str, base: int, size: int, device: RegisterDevice) -> None:
         self.ports.append(BusMapping(Region(name, base, size, Kind.MMIO), device))
 
     def describe_virtio(self, region: Region, line: Line) -> None:

@@ -10,6 +10,7 @@ order they were added, and stop in the reverse, so what a device needs is added 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -51,6 +52,18 @@ class Device:
 
     def reset(self) -> None:
         """Registers as at power-on. No vCPU is running."""
+
+
+class RegisterDevice(Device, ABC):
+    """A device with one block of registers, which it serves itself (bus.Registers)."""
+
+    @abstractmethod
+    def mmio_read(self, offset: int, size: int, /) -> int:
+        """See bus.Registers."""
+
+    @abstractmethod
+    def mmio_write(self, offset: int, size: int, value: int, /) -> None:
+        """See bus.Registers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from crumble_vmm.chipset.builder import Device
+from crumble_vmm.chipset.builder import RegisterDevice
 from crumble_vmm.chipset.lines import Line
 from crumble_vmm.snapshot.state import NoState
 
@@ -19,7 +19,7 @@ SIZE = 0x1000
 _ID_SIZE = 16
 
 
-class GenerationId(Device):
+class GenerationId(RegisterDevice):
     """The bytes. Reading them is all a guest can do, and takes the interrupt back."""
 
     def __init__(self, name: str, line: Line, entropy: Callable[[int], bytes] = os.urandom) -> None:

@@ -6,13 +6,11 @@ host's clock. One alarm.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
-from crumble_vmm.chipset.builder import Device
 from crumble_vmm.chipset.lines import Line
+from crumble_vmm.devices.rtc import Loop, Rtc
 from crumble_vmm.snapshot.state import RtcState, in_range
 
 SIZE = 0x1000
@@ -20,50 +18,25 @@ TIME_LOW, TIME_HIGH, ALARM_LOW, ALARM_HIGH = 0x00, 0x04, 0x08, 0x0C
 IRQ_ENABLED, CLEAR_ALARM, ALARM_STATUS, CLEAR_INTERRUPT = 0x10, 0x14, 0x18, 0x1C
 
 _LOW = 0xFFFF_FFFF
-# Alarms further away than this are looked at again then; the loop's timers are floats.
-MAX_WAIT = 3600.0
 # The guest's time has 64 bits, ns.
 _WRAP = 1 << 64
 
 
-class Timer(Protocol):
-    """A call to come."""
-
-    def cancel(self) -> None:
-        """It will not come."""
-
-
-class Loop(Protocol):
-    """What the alarm needs of crumble_common.eventloop.EventLoop."""
-
-    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
-        """Calls in the loop's thread."""
-
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        """Calls later; only from the loop's thread."""
-
-
-class GoldfishRtc(Device):
-    """The clock. The alarm's timer belongs to the loop's thread, the registers to whoever has the lock."""
+class GoldfishRtc(Rtc):
+    """The clock."""
 
     state_type = RtcState
 
     def __init__(
         self, name: str, line: Line, loop: Loop, clock: Callable[[], int] = time.time_ns
     ) -> None:
-        self.name = name
-        self._line = line
-        self._loop = loop
         self._clock = clock
-        self._lock = threading.Lock()
-        self._timer: Timer | None = None
-        self.reset()
+        super().__init__(name, line, loop)
 
     def reset(self) -> None:
         """No alarm, the host's time."""
         self._offset = self._time_high = self._alarm_high = self._alarm = 0
-        self._enabled = self._pending = self._armed = False
-        self._line.set(False)
+        super().reset()
 
     def get_state(self) -> RtcState:
         """Registers, and what the guest thinks of the host's time."""
@@ -82,13 +55,8 @@ class GoldfishRtc(Device):
             self._alarm_high = in_range("alarm_high", state.alarm_high, 32)
             self._alarm = in_range("alarm", state.alarm, 64)
             self._enabled, self._pending, self._armed = state.enabled, state.pending, state.armed
-            self._line.set(self._enabled and self._pending)
-        self._loop.call_soon_threadsafe(self._look)
-
-    def stop(self) -> None:
-        """Gives the timer back."""
-        if self._timer is not None:
-            self._timer.cancel()
+            self._update()
+        self._alarm_changed()
 
     def mmio_read(self, offset: int, _size: int, /) -> int:
         """TIME_LOW latches TIME_HIGH, so the guest reads it first."""
@@ -118,7 +86,7 @@ class GoldfishRtc(Device):
             elif offset == ALARM_LOW:
                 self._alarm = self._alarm_high << 32 | value
                 self._armed = True
-                self._loop.call_soon_threadsafe(self._look)
+                self._alarm_changed()
             elif offset == CLEAR_ALARM:
                 self._armed = False
             elif offset in (IRQ_ENABLED, CLEAR_INTERRUPT):
@@ -129,20 +97,10 @@ class GoldfishRtc(Device):
             self._enabled = bool(value & 1)
         else:
             self._pending = False
-        self._line.set(self._enabled and self._pending)
+        self._update()
 
     def _now(self) -> int:
         return self._clock() + self._offset
 
-    def _look(self) -> None:
-        """Raises the alarm when it is due, or looks again then. In the loop's thread."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        with self._lock:
-            left = (self._alarm - self._now()) / 1e9
-            if self._armed and left <= 0:
-                self._armed, self._pending = False, True
-                self._line.set(self._enabled)
-            elif self._armed:
-                self._timer = self._loop.call_later(min(left, MAX_WAIT), self._look)
+    def _left(self) -> float:
+        return (self._alarm - self._now()) / 1e9

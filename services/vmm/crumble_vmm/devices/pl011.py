@@ -1,17 +1,12 @@
 """A PL011 UART: the guest kernel's console on arm64 (ARM DDI 0183, chapter 3).
 
-Transmission takes no time: the FIFO is always empty. Received bytes wait in a queue much longer than the
-chip's 16, so that a paste into a terminal isn't lost.
+The FIFO is always empty, and the queue of received bytes longer than the chip's 16 (serial.py).
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-
-from crumble_vmm.chipset.builder import Device
-from crumble_vmm.chipset.lines import Line
 from crumble_vmm.devices.primecell import ID_BASE, identification
+from crumble_vmm.devices.serial import MAX_INPUT, SerialPort
 from crumble_vmm.snapshot.state import Pl011State, in_range
 
 SIZE = 0x1000
@@ -23,22 +18,11 @@ INT_RX, INT_TX, INT_RT = 0x10, 0x20, 0x40
 _INT_BITS = 11
 _PART = 0x0034_1011
 
-# More typed-ahead input than this is refused (see `receive`).
-MAX_INPUT = 64 << 10
 
-
-class Pl011(Device):
-    """The UART. `output` gets each byte the guest sends, in a vCPU's thread."""
+class Pl011(SerialPort):
+    """The UART."""
 
     state_type = Pl011State
-
-    def __init__(self, name: str, line: Line, output: Callable[[bytes], None]) -> None:
-        self.name = name
-        self._line = line
-        self._output = output
-        self._lock = threading.Lock()
-        self._input = bytearray()
-        self.reset()
 
     def reset(self) -> None:
         """Table 3-1."""
@@ -65,14 +49,6 @@ class Pl011(Device):
             self._sent = state.sent
             self._input[:] = state.input[:MAX_INPUT]
             self._update()
-
-    def receive(self, data: bytes) -> int:
-        """Bytes for the guest; gives how many were taken."""
-        with self._lock:
-            taken = data[: MAX_INPUT - len(self._input)]
-            self._input += taken
-            self._update()
-        return len(taken)
 
     def mmio_read(self, offset: int, _size: int, /) -> int:
         """A register, whatever the width of the access."""

@@ -6,14 +6,12 @@ clock. The alarm is a match register.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
-from crumble_vmm.chipset.builder import Device
 from crumble_vmm.chipset.lines import Line
-from crumble_vmm.devices.goldfish_rtc import MAX_WAIT, Loop, Timer
 from crumble_vmm.devices.primecell import ID_BASE, identification
+from crumble_vmm.devices.rtc import Loop, Rtc
 from crumble_vmm.snapshot.state import Pl031State, in_range
 
 SIZE = 0x1000
@@ -22,27 +20,21 @@ _PART = 0x0004_1031
 _LOW = 0xFFFF_FFFF
 
 
-class Pl031(Device):
-    """The clock. The alarm's timer belongs to the loop's thread, the registers to whoever has the lock."""
+class Pl031(Rtc):
+    """The clock."""
 
     state_type = Pl031State
 
     def __init__(
         self, name: str, line: Line, loop: Loop, clock: Callable[[], float] = time.time
     ) -> None:
-        self.name = name
-        self._line = line
-        self._loop = loop
         self._clock = clock
-        self._lock = threading.Lock()
-        self._timer: Timer | None = None
-        self.reset()
+        super().__init__(name, line, loop)
 
     def reset(self) -> None:
         """No alarm, the host's time."""
         self._offset = self._match = 0
-        self._armed = self._enabled = self._pending = False
-        self._line.set(False)
+        super().reset()
 
     def get_state(self) -> Pl031State:
         """Registers, and what the guest thinks of the host's time."""
@@ -57,13 +49,8 @@ class Pl031(Device):
             self._offset = in_range("offset", state.offset, 32)
             self._match = in_range("match", state.match, 32)
             self._armed, self._enabled, self._pending = state.armed, state.enabled, state.pending
-            self._line.set(self._enabled and self._pending)
-        self._loop.call_soon_threadsafe(self._look)
-
-    def stop(self) -> None:
-        """Gives the timer back."""
-        if self._timer is not None:
-            self._timer.cancel()
+            self._update()
+        self._alarm_changed()
 
     def mmio_read(self, offset: int, _size: int, /) -> int:
         """A register."""
@@ -87,25 +74,15 @@ class Pl031(Device):
                 self._enabled = bool(value & 1)
             elif offset == ICR:
                 self._pending = self._pending and not value & 1
-            self._line.set(self._enabled and self._pending)
+            self._update()
         if offset in (LR, MR):
-            self._loop.call_soon_threadsafe(self._look)
+            self._alarm_changed()
 
     def _now(self) -> int:
         return int(self._clock()) + self._offset
 
-    def _look(self) -> None:
-        """Raises the alarm when it is due, or looks again then. In the loop's thread."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        with self._lock:
-            left = (self._match - self._now()) & _LOW
-            if self._armed and left == 0:
-                self._armed, self._pending = False, True
-                self._line.set(self._enabled)
-            elif self._armed:
-                # Within the second: the clock counts whole ones.
-                self._timer = self._loop.call_later(
-                    min(left - self._clock() % 1, MAX_WAIT), self._look
-                )
+    def _left(self) -> float:
+        left = (self._match - self._now()) & _LOW
+        return (
+            left - self._clock() % 1 if left else 0
+        )  # within the second: the clock counts whole ones

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from crumble_vmm.chipset.builder import Device
+from crumble_vmm.chipset.builder import RegisterDevice
 from crumble_vmm.hypervisor.base import Exit, ExitReason, GuestEnds
 
 SLEEP_CONTROL, SLEEP_STATUS, RESET = 0, 1, 2
@@ -15,7 +15,7 @@ _I8042_COMMAND, _PULSE_RESET = 4, 0xFE
 _SLEEP_ENABLE = 1 << 5
 
 
-class PowerPorts(Device):
+class PowerPorts(RegisterDevice):
     """ACPI's registers."""
 
     name = "power"
@@ -32,7 +32,7 @@ class PowerPorts(Device):
             raise GuestEnds(Exit(ExitReason.RESET, "reboot"))
 
 
-class KeyboardController(Device):
+class KeyboardController(RegisterDevice):
     """An i8042 without a keyboard: it is always idle."""
 
     name = "i8042"

@@ -1,16 +1,11 @@
 """A 16550A UART: the guest kernel's console (NS16550A data sheet, National Semiconductor 1995).
 
-Transmission takes no time: the holding register is always empty. Received bytes wait in a queue much
-longer than the chip's 16, so that a paste into a terminal isn't lost.
+The holding register is always empty, and the queue of received bytes longer than the chip's 16 (serial.py).
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-
-from crumble_vmm.chipset.builder import Device
-from crumble_vmm.chipset.lines import Line
+from crumble_vmm.devices.serial import MAX_INPUT, SerialPort
 from crumble_vmm.snapshot.state import UartState, in_range
 
 SIZE = 0x100
@@ -28,22 +23,11 @@ MCR_LOOP = 0x10
 LSR_DR, LSR_THRE, LSR_TEMT = 0x01, 0x20, 0x40
 MSR_CTS, MSR_DSR, MSR_DCD = 0x10, 0x20, 0x80
 
-# More typed-ahead input than this is refused (see `receive`).
-MAX_INPUT = 64 << 10
 
-
-class Uart8250(Device):
-    """The UART. `output` gets each byte the guest sends, in a vCPU's thread."""
+class Uart8250(SerialPort):
+    """The UART."""
 
     state_type = UartState
-
-    def __init__(self, name: str, line: Line, output: Callable[[bytes], None]) -> None:
-        self.name = name
-        self._line = line
-        self._output = output
-        self._lock = threading.Lock()
-        self._input = bytearray()
-        self.reset()
 
     def reset(self) -> None:
         """Registers as after a master reset (data sheet, table 1)."""
@@ -73,14 +57,6 @@ class Uart8250(Device):
             self._fifo, self._thr_interrupt = state.fifo, state.thr_interrupt
             self._input[:] = state.input[:MAX_INPUT]
             self._update()
-
-    def receive(self, data: bytes) -> int:
-        """Bytes for the guest; gives how many were taken."""
-        with self._lock:
-            taken = data[: MAX_INPUT - len(self._input)]
-            self._input += taken
-            self._update()
-        return len(taken)
 
     def mmio_read(self, offset: int, _size: int, /) -> int:
         """A byte register, whatever the width of the access."""
