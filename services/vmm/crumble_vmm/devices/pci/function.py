@@ -105,6 +105,6 @@ class Function:
         self.config[:] = config
 
 
-def no_registers() -> Function:
-    """The host bridge's own function, which Linux needs not but lspci shows: QEMU's generic one."""
+def host_bridge() -> Function:
+    """The host bridge's own function, which Linux does not need but lspci shows: QEMU's generic one."""
     return Function((0x1B36, 0x0008), CLASS_HOST_BRIDGE)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 
 from crumble_vmm.chipset.builder import Device
-from crumble_vmm.devices.pci.function import CONFIG_SIZE, Function, no_registers
+from crumble_vmm.chipset.bus import Registers
+from crumble_vmm.devices.pci.function import CONFIG_SIZE, Function, host_bridge
 from crumble_vmm.hypervisor.address_space import Region
 
 ECAM_SIZE = 1 << 20
@@ -24,7 +25,7 @@ class PciHost(Device):
 
     def __init__(self, window: Region) -> None:
         self.window = window
-        self.functions: list[Function] = [no_registers()]
+        self.functions: list[Function] = [host_bridge()]
         self._free = window.base
         self._lock = threading.Lock()
 
@@ -69,20 +70,24 @@ class Window:
 
     def mmio_read(self, offset: int, size: int, /) -> int:
         """Where no BAR is, all ones: the master abort of PCI."""
-        address = self._host.window.base + offset
-        for function in self._host.functions:
-            for number, (length, registers) in function.bars.items():
-                base = function.bar(number)
-                if base is not None and base <= address <= base + length - size:
-                    return registers.mmio_read(address - base, size)
-        return (1 << 8 * size) - 1
+        found = self._find(offset, size)
+        if found is None:
+            return (1 << 8 * size) - 1
+        registers, at = found
+        return registers.mmio_read(at, size)
 
     def mmio_write(self, offset: int, size: int, value: int, /) -> None:
         """As mmio_read."""
+        if (found := self._find(offset, size)) is not None:
+            registers, at = found
+            registers.mmio_write(at, size, value)
+
+    def _find(self, offset: int, size: int) -> tuple[Registers, int] | None:
+        """The BAR that is there, and where in it."""
         address = self._host.window.base + offset
         for function in self._host.functions:
             for number, (length, registers) in function.bars.items():
                 base = function.bar(number)
                 if base is not None and base <= address <= base + length - size:
-                    registers.mmio_write(address - base, size, value)
-                    return
+                    return registers, address - base
+        return None

@@ -1,6 +1,5 @@
 """KVM's machines and vCPUs on arm64: the kernel's GIC, PSCI and timers, and virtio-mmio's registers in C.
 
-A virtio slot's interrupt is an edge, so an eventfd can raise it without us (see machine.py).
 Registers: Linux, Documentation/virt/kvm/api.rst, KVM_SET_ONE_REG.
 """
 
@@ -14,7 +13,7 @@ from crumble_native import kvm
 from crumble_native.memory import Memory
 from crumble_vmm.hypervisor.base import MmioHandler, VirtioInterrupt, VirtualCPU
 from crumble_vmm.hypervisor.kvm import arm64_state
-from crumble_vmm.hypervisor.kvm.base import KvmCpu, KvmMachine, failed
+from crumble_vmm.hypervisor.kvm.base import KvmCpu, KvmInterrupt, KvmMachine, failed
 
 # QEMU's "virt" board has them there. The CPU interface is that of version 2.
 GIC_DISTRIBUTOR, GIC_DISTRIBUTOR_SIZE = 0x0800_0000, 0x1_0000
@@ -79,7 +78,12 @@ class Arm64Machine(KvmMachine):
 
     def virtio_interrupt(self, source: int, status: int, acknowledge: int) -> VirtioInterrupt:
         """Registers in C, edges by the kernel."""
-        return _Interrupt(self, self._vm, source, self._vm.add_slot(status, acknowledge))
+        slot = self._vm.add_slot(status, acknowledge)
+        return KvmInterrupt(self._vm, source, slot, lambda: self._pulse(source))
+
+    def _pulse(self, source: int) -> None:
+        self.set_line(source, True)
+        self.set_line(source, False)
 
     @property
     def time(self) -> int:
@@ -110,31 +114,6 @@ class Arm64Machine(KvmMachine):
                 code="vm.capture",
                 hint="Run it with --hv soft to take snapshots of it.",
             )
-
-
-class _Interrupt(VirtioInterrupt):
-    """A virtio slot's line and registers."""
-
-    def __init__(self, machine: Arm64Machine, vm: kvm.Vm, line: int, slot: int) -> None:
-        self._machine, self._vm = machine, vm
-        self._line, self._slot = line, slot
-
-    def signal(self, bits: int, queue: int = -1) -> None:  # noqa: ARG002
-        self._vm.slot_set(self._slot, bits)
-        self._machine.set_line(self._line, True)
-        self._machine.set_line(self._line, False)
-
-    def status(self) -> int:
-        return self._vm.slot_set(self._slot, 0) | 1
-
-    def acknowledge(self, bits: int) -> None:
-        self._vm.slot_clear(self._slot, bits)
-
-    def add_call_fd(self, fd: int, queue: int = 0) -> None:  # noqa: ARG002
-        self._vm.irqfd(self._line, fd)
-
-    def remove_call_fd(self, fd: int) -> None:
-        self._vm.irqfd(self._line, fd, on=False)
 
 
 class Arm64Cpu(KvmCpu):

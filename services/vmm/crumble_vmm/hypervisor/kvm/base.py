@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 from crumble_common.errors import HostError
 from crumble_common.kvm.preflight import refused
@@ -13,6 +14,7 @@ from crumble_vmm.hypervisor.base import (
     ExitReason,
     GuestEnds,
     MmioHandler,
+    VirtioInterrupt,
     VirtualCPU,
     VirtualMachine,
 )
@@ -64,6 +66,34 @@ class KvmMachine(VirtualMachine):
     def close(self) -> None:
         """Frees the VM."""
         self._vm.close()
+
+
+class KvmInterrupt(VirtioInterrupt):
+    """A virtio slot's line, which takes edges, and its registers in C.
+
+    An eventfd raises the line without us, so bit 0 of InterruptStatus always reads as set, which a driver
+    takes as "look at your rings".
+    """
+
+    def __init__(self, vm: kvm.Vm, line: int, slot: int, pulse: Callable[[], None]) -> None:
+        self._vm, self._line, self._slot = vm, line, slot
+        self._pulse = pulse
+
+    def signal(self, bits: int, queue: int = -1) -> None:  # noqa: ARG002  a slot has one line
+        self._vm.slot_set(self._slot, bits)
+        self._pulse()
+
+    def status(self) -> int:
+        return self._vm.slot_set(self._slot, 0) | 1
+
+    def acknowledge(self, bits: int) -> None:
+        self._vm.slot_clear(self._slot, bits)
+
+    def add_call_fd(self, fd: int, queue: int = 0) -> None:  # noqa: ARG002  a slot has one line
+        self._vm.irqfd(self._line, fd)
+
+    def remove_call_fd(self, fd: int) -> None:
+        self._vm.irqfd(self._line, fd, on=False)
 
 
 class KvmCpu(VirtualCPU):

@@ -1,8 +1,6 @@
 """KVM's machines and vCPUs on x86_64.
 
-LAPICs are the kernel's, the IOAPIC is ours: what its pins send is the kernel's routing table. A virtio
-slot's interrupt is an edge of its pin, so an eventfd can raise it without us; bit 0 of its InterruptStatus
-therefore always reads as set, which a driver takes as "look at your rings".
+LAPICs are the kernel's, the IOAPIC is ours: what its pins send is the kernel's routing table.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from crumble_vmm.hypervisor.base import (
     VirtualCPU,
 )
 from crumble_vmm.hypervisor.kvm import cpuid, x86, x86_state
-from crumble_vmm.hypervisor.kvm.base import KvmCpu, KvmMachine, failed
+from crumble_vmm.hypervisor.kvm.base import KvmCpu, KvmInterrupt, KvmMachine, failed
 
 IOAPIC_BASE = 0xFEC0_0000
 _CAP_TSC_DEADLINE_TIMER = 72
@@ -127,30 +125,20 @@ class _WithIoapic:
             self._bus.write(address, size, value)
 
 
-class _Interrupt(VirtioInterrupt):
-    """A virtio slot's pin and registers. fds: how many call fds each pin has."""
+class _Interrupt(KvmInterrupt):
+    """A virtio slot's pin. fds: how many call fds each pin has."""
 
     def __init__(self, vm: kvm.Vm, controller: Ioapic, fds: list[int], pin: int, slot: int) -> None:
-        self._vm, self._ioapic, self._fds = vm, controller, fds
-        self._pin, self._slot = pin, slot
+        super().__init__(vm, pin, slot, lambda: controller.pulse(pin))
+        self._fds = fds
 
-    def signal(self, bits: int, queue: int = -1) -> None:  # noqa: ARG002
-        self._vm.slot_set(self._slot, bits)
-        self._ioapic.pulse(self._pin)
-
-    def status(self) -> int:
-        return self._vm.slot_set(self._slot, 0) | 1
-
-    def acknowledge(self, bits: int) -> None:
-        self._vm.slot_clear(self._slot, bits)
-
-    def add_call_fd(self, fd: int, queue: int = 0) -> None:  # noqa: ARG002
-        self._vm.irqfd(self._pin, fd)
-        self._fds[self._pin] += 1
+    def add_call_fd(self, fd: int, queue: int = 0) -> None:
+        super().add_call_fd(fd, queue)
+        self._fds[self._line] += 1
 
     def remove_call_fd(self, fd: int) -> None:
-        self._vm.irqfd(self._pin, fd, on=False)
-        self._fds[self._pin] -= 1
+        super().remove_call_fd(fd)
+        self._fds[self._line] -= 1
 
 
 class _Message(MessageInterrupt):
