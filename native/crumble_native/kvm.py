@@ -64,7 +64,6 @@ SIZES = {
 }  # fmt: skip
 _MSR = struct.Struct("<I4xQ")
 _MAX_CPUID = 256
-_MAX_MSRS = 1024
 
 
 class KvmError(OSError):
@@ -190,9 +189,10 @@ class Vm:
 
     def msr_list(self) -> list[int]:
         """The MSRs that can be got or set on this host."""
-        indices = ffi.new("uint32_t[]", _MAX_MSRS)
-        count = _check(lib.crb_kvm_msr_list(self.handle, indices, _MAX_MSRS), "MSR list")
-        return list(indices[0 : min(count, _MAX_MSRS)])
+        count = _check(lib.crb_kvm_msr_list(self.handle, ffi.NULL, 0), "MSR list")
+        indices = ffi.new("uint32_t[]", count)
+        _check(lib.crb_kvm_msr_list(self.handle, indices, count), "MSR list")
+        return list(indices)
 
     def create_gic(
         self, distributor: int, redistributors: int, cpu_interface: int, lines: int
