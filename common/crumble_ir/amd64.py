@@ -69,6 +69,9 @@ class Amd64(Backend):
     def store_spill(self, source: int, offset: int) -> None:
         self.emit(asm.store(8, source, RSP, offset))
 
+    def stack_address(self, target: int, offset: int) -> None:
+        self.emit(asm.lea(target, RSP, offset))
+
     def move(self, target: int, source: int) -> None:
         self.emit(asm.mov(target, source))
 
@@ -84,13 +87,6 @@ class Amd64(Backend):
 
     def _hole(self, symbol: str, addend: int = 0) -> None:
         self.code.fixups.append(Fixup(len(self.code.data) - 4, "rel32", symbol, addend))
-
-    def do_slot(self, ins: Ins) -> None:
-        """dst = address of a stack slot."""
-        assert ins.dst is not None
-        target = self.target(ins.dst, RAX)
-        self.emit(asm.lea(target, RSP, self.slot_offsets[ins.offset]))
-        self.done(ins.dst, target)
 
     def do_ext(self, ins: Ins) -> None:
         """dst = a normalized to a kind."""

@@ -66,6 +66,9 @@ class Arm64(Backend):
     def store_spill(self, source: int, offset: int) -> None:
         self.emit(asm.store("u64", source, *self._address("u64", SP, offset)))
 
+    def stack_address(self, target: int, offset: int) -> None:
+        self._add_constant(target, SP, offset)
+
     def move(self, target: int, source: int) -> None:
         self.emit(asm.mov(target, source))
 
@@ -77,13 +80,6 @@ class Arm64(Backend):
         target = self.target(ins.dst, X16)
         self.code.fixups.append(Fixup(len(self.code.data), "pcrel", ins.symbol, ins.offset))
         self.emit(asm.adr(target) + asm.move_high(X15) + asm.op("add", target, target, X15))
-        self.done(ins.dst, target)
-
-    def do_slot(self, ins: Ins) -> None:
-        """dst = address of a stack slot."""
-        assert ins.dst is not None
-        target = self.target(ins.dst, X16)
-        self._add_constant(target, SP, self.slot_offsets[ins.offset])
         self.done(ins.dst, target)
 
     def do_ext(self, ins: Ins) -> None:

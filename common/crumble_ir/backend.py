@@ -199,6 +199,13 @@ class Backend(ABC):
             self.move(target, source)
         self.done(ins.dst, target)
 
+    def do_slot(self, ins: Ins) -> None:
+        """dst = address of a stack slot."""
+        assert ins.dst is not None
+        target = self.target(ins.dst, self.scratch[0])
+        self.stack_address(target, self.slot_offsets[ins.offset])
+        self.done(ins.dst, target)
+
     def do_ret(self, ins: Ins) -> None:
         """Restores registers and returns."""
         if ins.a is not None:
@@ -262,6 +269,10 @@ class Backend(ABC):
     @abstractmethod
     def store_spill(self, source: int, offset: int) -> None:
         """The 8 bytes at stack pointer + offset = source."""
+
+    @abstractmethod
+    def stack_address(self, target: int, offset: int) -> None:
+        """target = stack pointer + offset."""
 
     @abstractmethod
     def move(self, target: int, source: int) -> None:

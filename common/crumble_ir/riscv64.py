@@ -98,6 +98,9 @@ class Riscv64(Backend):
     def store_spill(self, source: int, offset: int) -> None:
         self.emit(asm.store("i64", source, *self._address(SP, offset)))
 
+    def stack_address(self, target: int, offset: int) -> None:
+        self._add_constant(target, SP, offset)
+
     def move(self, target: int, source: int) -> None:
         self.emit(asm.addi(target, source, 0))
 
@@ -109,13 +112,6 @@ class Riscv64(Backend):
         target = self.target(ins.dst, T0)
         self.code.fixups.append(Fixup(len(self.code.data), "pcrel", ins.symbol, ins.offset))
         self.emit(asm.auipc(target) + asm.addi(target, target, 0))
-        self.done(ins.dst, target)
-
-    def do_slot(self, ins: Ins) -> None:
-        """dst = address of a stack slot."""
-        assert ins.dst is not None
-        target = self.target(ins.dst, T0)
-        self._add_constant(target, SP, self.slot_offsets[ins.offset])
         self.done(ins.dst, target)
 
     def do_ext(self, ins: Ins) -> None:
