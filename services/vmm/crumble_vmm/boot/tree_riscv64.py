@@ -54,7 +54,7 @@ class Riscv64Tree(BoardTree):
         plic.set("interrupts-extended", b"".join(words(*context) for context in contexts))
         plic.set("phandle", CONTROLLER_PHANDLE)
 
-    def interrupt(self, line: int, *, edge: bool) -> bytes:  # noqa: ARG002
+    def interrupt(self, line: int, *, edge: bool) -> bytes:  # noqa: ARG002  a source has no trigger
         """The source."""
         return words(line)
 

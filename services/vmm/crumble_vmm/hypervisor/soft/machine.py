@@ -103,7 +103,7 @@ class SoftMachine(VirtualMachine):
         """Rung in the run loop."""
         self._machine.add_doorbell(address, size, fd, value)
 
-    def remove_doorbell(self, address: int, size: int, value: int) -> None:  # noqa: ARG002
+    def remove_doorbell(self, address: int, size: int, value: int) -> None:  # noqa: ARG002  the rest says which
         """Undone in the run loop."""
         self._machine.remove_doorbell(address, value)
 
@@ -148,7 +148,7 @@ class _Interrupt(VirtioInterrupt):
         self._machine = machine
         self._source = source
 
-    def signal(self, bits: int, queue: int = -1) -> None:  # noqa: ARG002
+    def signal(self, bits: int, queue: int = -1) -> None:  # noqa: ARG002  a source is one line
         self._machine.virtio_raise(self._source, bits)
 
     def status(self) -> int:
@@ -157,7 +157,7 @@ class _Interrupt(VirtioInterrupt):
     def acknowledge(self, bits: int) -> None:
         self._machine.virtio_acknowledge(self._source, bits)
 
-    def add_call_fd(self, fd: int, queue: int = 0) -> None:  # noqa: ARG002
+    def add_call_fd(self, fd: int, queue: int = 0) -> None:  # noqa: ARG002  a source is one line
         self._machine.add_call_fd(self._source, fd)
 
     def remove_call_fd(self, fd: int) -> None:
