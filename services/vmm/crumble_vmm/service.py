@@ -37,8 +37,8 @@ from crumble_vmm.console_log import ConsoleLog
 from crumble_vmm.debug.requests import Debugging
 from crumble_vmm.devices.serial import SerialPort
 from crumble_vmm.devices.virtio.console import Port
-from crumble_vmm.endings import ending
-from crumble_vmm.guest.protocol import INIT_FAILED, PORT_NAME
+from crumble_vmm.endings import ending, no_agent, panic
+from crumble_vmm.guest.protocol import PORT_NAME
 from crumble_vmm.hypervisor.base import Exit
 from crumble_vmm.lockstep import Lockstep
 from crumble_vmm.machine import Machine
@@ -334,13 +334,7 @@ class VmmService(Service[VmConfig]):
         self.emit(VmEvent(self.config.name, "agent_ready"))
 
     def _no_agent(self) -> None:
-        self._end(
-            VmEvent(
-                self.config.name,
-                "failed",
-                f"The guest's agent did not answer within {self.config.boot_limit:g} s.",
-            )
-        )
+        self._end(no_agent(self.config.name, self.config.boot_limit))
 
     # The machine.
 
@@ -351,10 +345,10 @@ class VmmService(Service[VmConfig]):
     def _kernel_stands(self) -> None:
         """The console says that the kernel panicked and stays there."""
         if not self.session.ready:
-            self._end(self._panic())
+            self._panicked()
         elif self._panic_timer is None:
             later = self.context.loop.call_later
-            self._panic_timer = later(PANIC_LIMIT, lambda: self._end(self._panic()))
+            self._panic_timer = later(PANIC_LIMIT, self._panicked)
             self.session.ping()
             self._pump()
 
@@ -363,9 +357,8 @@ class VmmService(Service[VmConfig]):
             self._panic_timer.cancel()
             self._panic_timer = None
 
-    def _panic(self) -> VmEvent:
-        text = f"The guest's kernel panicked: {self.console.panic().rstrip('.') or 'it does not say why'}."
-        return VmEvent(self.config.name, "panic", text)
+    def _panicked(self) -> None:
+        self._end(panic(self.config.name, self.console))
 
     def _device_lost(self, error: CrumbleError) -> None:
         self._end(VmEvent(self.config.name, "failed", str(error), error.code))
@@ -373,12 +366,7 @@ class VmmService(Service[VmConfig]):
     def _guest_ended(self, stop: Exit) -> None:
         """A vCPU came back for good."""
         self.console.flush()
-        self._end(self._panic() if self.console.panic() else self._ending(stop))
-
-    def _ending(self, stop: Exit) -> VmEvent:
-        if failed := self.console.after(INIT_FAILED):
-            return VmEvent(self.config.name, "failed", f"The guest's init failed: {failed}")
-        return ending(self.config.name, stop)
+        self._end(ending(self.config.name, stop, self.console))
 
     def _end(self, event: VmEvent) -> None:
         """The VM is over: says so, once, and ends this process."""
