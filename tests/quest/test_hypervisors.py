@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from crumble_vmm.hypervisor.base import ExitReason
-from framework.quest import BACKENDS, DONE, MMIO, SOON, Access, Backend, Quest
+from framework.quest import BACKENDS, DONE, SOON, Access, Backend, Quest
+from framework.quest_guests import MMIO
 
 VALUE = 0x8877_6655_4433_2211
 STATUS, ACKNOWLEDGE, NOTIFY = MMIO + 0x60, MMIO + 0x64, MMIO + 0x50

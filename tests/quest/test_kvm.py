@@ -9,7 +9,8 @@ import pytest
 
 from crumble_native import kvm
 from crumble_vmm.hypervisor.base import ExitReason
-from framework.quest import CODE, DONE, KVM, MMIO, RAM_SIZE, RESULTS, Access, Quest, X86Guest, pages
+from framework.quest import DONE, KVM, RAM_SIZE, Access, Quest, pages
+from framework.quest_guests import CODE, MMIO, RESULTS, X86Guest
 
 
 @pytest.fixture
