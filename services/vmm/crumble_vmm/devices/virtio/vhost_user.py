@@ -124,7 +124,7 @@ class VhostUserDevice(VirtioDevice):
             try:
                 return question()
             except CrumbleError as error:
-                if not isinstance(error, Disconnected) or not self._leave(error):
+                if not isinstance(error, Disconnected) or not self._leave():
                     self._fail(error)
         return None
 
@@ -171,8 +171,8 @@ class VhostUserDevice(VirtioDevice):
         try:
             if not self._away:
                 self._start_rings(rings)
-        except Disconnected as error:
-            if not self._leave(error):
+        except Disconnected:
+            if not self._leave():
                 raise
         except CrumbleError as error:
             self._fail(error)
@@ -350,10 +350,10 @@ class VhostUserDevice(VirtioDevice):
                 data = b""
             why = "spoke out of turn" if data else "ended"
             error = HostError(f"The back end of device {self.name} {why}.", code="vmm.vhost_user")
-            if data or not self._leave(error):
+            if data or not self._leave():
                 self._fail(error)
 
-    def _leave(self, error: CrumbleError) -> bool:  # noqa: ARG002  a subclass may know better
+    def _leave(self) -> bool:
         """The back end has ended: True when its successor is waited for. With the transport's lock held."""
         return False
 

@@ -24,7 +24,7 @@ _PATIENCE = 30.0
 class SucceededDevice(VhostUserDevice):
     """A VhostUserDevice whose back end has successors, once the guest's driver has seen the first one."""
 
-    def _leave(self, error: CrumbleError) -> bool:  # noqa: ARG002  any end
+    def _leave(self) -> bool:
         """The back end has ended: True when its successor is waited for, which the supervisor sees to. With the transport's lock held."""
         if self._offered is None or self._error is not None:
             return False
@@ -43,7 +43,7 @@ class SucceededDevice(VhostUserDevice):
         if self._resuming is not None:
             self._resuming.join()
         with wiring.lock:
-            self._leave(HostError(f"The back end of {self.name} ended.", code="vmm.vhost_user"))
+            self._leave()
         self._unwatch()
         self._peek.close()
         self._peek = peeking(sock)
