@@ -39,7 +39,9 @@ class Msix:
 
     @property
     def _control(self) -> int:
-        return self._function.read(self._at + 2, 2)
+        # Not by `read`, which is the driver's and takes its owner's lock: this is asked at each interrupt.
+        (control,) = struct.unpack_from("<H", self._function.config, self._at + 2)
+        return int(control)
 
     def owns(self, offset: int, size: int) -> bool:
         """These bytes of configuration space are its control."""
