@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 
 from crumble_native import rv64
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from framework.soft_machine import SoftMachine
 
 

@@ -22,14 +22,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from benchmarks._common import Comparison, Sample, process_cpu_seconds  # noqa: E402
-from crumble_fsd import fuse_wire as w  # noqa: E402
-from framework.fuse_client import FuseClient, parse_entry  # noqa: E402
-from framework.layers import write_layer  # noqa: E402
-from framework.vhost_user_master import Master, MasterQueue  # noqa: E402
+from benchmarks._common import Comparison, Sample, process_cpu_seconds
+from crumble_fsd import fuse_wire as w
+from framework.fuse_client import FuseClient, parse_entry
+from framework.layers import write_layer
+from framework.vhost_user_master import Master, MasterQueue
 
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 FILES = 1000

@@ -17,16 +17,12 @@ import sys
 import threading
 import time
 from collections import deque
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from benchmarks._common import Comparison, Sample, process_cpu_seconds  # noqa: E402
-from crumble_common.messages.net import NetConfig, NetPolicy  # noqa: E402
-from crumble_netd.addresses import packed  # noqa: E402
-from framework.net_client import OFFLOADS, PLAIN, NetClient, Stream  # noqa: E402
-from framework.surviving_netd import SurvivingNetd  # noqa: E402
+from benchmarks._common import Comparison, Sample, process_cpu_seconds
+from crumble_common.messages.net import NetConfig, NetPolicy
+from crumble_netd.addresses import packed
+from framework.net_client import OFFLOADS, PLAIN, NetClient, Stream
+from framework.surviving_netd import SurvivingNetd
 
 HOST = packed("10.0.2.2")
 CHUNK = 1 << 20

@@ -12,17 +12,13 @@ import argparse
 import os
 import signal
 import socket
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from benchmarks._common import Comparison  # noqa: E402
-from crumble_common import paths  # noqa: E402
-from framework.command import World, read_until  # noqa: E402
+from benchmarks._common import Comparison
+from crumble_common import paths
+from framework.command import World, read_until
 
 IMAGE = "deb:trixie/busybox-static"
 # Deaths that come too often end a VM.

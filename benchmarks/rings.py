@@ -12,21 +12,16 @@ import os
 import signal
 import socket
 import statistics
-import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from benchmarks._common import Comparison, Sample  # noqa: E402
-from crumble_common.eventloop import EventLoop  # noqa: E402
-from crumble_common.vhost_user import Backend  # noqa: E402
-from crumble_common.virtqueue import Virtqueue  # noqa: E402
-from crumble_native.memory import Memory  # noqa: E402
-from framework.echo_backend import EchoDevice  # noqa: E402
-from framework.vhost_user_master import Master  # noqa: E402
-from framework.virtqueue_driver import VirtqueueDriver  # noqa: E402
+from benchmarks._common import Comparison, Sample
+from crumble_common.eventloop import EventLoop
+from crumble_common.vhost_user import Backend
+from crumble_common.virtqueue import Virtqueue
+from crumble_native.memory import Memory
+from framework.echo_backend import EchoDevice
+from framework.vhost_user_master import Master
+from framework.virtqueue_driver import VirtqueueDriver
 
 ROUNDS = 5
 

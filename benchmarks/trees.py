@@ -15,7 +15,6 @@ import gc
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,15 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from benchmarks._common import Comparison, Sample  # noqa: E402
-from crumble_fsd.assemble import new_session, new_tree, options_for  # noqa: E402
-from crumble_fsd.upper import MemoryUpper  # noqa: E402
-from framework.fsd_snapshots import Clone, capture  # noqa: E402
-from framework.fuse_client import FuseClient, direct  # noqa: E402
-from framework.layers import write_layer  # noqa: E402
+from benchmarks._common import Comparison, Sample
+from crumble_fsd.assemble import new_session, new_tree, options_for
+from crumble_fsd.upper import MemoryUpper
+from framework.fsd_snapshots import Clone, capture
+from framework.fuse_client import FuseClient, direct
+from framework.layers import write_layer
 
 T = TypeVar("T")
 KNOWN, MANY, SMALL, BIG = 50, 20_000, 3_000, 256

@@ -20,10 +20,15 @@ _MAX_RUNTIME_PATH = 107 - len("/run-12345678/heartbeats")
 _CHOOSE = "Set CRUMBLE_RUNTIME_DIR and CRUMBLE_DATA_DIR to directories of yours."
 
 
+def absolute(path: str) -> str:
+    """Where it is, whatever directory somebody is in."""
+    return os.path.join(os.getcwd(), path)  # noqa: PTH109  a Path takes a tenth of a command to be imported
+
+
 def chosen() -> dict[str, str]:
     """What the environment says of places, for a process that is elsewhere."""
     found = ((name, os.environ.get(name)) for name in ("CRUMBLE_RUNTIME_DIR", "CRUMBLE_DATA_DIR"))
-    return {name: os.path.join(os.getcwd(), place) for name, place in found if place}  # noqa: PTH109
+    return {name: absolute(place) for name, place in found if place}
 
 
 def leave() -> None:
@@ -46,7 +51,7 @@ def runtime_place() -> str:
         base = os.environ.get("XDG_RUNTIME_DIR", "")
         usable = base and len(base) < _MAX_RUNTIME_PATH - 8 and os.access(base, os.W_OK)
         chosen = f"{base}/crumble" if usable else f"/tmp/crumble-{os.getuid()}"  # noqa: S108
-    place = os.path.join(os.getcwd(), chosen).rstrip("/") or "/"  # noqa: PTH109
+    place = absolute(chosen).rstrip("/") or "/"
     _check_for_sockets(place)
     _make_private(place)
     return place

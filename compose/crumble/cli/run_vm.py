@@ -18,6 +18,7 @@ from crumble.cli.signals import Interrupted, Signals
 from crumble.sdk.options import image_reference, memory_size, shares
 from crumble.supervisor.command import argv
 from crumble.supervisor.names import invent
+from crumble_common import paths
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages import client as messages
 from crumble_common.messages.net import Forward, NetPolicy
@@ -67,7 +68,7 @@ def _process(options: argparse.Namespace) -> ProcessStart:
 
 
 def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
-    kernel = _absolute(options.kernel)
+    kernel = options.kernel and paths.absolute(options.kernel)
     entrypoint = None if options.entrypoint is None else _words(options.entrypoint)
     return messages.VmCreate(
         image=image_reference(options.image),
@@ -101,13 +102,8 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
             rate_in=memory_size(options.rate_in),
             rate_flows=max(0, options.rate_flows),
         ),
-        capture=_absolute(options.pcap),
+        capture=options.pcap and paths.absolute(options.pcap),
     )
-
-
-def _absolute(path: str) -> str:
-    """Where a file is, whatever directory somebody is in; "" for none."""
-    return f"{os.getcwd()}/{path}" if path and path[0] != "/" else path  # noqa: PTH109
 
 
 # What few runs need is imported by them: it takes a good part of the time in which one starts.

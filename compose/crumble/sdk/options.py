@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from crumble_common import paths
 from crumble_common.errors import CrumbleError, GuestError, InternalError, UsageError
 from crumble_common.messages.fs import Share
 from crumble_common.messages.vm import VmEvent
@@ -47,14 +47,14 @@ def _share(text: str) -> Share:
             code="usage.volume",
             hint="Write HOST_PATH:GUEST_PATH, or HOST_PATH:GUEST_PATH:ro.",
         )
-    return Share(os.path.join(os.getcwd(), source), target, mode == "ro")  # noqa: PTH109
+    return Share(paths.absolute(source), target, mode == "ro")
 
 
 def image_reference(text: str) -> str:
     """A reference, with the path in oci: and docker-archive: ones made absolute."""
     for scheme in ("oci:", "docker-archive:"):
-        if text.startswith(scheme) and not text[len(scheme) :].startswith("/"):
-            return f"{scheme}{os.getcwd()}/{text[len(scheme) :]}"  # noqa: PTH109
+        if text.startswith(scheme):
+            return scheme + paths.absolute(text[len(scheme) :])
     return text
 
 

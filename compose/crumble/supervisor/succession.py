@@ -21,8 +21,10 @@ from crumble_common.parking import Lot
 
 if TYPE_CHECKING:
     from crumble.supervisor.services import ServiceProcess
+    from crumble.supervisor.tasks import Future
     from crumble.supervisor.vm import Vm
     from crumble_common.messages.net import NetConfig
+    from crumble_common.messages.service import Ready
 
 # Deaths within this time, s, that are too many; and without a successor having been ready, one after another.
 _WITHIN, _TOO_MANY, _STILLBORN = 60.0, 20, 3
@@ -60,9 +62,9 @@ class Netd:
         process.ready.then(self._ready)
         return process
 
-    def _ready(self, outcome: object) -> None:
+    def _ready(self, outcome: Future[Ready]) -> None:
         with contextlib.suppress(CrumbleError):
-            outcome.result()  # type: ignore[attr-defined]
+            outcome.result()
             self._stillborn = 0
 
     def ended(self, process: ServiceProcess, error: CrumbleError) -> bool:
