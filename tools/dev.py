@@ -195,7 +195,7 @@ def test(arguments: list[str]) -> None:
 
 
 def test_faults() -> None:
-    """Everything that goes wrong, with real guests, the long tests too."""
+    """Everything that goes wrong, with real guests, and kills of netd, the long tests too."""
     setup()
     run(BIN / "python", "-m", "pytest", "-q", "-n", "2", "tests/faults", "tests/unit/netd")
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def lock(path: str | Path, how: int = fcntl.LOCK_EX) -> int | None:
     """Locks a directory for as long as the returned fd is open; None when somebody else has."""
-    fd = os.open(path, _OPEN)
+    fd = os.open(path, _OPEN | os.O_NOFOLLOW)
     try:
         fcntl.flock(fd, how | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -86,6 +86,8 @@ class MemoryBase:
                 at += _SIZE.size
                 runs.append(data[at : at + length])
                 at += length
+            if at > len(data):
+                raise ValueError("the list of pages is cut off")
         return cls(files, runs)
 
     def map(self, size: int) -> mmap.mmap:

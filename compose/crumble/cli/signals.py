@@ -36,7 +36,7 @@ class Signals:
         # A signal that comes just before the loop goes to sleep must wake it, for its handler to run.
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._loop.add_fd(self._reader, "signal", self._woken)
-        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._woke = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in _WATCHED:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup, a shell's background job
                 self._before[number] = signal.signal(number, self._handle)
@@ -50,7 +50,7 @@ class Signals:
     ) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)  # type: ignore[arg-type]
-        signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(self._woke)
         self._loop.remove_fd(self._reader)
         os.close(self._reader)
         os.close(self._writer)

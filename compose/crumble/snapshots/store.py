@@ -307,7 +307,9 @@ def limit_from_environment() -> int:
 
 
 def identity(directory: int, about: Manifest) -> bytes:
-    """Other bytes when a file of a snapshot was replaced or written, or the machine was started anew."""
+    """Other bytes when a file of a snapshot was replaced or, as far as its time of change tells, written, or the
+    machine was started anew.
+    """
     lines = [_BOOT.read_text().strip()]
     for name in sorted(about.files):
         info = os.stat(name, dir_fd=directory, follow_symlinks=False)

@@ -7,6 +7,7 @@ parent frees what no child needs.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import os
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # Of one snapshot; so that a whole chain has no more than MAX_RUNS.
 _RUNS = MAX_RUNS // form.MAX_PARENTS
+_PIECE = 1 << 20
 _SUFFIXES = ("", ".sums", ".pages")
 
 Run = tuple[int, int]
@@ -90,9 +92,18 @@ def _fill(draft: Draft, gaps: list[Run], pages: int) -> None:
             listed = draft.fds[form.parent_file(number, ".pages")]
             has = list(parse_runs(os.pread(listed, form.MAX_PAGES, 0), pages))
         for first, count in _both(gaps, has):
-            at = first * form.PAGE
-            os.pwrite(draft.fds[form.MEMORY], os.pread(fd, count * form.PAGE, at), at)
+            _copy(fd, draft.fds[form.MEMORY], first * form.PAGE, count * form.PAGE)
         number += 1
+
+
+def _copy(source: int, target: int, at: int, length: int) -> None:
+    """Bytes to the same place of another file; OSError, of a disk that is full too."""
+    end = at + length
+    while at < end:
+        data = os.pread(source, min(end - at, _PIECE), at)
+        if not data:
+            raise OSError(errno.EIO, "a parent's memory is shorter than its child's")
+        at += os.pwrite(target, data, at)
 
 
 def _both(one: list[Run], other: list[Run]) -> list[Run]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -58,11 +59,15 @@ class Origin:
     def memory(self) -> dict[str, int]:
         """The fds of its MemoryBase by name, for reading; the caller's."""
         fds = {}
-        for name, file in zip(memory_base.FILES, self.about.memories, strict=False):
-            fds[name] = os.open(self.path / file, os.O_RDONLY | os.O_CLOEXEC)
-        if self.snapshot is not None and self.snapshot.runs:
-            fds[memory_base.RUNS] = fd = os.memfd_create("runs", os.MFD_CLOEXEC)
-            os.write(fd, memory_base.pack(self.snapshot.runs))
+        with contextlib.ExitStack() as stack:
+            for name, file in zip(memory_base.FILES, self.about.memories, strict=False):
+                fds[name] = os.open(self.path / file, os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, fds[name])
+            if self.snapshot is not None and self.snapshot.runs:
+                fds[memory_base.RUNS] = fd = os.memfd_create("runs", os.MFD_CLOEXEC)
+                stack.callback(os.close, fd)
+                os.write(fd, memory_base.pack(self.snapshot.runs))
+            stack.pop_all()  # the caller's
         return fds
 
     def image(self) -> Image:

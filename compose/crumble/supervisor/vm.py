@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 _FSD_GRACE = 5.0
 # How long the capture of a VM that is to end may go on, s.
 _SAVING = 3.0
-
-
 # The host name of guests whose names must not differ.
 _DETERMINISTIC = "crumble"
 

@@ -99,9 +99,10 @@ class Later:
         self._windows.clear()
 
     def _copy(self, job: _Job, number: int) -> None:
+        if not self.complete:
+            return  # the target may be somebody else's number by now
         try:
             job.copy(number, self._target)
         except OSError as error:
-            if self.complete:
-                self.give_up()
-                self._failed(error)
+            self.give_up()
+            self._failed(error)

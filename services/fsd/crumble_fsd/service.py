@@ -53,7 +53,9 @@ class FsdService(Service[FsConfig]):
         super().__init__(context)
         self.device = FsDevice(context.loop)
         self._shares: list[Share | GoneShare] = []
-        self._contents = -1  # of the capture that is not complete
+        # Of the capture that is not complete.
+        self._later: Later | None = None
+        self._contents = -1
 
     def open(self, config: FsConfig) -> None:
         """Opens layers, upper and shares; everything wrong with them is said here."""
@@ -151,8 +153,14 @@ class FsdService(Service[FsConfig]):
         later = None
         if isinstance(self._upper, MemoryUpper):
             self._contents = os.dup(fds[1])
-            later = self._upper.copy_later(self._contents, self._not_captured)
-        state, size = freeze_session(self.session, self.tree, self._shares, fds[0], fds[1], later)
+            later = self._later = self._upper.copy_later(self._contents, self._not_captured)
+        try:
+            state, size = freeze_session(
+                self.session, self.tree, self._shares, fds[0], fds[1], later
+            )
+        except BaseException:
+            self._end_capture()
+            raise
         self._serving.capture_to(fds.pop())
         pending = later is not None and later.pending
         if later is not None and pending:
@@ -174,6 +182,9 @@ class FsdService(Service[FsConfig]):
         self.context.send(FsCaptured(_not_written(error).message))
 
     def _end_capture(self) -> None:
+        if self._later is not None:
+            self._later.give_up()
+            self._later = None
         if self._contents >= 0:
             os.close(self._contents)
             self._contents = -1

@@ -72,6 +72,11 @@ def test_runs_that_cannot_be_are_refused(runs: list[tuple[int, int]]) -> None:
         MemoryBase([whole, over], [pack_runs(runs)]).map(PAGES * PAGE)
     with pytest.raises(ValueError, match="cut off"):
         list(parse_runs(b"123", PAGES))
+    listed = os.memfd_create("runs")
+    os.write(listed, pack([pack_runs([(1, 1)])])[:-1])
+    with pytest.raises(ValueError, match="cut off"):
+        MemoryBase.given({"memory_base": whole, "memory_base_1": over, RUNS: listed})
+    os.close(listed)
     os.ftruncate(over, PAGE)
     with pytest.raises(ValueError, match="shorter"):
         MemoryBase([whole, over], [b""]).map(PAGES * PAGE)

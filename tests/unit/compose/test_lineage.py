@@ -211,6 +211,22 @@ def test_what_was_written_is_looked_at_once(store: Store, chain: list[Manifest])
     assert not list((store.path / "third").glob(".*"))
 
 
+def test_what_is_between_is_copied_whole_or_not_at_all(
+    store: Store, chain: list[Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may take a part of a write."""
+    draft = store.begin()
+    vm: Any = Vm(store, chain[-1])
+    lineage.link_parents(vm, draft)
+    file = draft.create("memory")
+    os.ftruncate(file, MEMORY)
+    write = os.pwrite
+    monkeypatch.setattr(lineage.os, "pwrite", lambda fd, data, at: write(fd, data[:1000], at))
+    lineage.thicken(draft, pack_runs([(0, 1), (PAGES - 1, 1)]), 1)
+    between = os.pread(file, (PAGES - 2) * form.PAGE, form.PAGE)
+    assert between == memory(store, chain[-1].name)[form.PAGE : (PAGES - 1) * form.PAGE]
+
+
 @settings(max_examples=50)
 @given(
     st.lists(st.integers(0, PAGES - 1), unique=True, min_size=1, max_size=60), st.integers(1, 20)

@@ -140,6 +140,20 @@ def test_nothing_is_copied_while_the_guest_stands_still_and_a_full_disk_is_told_
     guest.upper.close()
 
 
+def test_after_a_failure_nothing_is_written_to_what_was_its_file() -> None:
+    """One change of many pieces, the first of which cannot be saved; the fd is another file's then."""
+    source, target = os.memfd_create("source"), os.open("/dev/full", os.O_WRONLY)
+    os.pwrite(source, b"x" * 4 * PIECE, 0)
+    other = os.memfd_create("other")
+    later = Later(target, source, 4 * PIECE, lambda _: os.dup2(other, target))
+    later.add(source, 0, 4 * PIECE, 0, holes=False)
+    later.before_change(0, 4 * PIECE)
+    assert not later.complete
+    assert os.fstat(other).st_size == 0
+    for fd in (source, target, other):
+        os.close(fd)
+
+
 def test_a_large_file_of_which_little_changes() -> None:
     """Only the pieces that are about to change are copied ahead of the others."""
     source, target = os.memfd_create("source"), os.memfd_create("target")
