@@ -13,11 +13,14 @@ from framework.surviving_netd import SurvivingNetd
 
 
 class Peer:
-    """Sends what it is to send and keeps what it gets, each in a thread of its own."""
+    """Sends what it is to send and keeps what it gets, each in a thread of its own.
 
-    def __init__(self, data: bytes, pause: float = 0.0) -> None:
+    pause: between its reads, s. pace: between its writes, of a hundredth each, s.
+    """
+
+    def __init__(self, data: bytes, pause: float = 0.0, pace: float = 0.0) -> None:
         self.data, self.got = data, bytearray()
-        self._pause = pause
+        self._pause, self._pace = pause, pace
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         self._thread = threading.Thread(target=self._serve)
@@ -34,7 +37,10 @@ class Peer:
             writer.join()
 
     def _send(self, connection: socket.socket) -> None:
-        connection.sendall(self.data)
+        step = -(-len(self.data) // 100)
+        for at in range(0, len(self.data), step):
+            connection.sendall(self.data[at : at + step])
+            time.sleep(self._pace)
         connection.shutdown(socket.SHUT_WR)
 
     def join(self) -> None:

@@ -7,8 +7,6 @@ import os
 import random
 import signal
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 from crumble_common import paths
 from framework import assets
 from framework.command import World, eventually, read_until
+from framework.netd_exchange import Peer
 
 pytestmark = [pytest.mark.guest, pytest.mark.network, pytest.mark.slow]
 
@@ -33,39 +32,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     yield made
     made.end()
     made.assert_nothing_left()
-
-
-class Exchange:
-    """A server that sends `data` over some seconds, and sums up what it gets meanwhile."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.got = data, hashlib.sha256()
-        self.count = 0
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._server.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        connection, _ = self._server.accept()
-        with connection:
-            writer = threading.Thread(target=self._send, args=(connection,))
-            writer.start()
-            while piece := connection.recv(1 << 16):
-                self.got.update(piece)
-                self.count += len(piece)
-            writer.join()
-
-    def _send(self, connection: socket.socket) -> None:
-        step = len(self.data) // 100
-        for at in range(0, len(self.data), step):
-            connection.sendall(self.data[at : at + step])
-            time.sleep(0.03)  # it is to last as long as the kills
-        connection.shutdown(socket.SHUT_WR)
-
-    def join(self) -> None:
-        self._thread.join(60)
-        self._server.close()
 
 
 def free_port() -> int:
@@ -91,7 +57,7 @@ def connected(port: int) -> socket.socket:
 
 def test_what_is_open_goes_on(world: World) -> None:
     data = random.Random(5).randbytes(SIZE)
-    exchange, forwarded = Exchange(data), free_port()
+    exchange, forwarded = Peer(data, pace=0.03), free_port()  # lasts as long as the kills
     script = (
         f"nc -l -p 80 -e cat & sleep 0.2; echo listening; head -c {SIZE} /dev/urandom > /up;"
         f"nc host.internal {exchange.port} < /up > /down; sha256sum < /up; sha256sum < /down;"
@@ -107,7 +73,7 @@ def test_what_is_open_goes_on(world: World) -> None:
         long_lived.settimeout(30)
         long_lived.sendall(b"before")
         assert long_lived.recv(100) == b"before"
-        eventually(lambda: exchange.count > 0, "the guest does not send")
+        eventually(lambda: len(exchange.got) > 0, "the guest does not send")
         for number in range(KILLS):
             old = world.pid("netd")
             os.kill(old, signal.SIGKILL)
@@ -118,6 +84,6 @@ def test_what_is_open_goes_on(world: World) -> None:
     exchange.join()
     up, down = (line.split()[0] for line in output.splitlines()[:2])
     assert down == hashlib.sha256(data).hexdigest()
-    assert (exchange.count, exchange.got.hexdigest()) == (SIZE, up)
+    assert (len(exchange.got), hashlib.sha256(exchange.got).hexdigest()) == (SIZE, up)
     guest.communicate(timeout=60)
     assert guest.returncode == 0
