@@ -18,9 +18,9 @@ MAIN = """mkdir /data; echo before > /data/f; echo log > /data/x.log
 exec 3<>/data/open; rm /data/open; printf unlinked >&3; touch /ready
 while ! [ -e /go ]; do sleep 0.1; done; printf ' and on' >&3; cat /proc/self/fd/3 > /data/was-open
 touch /done; sleep 100000"""
-CHANGES = """seq 200000 > /data/big; mv /usr/share/doc /moved; chmod 700 /usr/bin/env; rm /etc/issue
-mkdir /etc/apt/new; ln /data/f /etc/hard; setfattr -n user.a -v 1 /data/f 2>/dev/null; mkfifo /data/pipe
-until [ -e /ready ]; do sleep 0.1; done; sync"""
+CHANGES = """until [ -e /ready ]; do sleep 0.1; done; seq 200000 > /data/big
+mv /usr/share/doc /moved; chmod 700 /usr/bin/env; rm /etc/issue
+mkdir /etc/apt/new; ln /data/f /etc/hard; setfattr -n user.a -v 1 /data/f 2>/dev/null; mkfifo /data/pipe; sync"""
 LOOK = """cat /data/f /etc/hard; md5sum < /data/big; ls /moved | wc -l; stat -c %a /usr/bin/env
 stat -c '%F %h' /data/pipe /etc/hard; ls -d /etc/issue /usr/share/doc 2>/dev/null; ls /etc/apt"""
 OPEN = "touch /go; until [ -e /done ]; do sleep 0.1; done; cat /data/was-open"
