@@ -19,6 +19,12 @@ pytestmark = [pytest.mark.guest, pytest.mark.network, pytest.mark.slow]
 STUBBORN = "trap 'echo got it' INT TERM HUP; echo ready; while :; do sleep 0.1; done"
 
 
+def run_stubborn(world: RealWorld) -> None:
+    """The VM box, whose command minds no signal from now on."""
+    assert world.run("run", "-d", "--name", "box", IMAGE, "sh", "-c", STUBBORN).returncode == 0
+    eventually(lambda: "ready" in world.run("logs", "box").stdout, "its command does not begin")
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealWorld]:
     with real_world(tmp_path_factory.mktemp("interrupts") / "w") as made:
@@ -68,7 +74,7 @@ def test_a_second_signal_ends_a_supervisor_whose_vms_do_not(world: RealWorld) ->
     daemon = world.start("up")
     assert daemon.stderr is not None
     read_until(daemon.stderr, b"is running in")
-    assert world.run("run", "-d", "--name", "box", IMAGE, "sh", "-c", STUBBORN).returncode == 0
+    run_stubborn(world)
     process = world.start("exec", "box", "sh", "-c", STUBBORN)
     assert process.stdout is not None
     read_until(process.stdout, b"ready\n")
@@ -94,7 +100,7 @@ def test_who_asks_for_a_stop_may_go(world: RealWorld) -> None:
     daemon = world.start("up")
     assert daemon.stderr is not None
     read_until(daemon.stderr, b"is running in")
-    assert world.run("run", "-d", "--name", "box", IMAGE, "sh", "-c", STUBBORN).returncode == 0
+    run_stubborn(world)
     stop = world.start("stop", "-t", "3000", "box")
     eventually(lambda: "stopping" in world.run("ps", "-a").stdout, "it does not stop")
     stop.send_signal(signal.SIGINT)

@@ -44,7 +44,7 @@ TEMPLATES = [
     # Signals and timers.
     "sleep 1000 & kill -TERM $!; wait $!; echo $? >> {a}",
     "timeout 0.1 sleep 1000; echo $? >> {a}",
-    "timeout -s USR1 0.1 sh -c 'trap \"echo got; exit {k}\" USR1; while :; do :; done' >> {a}",
+    "sh -c 'trap \"echo got; exit {k}\" USR1; (sleep {p}; kill -USR1 $$) & while :; do :; done' >> {a}; echo $? >> {a}",
     'perl -e \'select(undef, undef, undef, {p}); print time - $^T < 30 ? "soon" : "late"\' > {a}',
     # Memory and open files that have no name.
     "perl -e '$x = join(\",\", 1 .. {n}) x 9; select(undef, undef, undef, {p}); print length $x, substr($x, -9)' > {a}",
