@@ -205,12 +205,14 @@ class ForkServer:
 
     def bury(self) -> None:
         """Ends every child: politely, then by force."""
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
         for number, limit in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, 10 * _GRACE)):
             for pid in self.children:
                 os.kill(pid, number)
             deadline = time.monotonic() + limit
             while self.children and (left := deadline - time.monotonic()) > 0:
-                select.select([self._wake], [], [], left)
+                poller.poll(left * 1000)
                 self.reap()
 
 

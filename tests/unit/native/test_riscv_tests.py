@@ -40,7 +40,7 @@ def test_what_is_no_executable_is_refused() -> None:
 
 def test_a_directory_fails_with_its_tests(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "framework.riscv_tests", str(tmp_path)]
-    env = {**os.environ, "PYTHONPATH": "tests"}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for name, result, status in (("good", 0, 0), ("bad", 5, 1)):
         (tmp_path / name).write_bytes(elf(result))
         done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)

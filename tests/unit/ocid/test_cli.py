@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,9 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> object:
     return run
 
 
-def test_commands(command, registry: Registry, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_commands(  # type: ignore[no-untyped-def]
+    command, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = make_image()
     reference = registry.add(parts)
     assert command("pull", reference) == (0, f"{parts.digest}\n", "")
@@ -30,7 +31,7 @@ def test_commands(command, registry: Registry, tmp_path: Path) -> None:  # type:
     assert json.loads(command("inspect", reference)[1])["manifest"] == json.loads(parts.manifest)
     where = tmp_path / "out"
     assert command("export", reference, str(where))[0] == 0 and (where / "index.json").exists()
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert command("pull", "oci:out")[:2] == (0, f"{parts.digest}\n")
     status, out, _ = command("rm", reference)
     assert status == 0 and out.startswith(f"Removed {reference};")
