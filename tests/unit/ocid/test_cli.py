@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ from crumble_ocid.__main__ import main
 from crumble_ocid.cli import Meter
 from framework.registry import Registry, make_image
 
+Command = Callable[..., tuple[int, str, str]]
+
 
 @pytest.fixture
-def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> object:
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     def run(*arguments: str) -> tuple[int, str, str]:
         status = main([*arguments, "--store", str(tmp_path / "store")])
         captured = capsys.readouterr()
@@ -19,8 +22,8 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> object:
     return run
 
 
-def test_commands(  # type: ignore[no-untyped-def]
-    command, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_commands(
+    command: Command, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = make_image()
     reference = registry.add(parts)
@@ -37,7 +40,7 @@ def test_commands(  # type: ignore[no-untyped-def]
     assert status == 0 and out.startswith(f"Removed {reference};")
 
 
-def test_errors_are_one_sentence(command, registry: Registry) -> None:  # type: ignore[no-untyped-def]
+def test_errors_are_one_sentence(command: Command, registry: Registry) -> None:
     for arguments in (
         ("pull", "A"),
         ("inspect", "none"),
