@@ -103,11 +103,11 @@ class DebianArchive:
             )
         self.publish_index("\n".join(stanzas).encode())
 
-    def publish_index(self, index: bytes) -> None:
-        """Serves a Packages file and a release of it."""
+    def publish_index(self, index: bytes, place: str = "") -> None:
+        """Serves a Packages file and a release of it. place: below dists/, the codename unless given."""
         packed = lzma.compress(index)
         digest = hashlib.sha256(packed).hexdigest()
-        base = f"/debian/dists/{self.codename}"
+        base = f"/debian/dists/{place or self.codename}"
         where = f"main/binary-{self.architecture}"
         self.registry.put(f"{base}/{where}/by-hash/SHA256/{digest}", packed)
         release = (
@@ -116,14 +116,14 @@ class DebianArchive:
             f"Components: main\nAcquire-By-Hash: yes\n{self.extra_release}"
             f"SHA256:\n {digest} {len(packed)} {where}/Packages.xz\n"
         )
-        self.sign(release)
+        self.sign(release, place)
 
-    def sign(self, release: str) -> None:
+    def sign(self, release: str, place: str = "") -> None:
         """Serves a release, signed."""
         secret, _ = archive_key()
         mode = pysequoia.SignatureMode.CLEAR
         signed = pysequoia.sign(secret.signer(), release.encode(), mode=mode)
-        self.registry.put(f"/debian/dists/{self.codename}/InRelease", signed)
+        self.registry.put(f"/debian/dists/{place or self.codename}/InRelease", signed)
 
     @staticmethod
     def write_keyring(path: Path) -> Path:

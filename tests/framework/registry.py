@@ -300,7 +300,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._hang(path, fault)
 
     def _trickle(self, path: str, fault: Fault) -> None:
-        self._answer(200, b"", length=1 << 20)
+        self._answer(200, b"", length=len(self._data(path)))
         with contextlib.suppress(OSError):
             while not self.registry.released.wait(0.02):
                 self.wfile.write(b"x")

@@ -19,8 +19,8 @@ from crumble_common.messages.image import Kernel
 from crumble_ocid.compression import decompress
 from crumble_ocid.debian.deb import DebReader
 from crumble_ocid.debian.download import digest_of, download_packages
-from crumble_ocid.debian.packages import Package, PackageIndex, open_packages
-from crumble_ocid.debian.release import Release, open_release
+from crumble_ocid.debian.packages import Package, PackageIndex, open_suite
+from crumble_ocid.debian.release import Release
 from crumble_ocid.debian.resolve import parse_relations
 from crumble_ocid.debian.version import version_key
 from crumble_ocid.files import host_errors, write_atomically
@@ -68,8 +68,9 @@ class KernelProvider:
         return kernel
 
     def _fetch(self, home: Path, architecture: str, version: str, reporter: Reporter) -> Kernel:
-        release = open_release(self._transport, DEFAULT_SUITE, reporter)
-        index = open_packages(self._store, self._transport, release, architecture, reporter)
+        release, index = open_suite(
+            self._store, self._transport, DEFAULT_SUITE, architecture, reporter
+        )
         try:
             package = find_kernel(index, architecture, version)
         finally:

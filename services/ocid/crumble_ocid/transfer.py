@@ -38,6 +38,7 @@ _REDIRECTS = 5
 _SLOW_WINDOW = 60.0
 _SLOW_BYTES = 16 << 10
 _CHUNK = 1 << 18
+_SIZE = re.compile(r"[0-9]{1,18}")
 _ERRNO = re.compile(r"\[Errno -?\d+\] ")
 _PRIVATE_HEADERS = ("authorization", "cookie", "proxy-authorization")
 
@@ -285,6 +286,7 @@ class Download:
                     f"{response.url.host} has less than the {self._size} bytes promised."
                 )
             require_ok(response)
+            self._require_size(response)
             if self._done and not self._resumes(response):
                 self._restart(file)
             self._copy(file, response)
@@ -296,6 +298,18 @@ class Download:
         return response.status_code == 206 and response.headers.get("content-range", "").startswith(
             start
         )
+
+    def _require_size(self, response: httpx.Response) -> None:
+        """Another size is another content: to ask again for the rest would bring nothing."""
+        whole = response.headers.get("content-range", "").rpartition("/")[2]
+        if response.status_code == 200 and "transfer-encoding" not in response.headers:
+            whole = response.headers.get("content-length", "")
+        if _SIZE.fullmatch(whole) and int(whole) != self._size:
+            raise RemoteError(
+                f"{response.url.host} has {int(whole)} bytes where {self._size} should be.",
+                code="remote.length",
+                hint="The image or the server is faulty; try again, or ask who runs it.",
+            )
 
     def _copy(self, file: IO[bytes], response: httpx.Response) -> None:
         window, arrived = time.monotonic(), 0

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import lzma
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,6 +267,31 @@ def test_a_damaged_index_or_package_is_refused(library: Library, archive: Debian
     archive.registry.faults = {}
     archive.publish_index(b"Package: x\n\n")
     assert failure(library).code == "debian.data"
+
+
+def test_a_mirror_between_two_releases(library: Library, archive: DebianArchive) -> None:
+    """Its index of trixie is another than the release names; the folder of the other name is whole."""
+    archive.publish(*base_system())
+    torn = f"/debian/dists/{archive.codename}/main/binary-riscv64"
+    index = next(blob.data for path, blob in archive.registry.blobs.items() if torn in path)
+    archive.publish_index(lzma.decompress(index), archive.suite)
+    for path in [path for path in archive.registry.blobs if torn in path]:
+        del archive.registry.blobs[path]
+    archive.registry.put(f"{torn}/Packages.xz", index + b"older")
+    image = get(library)
+    assert image.reference == "deb:trixie"
+    assert "Suites: trixie\n" in Tree(image).read("etc/apt/sources.list.d/debian.sources")
+
+
+def test_a_mirror_with_no_index_of_its_release(library: Library, archive: DebianArchive) -> None:
+    archive.publish(*base_system())
+    archive.registry.faults = {"by-hash": Fault("missing")}
+    archive.registry.put(
+        f"/debian/dists/{archive.codename}/main/binary-riscv64/Packages.xz", b"older"
+    )
+    error = failure(library)
+    assert error.code == "remote.length" and "is not the one its release" in error.message
+    assert "CRUMBLE_DEBIAN_MIRROR" in error.hint
 
 
 def test_a_package_with_evil_paths_is_refused(library: Library, archive: DebianArchive) -> None:

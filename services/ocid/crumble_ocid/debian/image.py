@@ -21,8 +21,8 @@ from crumble_ocid.compression import ByteReader
 from crumble_ocid.debian.deb import DebReader
 from crumble_ocid.debian.download import digest_of, download_packages
 from crumble_ocid.debian.dpkg_database import Installed
-from crumble_ocid.debian.packages import Package, open_packages
-from crumble_ocid.debian.release import Release, open_release
+from crumble_ocid.debian.packages import Package, open_suite
+from crumble_ocid.debian.release import Release
 from crumble_ocid.debian.resolve import Resolver
 from crumble_ocid.debian.rootfs import finish, prepare
 from crumble_ocid.debian.tree import Tree
@@ -84,9 +84,8 @@ def build_debian_image(
     reporter: Reporter,
 ) -> Image:
     """Makes the image as the archive has it now; raises UsageError, RemoteError, HostError."""
-    release = open_release(transport, reference.suite, reporter)
     architecture = _ARCHITECTURES.get(platform.architecture, platform.architecture)
-    index = open_packages(store, transport, release, architecture, reporter)
+    release, index = open_suite(store, transport, reference.suite, architecture, reporter)
     try:
         where = f"Debian {reference.suite} for {architecture}"
         packages = Resolver(index, where).resolve(["apt", *reference.packages], index.base())

@@ -6,6 +6,7 @@ Only the fields resolving and fetching need are kept; each is checked when the i
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from crumble_common.errors import UsageError
+from crumble_common.errors import RemoteError, UsageError
 from crumble_ocid.compression import decompress
 from crumble_ocid.debian.control import damaged
-from crumble_ocid.debian.release import Release
+from crumble_ocid.debian.release import Release, fetch_release, open_release
 from crumble_ocid.files import commit
 from crumble_ocid.progress import Reporter
 from crumble_ocid.store import Store
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import httpx
 
 COMPONENT = "main"
+_OTHER = ("remote.length", "remote.digest", "remote.status")  # not the index the release names
 _MAX_INDEX = 1 << 30  # decompressed; trixie's is 54 MB
 _MAX_DEB = 16 << 30
 _FIELDS = ("package", "version", "architecture", "essential", "priority", "multi-arch", "filename",
@@ -113,6 +115,32 @@ class PackageIndex:
         return [_package(row) for row in rows]
 
 
+def open_suite(
+    store: Store, transport: Transport, suite: str, architecture: str, reporter: Reporter
+) -> tuple[Release, PackageIndex]:
+    """A suite's release and the index it names; raises RemoteError, UsageError, HostError.
+
+    A mirror that is being updated, or a cache before it, may have a new release file and an old index.
+    The folder of the suite's other name ("stable" for "trixie") is then often still of one piece.
+    """
+    release = open_release(transport, suite, reporter)
+    try:
+        return release, open_packages(store, transport, release, architecture, reporter)
+    except RemoteError as error:
+        if error.code not in _OTHER:
+            raise
+        failure = error
+    for name in release.names:
+        if name == release.place:
+            continue
+        with contextlib.suppress(RemoteError):
+            other = fetch_release(transport, release.source, name, reporter)
+            if other is not None and other.codename == release.codename:
+                other = dataclasses.replace(other, suite=suite)
+                return other, open_packages(store, transport, other, architecture, reporter)
+    raise failure
+
+
 def open_packages(
     store: Store, transport: Transport, release: Release, architecture: str, reporter: Reporter
 ) -> PackageIndex:
@@ -162,7 +190,18 @@ def _fetch(
                     return
 
     step = reporter.step(f"list packages of {release.suite}", size)
-    fetch_blob(store, f"sha256:{sha256}", size, open_from, step)
+    try:
+        fetch_blob(store, f"sha256:{sha256}", size, open_from, step)
+    except RemoteError as error:
+        if error.code not in _OTHER:
+            raise
+        raise RemoteError(
+            f"The Debian mirror's list of packages is not the one its release of {release.suite} "
+            f"names ({error.message.rstrip('.')}).",
+            code=error.code,
+            hint="It may be being updated: try again later, or name another mirror in "
+            "CRUMBLE_DEBIAN_MIRROR.",
+        ) from error
 
 
 def _make(store: Store, blob: Path, path: Path) -> None:

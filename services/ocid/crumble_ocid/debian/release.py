@@ -24,10 +24,15 @@ _CLOCK_SLACK = 86400  # seconds a mirror's clock may be before ours
 
 @dataclass(frozen=True)
 class Release:
-    """A verified release of a suite on a mirror. files: path → (sha256, size)."""
+    """A verified release of a suite on a mirror. files: path → (sha256, size).
+
+    suite: the name it was asked for by; place: its folder below dists/; names: all the folders it is in.
+    """
 
     source: Source
     suite: str
+    place: str
+    names: tuple[str, ...]
     codename: str
     architectures: list[str]
     by_hash: bool
@@ -36,7 +41,7 @@ class Release:
     @property
     def base(self) -> str:
         """The address index paths are relative to."""
-        return f"{self.source.uri}/dists/{self.suite}"
+        return f"{self.source.uri}/dists/{self.place}"
 
 
 def open_release(transport: Transport, suite: str, reporter: Reporter = QUIET) -> Release:
@@ -93,6 +98,8 @@ def parse_release(text: bytes, source: Source, suite: str, now: float | None = N
     return Release(
         source,
         suite,
+        suite,
+        tuple(filter(None, names)),
         stanza.get("codename") or suite,
         stanza.get("architectures", "").split(),
         stanza.get("acquire-by-hash", "").lower() == "yes",
