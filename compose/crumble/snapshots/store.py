@@ -279,7 +279,9 @@ class Store:
             return
         with self._guard():
             for path in self.path.glob(".tmp-*"):
-                held = directories.lock(path)
+                held = None
+                with contextlib.suppress(FileNotFoundError):  # published or discarded just now
+                    held = directories.lock(path)
                 if held is not None:
                     log.info("unfinished snapshot removed", path=path)
                     shutil.rmtree(path, ignore_errors=True)

@@ -15,6 +15,7 @@ from crumble.snapshots import archive
 from crumble.snapshots import manifest as form
 from crumble.snapshots.store import Snapshot, Store
 from crumble.snapshots.verify import verify
+from crumble_common import directories
 from crumble_common.errors import CrumbleError, HostError, UsageError
 from framework import stored_snapshots as snapshots
 
@@ -86,6 +87,23 @@ def test_what_a_killed_process_was_making_is_swept(store: Store) -> None:
     store.sweep()
     assert files(store) == [alive.path.name]
     alive.discard()
+    assert files(store) == []
+
+
+def test_what_ends_while_others_sweep_is_no_error(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A draft that was there when the directory was read, and is named or discarded before its turn."""
+    draft = snapshots.draft(store)
+    lock = directories.lock
+
+    def late(path: Path) -> int | None:
+        draft.discard()
+        return lock(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directories, "lock", late)
+        store.sweep()
     assert files(store) == []
 
 
