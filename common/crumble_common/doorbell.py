@@ -31,15 +31,17 @@ class Served:
     serve: handles a chain; returns the bytes written, after which the chain is pushed, or None when the
     device keeps it and calls `QueuePump.finish` later. notify: interrupts the driver; called after pushes when
     the driver wants it. broken: the guest broke the ring; it is no longer served. after: called when a
-    burst of chains has been served, with what they have in common to do. live: a pump serves it.
+    burst of chains has been served, with what they have in common to do. take: instead of `serve`: takes, serves and
+    gives back as many chains as it likes; how many. live: a pump serves it.
     """
 
     queue: Virtqueue
     kick_fd: int
-    serve: Callable[[Chain], int | None]
+    serve: Callable[[Chain], int | None] | None
     notify: Callable[[], None]
     broken: Callable[[RingError], None]
     after: Callable[[], None] | None = None
+    take: Callable[[], int] | None = None
     live: bool = False
 
 
@@ -145,7 +147,12 @@ class QueuePump:
         """Serves at most a burst of one queue; returns how many chains."""
         count = 0
         try:
-            while count < _BURST and served.live and (chain := served.queue.pop()) is not None:
+            if served.take is not None:
+                count = served.take() if served.live else 0
+            while served.serve is not None and count < _BURST and served.live:
+                chain = served.queue.pop()
+                if chain is None:
+                    break
                 count += 1
                 written = served.serve(chain)
                 if written is not None:

@@ -182,9 +182,14 @@ class Virtqueue:
         if n <= 0:
             if n == 0:
                 return None
-            code, sentence = _ERRORS[n]
-            raise self.error(f"Broken virtqueue: {sentence}.", code=f"ring.{code}")
+            raise self.broken(n)
         return Chain(ffi.unpack(self._words, _HEADER_WORDS + 2 * n))
+
+    def broken(self, number: int) -> Exception:
+        """The error for a crb_ring_error."""
+        code, sentence = _ERRORS[number]
+        error: Exception = self.error(f"Broken virtqueue: {sentence}.", code=f"ring.{code}")
+        return error
 
     def push(self, chain: Chain, written: int) -> None:
         """Gives `chain` back, `written` bytes having been put at the start of its writable part.
@@ -214,6 +219,10 @@ class Virtqueue:
     def enable_kicks(self) -> bool:
         """Asks for kicks; True when chains are already waiting: pop again instead of sleeping."""
         return bool(lib.crb_vring_enable_kicks(self.handle))
+
+    def want_more(self) -> bool:
+        """Asks for a kick when there is more than the last pop saw, taken or not; True when there is already."""
+        return bool(lib.crb_vring_want_more(self.handle))
 
     def disable_kicks(self) -> None:
         """Asks for no kicks; one more may still come."""

@@ -309,6 +309,24 @@ int crb_vring_push(crb_vring *ring, uint16_t head, uint32_t written) {
     return crb_vring_push_batch(ring, &used, 1);
 }
 
+crb_vring_mark crb_vring_mark_of(const crb_vring *ring) {
+    return (crb_vring_mark){.last_avail = ring->last_avail, .next_resubmit = ring->next_resubmit};
+}
+
+void crb_vring_untake(crb_vring *ring, const crb_vring_mark *mark, const crb_used *taken,
+                      uint32_t count) {
+    // A predecessor's come first, and stay marked.
+    for (uint32_t i = (uint16_t)(ring->next_resubmit - mark->next_resubmit); i < count; i++) {
+        const uint32_t head = taken[i].head;
+        if (ring->inflight != NULL)
+            __atomic_store_n(&ring->inflight->desc[head].inflight, 0, __ATOMIC_RELEASE);
+        ring->busy[head / 64] &= ~(UINT64_C(1) << (head % 64));
+    }
+    ring->last_avail = mark->last_avail;
+    ring->next_resubmit = mark->next_resubmit;
+    ring->in_flight = (uint16_t)(ring->in_flight - count);
+}
+
 // Section 2.7.7.2 and 2.7.10: with EVENT_IDX, notify when the used index passed used_event.
 bool crb_vring_should_notify(crb_vring *ring) {
     const uint16_t before = ring->notified;
@@ -327,16 +345,26 @@ bool crb_vring_pending(const crb_vring *ring) {
            avail_idx(ring) != ring->last_avail;
 }
 
-bool crb_vring_enable_kicks(crb_vring *ring) {
+// Asks for a kick when `index` has been made available.
+static void ask_for_kick(crb_vring *ring, uint16_t index) {
     if (ring->event_idx) {
         const uint64_t offset = 4 + (uint64_t)USED_ELEM * ring->size;
         uint8_t *at = used_for_write(ring, offset, 2);
-        __atomic_store_n((uint16_t *)at, ring->last_avail, __ATOMIC_RELAXED);
+        __atomic_store_n((uint16_t *)at, index, __ATOMIC_RELAXED);
     } else {
         __atomic_store_n((uint16_t *)used_for_write(ring, 0, 2), 0, __ATOMIC_RELAXED);
     }
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+bool crb_vring_enable_kicks(crb_vring *ring) {
+    ask_for_kick(ring, ring->last_avail);
     return crb_vring_pending(ring);
+}
+
+bool crb_vring_want_more(crb_vring *ring) {
+    ask_for_kick(ring, ring->shadow_avail);
+    return avail_idx(ring) != ring->shadow_avail;
 }
 
 // With EVENT_IDX an avail_event left behind suppresses kicks by itself.

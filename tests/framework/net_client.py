@@ -148,7 +148,7 @@ class NetClient:
         self._missing -= 1
         if not self._missing:
             whole, self._parts = b"".join(self._parts), []
-            offload = virtio_net.parse(whole)
+            offload = Offload(*struct.unpack_from("<BBHHHH", whole))
             self._frame(whole[virtio_net.SIZE :], offload)
 
     def _frame(self, raw: bytes, offload: Offload) -> None:

@@ -127,11 +127,25 @@ int crb_vring_push(crb_vring *ring, uint16_t head, uint32_t written);
 // killed. Each head once.
 int crb_vring_push_batch(crb_vring *ring, const crb_used *used, uint32_t count);
 
+// What a ring has been popped of, for who may not keep what is popped next.
+typedef struct crb_vring_mark {
+    uint16_t last_avail;
+    uint16_t next_resubmit;
+} crb_vring_mark;
+crb_vring_mark crb_vring_mark_of(const crb_vring *ring);
+
+// Undoes all pops since the mark, none of whose `count` chains has been pushed: they come again.
+void crb_vring_untake(crb_vring *ring, const crb_vring_mark *mark, const crb_used *taken,
+                      uint32_t count);
+
 // True when the driver wants a notification for what was pushed since the last call.
 bool crb_vring_should_notify(crb_vring *ring);
 
 // Asks the driver for kicks; true when chains are already there, so that a kick may never come.
 bool crb_vring_enable_kicks(crb_vring *ring);
+// Asks for a kick when there is more than there was at the last pop, taken or not; true when there
+// is already.
+bool crb_vring_want_more(crb_vring *ring);
 // Asks for no kicks (a hint: with EVENT_IDX one more may come).
 void crb_vring_disable_kicks(crb_vring *ring);
 

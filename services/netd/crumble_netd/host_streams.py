@@ -15,9 +15,8 @@ from crumble_netd.host_sockets import Tell, family, socket_address
 from crumble_netd.tcp.buffers import SendBuffer
 from crumble_netd.tcp.sequence import MASK, add
 
-_CHUNK = 1 << 16
-# Reads of one socket until others get their turn.
-_READS = 4
+# Bytes read from one socket until others get their turn: four of the largest segments.
+_CHUNK = 4 * 65_280
 # What a peer may take to read what was left when its connection had ended, s.
 LINGER = 60.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -60,6 +59,7 @@ class Stream:
         self._connecting = connecting
         self._buffers, self._ended = buffers, ended
         self._credit = 0
+        self._wanted = False  # to read
         self._written = written
         self._waiting = waiting or _NONE
         self._shutdown = self._shut = self._eof = self._closing = False
@@ -164,26 +164,23 @@ class Stream:
     def _want(self) -> None:
         if self._fd >= 0:
             wanted = self._credit > 0 and not self._eof and not self._connecting
+            if wanted == self._wanted:
+                return
+            self._wanted = wanted
             self._loop.set_readable(self._fd, "host read", self._read if wanted else None)
 
     def _read(self) -> None:
-        for _ in range(_READS):
-            if self._credit <= 0 or self._fd < 0:
-                break
-            wanted = min(self._credit, _CHUNK)
-            try:
-                size = self._take(wanted)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self._fail(error.errno or errno.EIO)
-                return
-            if size < wanted:
-                break
+        try:
+            self._take(min(self._credit, _CHUNK))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._fail(error.errno or errno.EIO)
+            return
         self._want()
 
-    def _take(self, wanted: int) -> int:
-        """Reads at most `wanted` bytes; how many there were, 0 at the stream's end."""
+    def _take(self, wanted: int) -> None:
+        """Reads at most `wanted` bytes."""
         space = self._buffers.space(self.flow, wanted)
         if len(space) == 1:
             size = self._socket.recv_into(space[0])
@@ -195,10 +192,9 @@ class Stream:
         if not size:
             self._eof = True
             self._tell(events.Closed(self.flow))
-            return 0
+            return
         self._credit -= size
         self._tell(events.Filled(self.flow, size) if space else events.Received(self.flow, data))
-        return size
 
     def close(self, *, reset: bool) -> None:
         """The end: at once, or when what is left has been written."""

@@ -54,6 +54,7 @@ class HostSide:
         self._parked: set[int] = set()
         self._tokens = itertools.count(1)
         self._timer: Timer | None = None
+        self._due = 0.0  # of the timer
         self._settling = False
         self._do: dict[type[commands.Command], Callable[..., None]] = {
             commands.HostConnect: self._connect,
@@ -109,8 +110,9 @@ class HostSide:
 
     def _arm(self) -> None:
         deadline = self._stack.deadline()
-        if not deadline or (self._timer is not None and self._timer.when <= deadline):
+        if not deadline or (self._timer is not None and self._due <= deadline):
             return
+        self._due = deadline
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(max(0.0, deadline - self._loop.now()), self._tick)

@@ -17,7 +17,8 @@ class Port:
     """mac: empty until the guest's first frame tells it. ipv4: the one address it may use.
 
     services: ports of host.internal that are others of the host's loopback, by protocol and number. mtu: of its interface. features: virtio-net's, as the driver took them. neighbours6: addresses that
-    the guest was seen to use, for forwards.
+    the guest was seen to use, for forwards. cuts: its device cuts segments and fills checksums in where the driver
+    does not.
     """
 
     number: int
@@ -27,6 +28,7 @@ class Port:
     policy: Policy
     name: str = ""
     features: int = 0
+    cuts: bool = False
     ipv6: bytes = b""
     counts: Counter[str] = field(default_factory=Counter)
     aliases: tuple[str, ...] = ()
@@ -38,13 +40,13 @@ class Port:
 
     @property
     def checksums(self) -> bool:
-        """The driver fills checksums in, or does without."""
-        return bool(self.features & virtio_net.F_GUEST_CSUM)
+        """TCP's may be left out: the driver does without, or the device fills them in."""
+        return self.cuts or bool(self.features & virtio_net.F_GUEST_CSUM)
 
     def segments(self, *, ipv6: bool) -> bool:
-        """The driver takes TCP segments larger than its MTU."""
+        """TCP segments may be larger than its MTU: the driver takes them, or the device cuts them."""
         wanted = virtio_net.F_GUEST_TSO6 if ipv6 else virtio_net.F_GUEST_TSO4
-        return bool(self.features & wanted)
+        return self.cuts or bool(self.features & wanted)
 
     def allows(self, address: bytes, number: int, kind: str, now: float) -> bool:
         """Whether policy lets the guest reach an address outside of its network."""

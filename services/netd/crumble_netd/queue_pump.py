@@ -1,8 +1,8 @@
 """The virtio-net device (virtio 1.2 §5.1) behind vhost-user: frames between a guest's rings and the stack.
 
 Queue 0 is what the guest receives, queue 1 what it sends. A frame for a guest whose ring has no buffers
-waits; the stack is told, so that TCP does not send into a full ring. What the driver did not negotiate the
-stack does not use: it knows the features from the port.
+waits; the stack is told, so that TCP does not send into a full ring. A driver that knows no large segments
+gets them cut, and those it sends are joined, in C (`crumble_native.frames`): the stack sees large ones only.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from crumble_common.vhost_user import (
     VIRTIO_F_VERSION_1,
     Ring,
 )
-from crumble_common.virtqueue import Chain, RingError, Virtqueue
+from crumble_common.virtqueue import RingError, Virtqueue
+from crumble_native import frames
+from crumble_native.frames import Incoming, Outgoing
 from crumble_netd.commands import Frame
-from crumble_netd.header import Malformed, virtio_net
-from crumble_netd.layers.ethernet import MAX_FRAME
+from crumble_netd.header import virtio_net
+from crumble_netd.header.virtio_net import Offload
 from crumble_netd.pcap import Capture
 from crumble_netd.port import Port
 from crumble_netd.stack import Stack
@@ -31,13 +33,12 @@ RX, TX = 0, 1
 ETHERNET_MTU = 1500
 # Frames that wait for a guest's buffers; what comes on top is dropped, as by any full queue.
 _BACKLOG_FRAMES, _BACKLOG_BYTES = 1024, 4 << 20
-# Frames from a guest after which others get their turn: ACKs, and the host side.
-_BATCH = 64
 
 OFFLOADS = (
     virtio_net.F_CSUM | virtio_net.F_GUEST_CSUM | virtio_net.F_HOST_TSO4 | virtio_net.F_HOST_TSO6
     | virtio_net.F_GUEST_TSO4 | virtio_net.F_GUEST_TSO6 | virtio_net.F_MRG_RXBUF
 )  # fmt: skip
+_LEFT_OUT = ("drop.virtio.short", "drop.ethernet.length")
 CONFIGURED = virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS
 
 
@@ -66,17 +67,20 @@ class NetDevice:
         self._mtu = port.mtu
         self._ring: Ring | None = None
         self._tx: Virtqueue | None = None
-        self._spare: deque[Chain] = deque()
+        self._incoming = Incoming()
+        self._outgoing = Outgoing(merge=False)
+        self._done = 0  # of the first of the backlog, when it is cut
         self._backlog: deque[Frame] = deque()
         self._waiting = 0
         self._pushed = False
         self._delayed = False  # by the guest's rate
         self._served: Served | None = None
-        self._batch = 0
+        port.cuts = True
 
     def negotiated(self, features: int) -> None:
         """Of vhost_user.Device."""
         self._port.features = features
+        self._outgoing = Outgoing(merge=bool(features & virtio_net.F_MRG_RXBUF))
         self._port.mtu = self._mtu if features & virtio_net.F_MTU else min(self._mtu, ETHERNET_MTU)
 
     def start(self, ring: Ring) -> None:
@@ -98,7 +102,7 @@ class NetDevice:
         def notify() -> None:
             doorbell.ring(ring.call_fd)
 
-        self._served = Served(ring.queue, ring.kick_fd, self._serve, notify, broken, self._settle)
+        self._served = Served(ring.queue, ring.kick_fd, None, notify, broken, take=self._take)
         self.pump.add(self._served)
 
     def stop(self, index: int) -> None:
@@ -110,10 +114,6 @@ class NetDevice:
             ring, self._ring = self._ring, None
             if ring.kick_fd >= 0:
                 self._loop.remove_fd(ring.kick_fd)
-            assert ring.queue is not None
-            for chain in self._spare:
-                ring.queue.push(chain, 0)
-            self._spare.clear()
             self._drop_backlog()
 
     def reset(self) -> None:
@@ -121,27 +121,31 @@ class NetDevice:
 
     # From the guest.
 
-    def _serve(self, chain: Chain) -> int:
-        """One frame the guest sends."""
-        if chain.readable_len <= virtio_net.SIZE + MAX_FRAME:
-            data = chain.read()
-            try:
-                offload = virtio_net.parse(data)
-            except Malformed as error:
-                self._port.counts[f"drop.{error.reason}"] += 1
-                return 0
-            frame = memoryview(data)[virtio_net.SIZE :]
+    def _take(self) -> int:
+        """A burst of what the guest sends; given back when what it leads to has been done, and noted."""
+        queue, port, incoming = self._tx, self._port, self._incoming
+        assert queue is not None
+        # A capture shows what the guest sent; a rate is kept to a frame.
+        mac = None if self.capture is not None else self._stack.addresses.mac
+        limit = 1 if port.rate_out.limited else frames.BURST
+        left = bool(port.features & virtio_net.F_CSUM)
+        chains, taken = incoming.take(queue, limit, mac, left=left)
+        if not chains:
+            return 0
+        for frame, count, header in taken:
             if self.capture is not None:
                 self.capture.frame([frame])
-            self._stack.frame(self._port.number, frame, offload)
-        else:
-            self._port.counts["drop.ethernet.length"] += 1
-        self._slow_down(chain.readable_len)
-        self._batch += 1
-        if self._batch >= _BATCH:
-            self._batch = 0
-            self._settle()
-        return 0
+            self._stack.frame(port.number, frame, Offload(*header), count)
+        self._count_left_out()
+        self._settle()
+        incoming.give(queue)
+        self._slow_down(incoming.size)
+        return chains
+
+    def _count_left_out(self) -> None:
+        for reason, count in zip(_LEFT_OUT, self._incoming.left_out, strict=True):
+            if count:
+                self._port.counts[reason] += count
 
     def _slow_down(self, size: int) -> None:
         """A guest over its rate is not served for a while: its ring fills, and nothing is lost."""
@@ -176,7 +180,9 @@ class NetDevice:
         if len(self._backlog) >= _BACKLOG_FRAMES or self._waiting >= _BACKLOG_BYTES:
             counts["tx.dropped"] += 1
             return
-        self._backlog.append(frame)
+        # What it lies in may be used for something else before it is sent.
+        payload = [memoryview(b"".join(frame.payload))] if frame.payload else []
+        self._backlog.append(frame._replace(payload=payload))
         self._waiting += frame.size
         self._stack.pause(self._port.number, paused=True)
         if late and not self._delayed:
@@ -193,42 +199,29 @@ class NetDevice:
         assert ring is not None
         queue = ring.queue
         assert queue is not None
-        size = virtio_net.SIZE + frame.size
+        offload, features = frame.offload, self._port.features
+        wanted = virtio_net.TAKES[offload.gso_type & ~virtio_net.GSO_ECN]
+        cut = bool(wanted & ~features)
+        fill = offload.checksum_left and not features & virtio_net.F_GUEST_CSUM
+        parts: list[bytes | memoryview] = [frame.head, *frame.payload]
         try:
-            chains = self._chains(queue, size)
+            while True:
+                result, self._done = self._outgoing.put(
+                    queue, parts, offload, cut=cut, fill=fill, done=self._done
+                )
+                if result or not queue.want_more():
+                    break
         except RingError as error:
             log.warning("ring broken", queue=ring.index, reason=error.message)
             ring.fail()
             self.stop(RX)
             return True
-        if not chains:
-            return False
-        head = virtio_net.build(frame.offload, len(chains)) + frame.head
-        sizes = _fill(chains, [memoryview(head), *frame.payload])
-        queue.push_all(chains, sizes)
-        if sum(sizes) < size:
-            self._port.counts["tx.too_large"] += 1
         self._pushed = True
-        return True
-
-    def _chains(self, queue: Virtqueue, size: int) -> list[Chain]:
-        """Buffers for `size` bytes; none when there are not enough of them."""
-        merge = bool(self._port.features & virtio_net.F_MRG_RXBUF)
-        room = sum(chain.writable_len for chain in self._spare)
-        while not self._spare or (merge and room < size):
-            chain = queue.pop()
-            if chain is None and queue.enable_kicks():
-                continue
-            if chain is None:
-                return []
-            self._spare.append(chain)
-            room += chain.writable_len
-        found = [self._spare.popleft()]
-        room = found[0].writable_len
-        while merge and room < size:
-            found.append(self._spare.popleft())
-            room += found[-1].writable_len
-        return found
+        if result:
+            self._done = 0
+        if result == frames.TOO_LARGE:
+            self._port.counts["tx.too_large"] += 1
+        return bool(result)
 
     def _kicked(self) -> None:
         """The guest gave buffers while frames waited for some."""
@@ -251,7 +244,7 @@ class NetDevice:
 
     def _drop_backlog(self) -> None:
         self._backlog.clear()
-        self._waiting = 0
+        self._waiting = self._done = 0
         self._stack.pause(self._port.number, paused=False)
 
     def flush(self) -> None:
@@ -259,20 +252,3 @@ class NetDevice:
         if self._pushed and self._ring is not None:
             self._ring.notify()
         self._pushed = False
-
-
-def _fill(chains: list[Chain], parts: list[memoryview]) -> list[int]:
-    """Writes parts into chains, one after the other; the bytes written to each."""
-    sizes = [0] * len(chains)
-    at = 0
-    for part in parts:
-        while part:
-            written = chains[at].write(part)
-            sizes[at] += written
-            part = part[written:]
-            if not part:
-                break
-            at += 1
-            if at == len(chains):
-                return sizes
-    return sizes

@@ -17,6 +17,11 @@ class Rate:
         self._left = self._burst
         self._last = 0.0
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return bool(self._a_second)
+
     def spend(self, size: float, now: float) -> None:
         """It happened; `wait` says when more may."""
         if self._a_second:

@@ -19,7 +19,7 @@ def fit(frame: memoryview, offload: Offload, port: Port) -> list[Frame]:
     if not offload.checksum_left:
         return [_whole(frame, NOTHING)]
     if not kind:
-        if port.checksums:
+        if port.features & virtio_net.F_GUEST_CSUM:
             start, at = offload.csum_start, offload.csum_offset
             return [_whole(frame, Offload(virtio_net.NEEDS_CSUM, csum_start=start, csum_offset=at))]
         return [_filled(frame, offload)]

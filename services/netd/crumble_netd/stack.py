@@ -137,10 +137,12 @@ class Stack:
             return False
         return len(address) == 4 or self._claims.claim(port.number, address)
 
-    def frame(self, number: int, frame: bytes | memoryview, offload: Offload = NOTHING) -> None:
-        """A frame from a guest."""
+    def frame(
+        self, number: int, frame: bytes | memoryview, offload: Offload = NOTHING, count: int = 1
+    ) -> None:
+        """A frame from a guest, made of so many; its bytes may change after the next `take`."""
         port = self.ports[number]
-        port.counts["rx.frames"] += 1
+        port.counts["rx.frames"] += count
         port.counts["rx.bytes"] += len(frame)
         try:
             self.ethernet.receive(port, memoryview(frame), offload)

@@ -55,6 +55,20 @@ def test_both_close_at_once() -> None:
     """)
 
 
+def test_a_reset_after_the_peers_end_takes_nothing_back() -> None:
+    """RFC 9293 §3.10.7.4: the peer has sent all it had, and the application keeps it."""
+    established("""
+        ! shutdown
+        > FA 1 ack 1
+        < A 1 ack 2
+        < FA 1 ack 2
+        = PeerClosed
+        > A 2 ack 2
+        < R 2
+        = Ended closed
+    """)
+
+
 def test_a_fin_waits_for_the_data_before_it() -> None:
     established("""
         < FA 501+100 ack 1

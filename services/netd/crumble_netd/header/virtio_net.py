@@ -5,8 +5,6 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from crumble_netd.header import Malformed
-
 _LAYOUT = struct.Struct("<BBHHHHH")
 SIZE = _LAYOUT.size
 NEEDS_CSUM, DATA_VALID = 1, 2
@@ -16,6 +14,10 @@ GSO_NONE, GSO_TCPV4, GSO_UDP, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 3, 4, 5, 0x
 F_CSUM, F_GUEST_CSUM, F_MTU, F_MAC = 1 << 0, 1 << 1, 1 << 3, 1 << 5
 F_GUEST_TSO4, F_GUEST_TSO6, F_HOST_TSO4, F_HOST_TSO6 = 1 << 7, 1 << 8, 1 << 11, 1 << 12
 F_MRG_RXBUF, F_STATUS = 1 << 15, 1 << 16
+
+# What a driver must take for a kind of large segment that it sends, or that it is sent.
+SENDS = {GSO_NONE: 0, GSO_TCPV4: F_HOST_TSO4, GSO_TCPV6: F_HOST_TSO6}
+TAKES = {GSO_NONE: 0, GSO_TCPV4: F_GUEST_TSO4, GSO_TCPV6: F_GUEST_TSO6}
 
 
 class Offload(NamedTuple):
@@ -33,15 +35,13 @@ class Offload(NamedTuple):
         """The transport checksum is not there: the sender vouches for the data."""
         return bool(self.flags & NEEDS_CSUM)
 
+    @property
+    def checked(self) -> bool:
+        """The transport checksum need not be looked at: left out, or verified (by `crumble_native.frames`)."""
+        return bool(self.flags & (NEEDS_CSUM | DATA_VALID))
+
 
 NOTHING = Offload()
-
-
-def parse(data: bytes | memoryview) -> Offload:
-    """The header at the start of a driver's buffer; raises Malformed."""
-    if len(data) < SIZE:
-        raise Malformed("virtio.short")
-    return Offload(*_LAYOUT.unpack_from(data)[:6])
 
 
 def build(offload: Offload, buffers: int) -> bytes:

@@ -74,11 +74,7 @@ class EthernetLayer:
 def _check_offload(offload: Offload, size: int, port: Port) -> None:
     """§5.1.6.2: only what was negotiated, and inside the frame."""
     kind = offload.gso_type & ~virtio_net.GSO_ECN
-    wanted = {
-        virtio_net.GSO_NONE: 0,
-        virtio_net.GSO_TCPV4: virtio_net.F_HOST_TSO4,
-        virtio_net.GSO_TCPV6: virtio_net.F_HOST_TSO6,
-    }.get(kind)
+    wanted = virtio_net.SENDS.get(kind)
     if wanted is None or wanted & ~port.features:
         raise Malformed("virtio.gso")
     if offload.checksum_left:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Packet:
     """A whole IP packet's payload, and what stood in its header. head: for quoting in ICMP errors.
 
-    trusted: the sender left the checksum to its device, which is us.
+    trusted: the sender left the checksum to its device, which is us, or it has been verified.
     """
 
     __slots__ = ("destination", "head", "hop_limit", "payload", "protocol", "source", "trusted")
@@ -83,7 +83,7 @@ class IpLayer:
             payload = self._reassemble(port, key, head.offset, payload, more=head.more)
             offload = NOTHING
         if payload:
-            trusted = offload.checksum_left
+            trusted = offload.checked
             self._pass_on(
                 port,
                 Packet(head.source, head.destination, head.protocol, head.ttl, payload,
@@ -103,7 +103,7 @@ class IpLayer:
             payload = self._reassemble(port, key, fragment.offset, payload, more=fragment.more)
             offload = NOTHING
         if payload:
-            trusted = offload.checksum_left
+            trusted = offload.checked
             self._pass_on(
                 port,
                 Packet(head.source, head.destination, head.protocol, head.hop_limit, payload,

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 _CHALLENGES = 10
 # RFC 7323 §5.5: a timestamp older than this is no measure any more.
 _TS_RECENT_LIFE = 24 * 86400.0
+# What a RST is to the application. When the peer has closed, all that it sent is here, and stays good.
+_RESET_IN = {
+    State.SYN_RECEIVED: "refused",
+    State.CLOSING: "closed",
+    State.LAST_ACK: "closed",
+    State.TIME_WAIT: "closed",
+}
 _MIN_MSS = 88  # below this a header outweighs its data; RFC 9293 allows ignoring it
 
 
@@ -154,8 +161,7 @@ def _acceptable_segment(conn: Connection, segment: Segment, now: float) -> None:
     if flags & RST:
         # RFC 5961 §3.2: only the exact number resets.
         if segment.seq == block.rcv_nxt:
-            refused = block.state is State.SYN_RECEIVED
-            conn.end("refused" if refused else "reset")
+            conn.end(_RESET_IN.get(block.state, "reset"))
         else:
             _challenge(conn, now)
         return
