@@ -37,6 +37,11 @@ def runs_of(states: bytes) -> bytes:
     return pack_runs((start, end - start) for start, end in found)
 
 
+def count_frozen(states: bytes) -> int:
+    """Pages that a capture has yet to save."""
+    return sum(match.end() - match.start() for match in _FROZEN.finditer(states))
+
+
 def pack_runs(runs: Iterable[tuple[int, int]]) -> bytes:
     """Runs as they are stored."""
     return b"".join(_RUN.pack(*run) for run in runs)

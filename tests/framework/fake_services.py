@@ -5,7 +5,8 @@ same credits, signals, ptys and errors, so that what is above it (supervisor, SD
 end. Misbehaviour is asked for by the kernel command line: `fake=panic`, `fake=silent`,
 `fake=poweroff`, `fake=die` (at boot), `fake=die-later` (when a process starts), `fake=frail` (dies when it
 goes on from a snapshot), `fake=unfrozen` (refuses Freeze), `fake=unsaved` (cannot save its memory),
-`fake=frozen` (dies in Freeze), `fake=saving` (dies while it saves).
+`fake=frozen` (dies in Freeze), `fake=saving` (dies while it saves), `fake=held` (has saved when it starts a
+process after that).
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class FakeVmm(Unconfined):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.processes: dict[int, FakeProcess] = {}
-        self.paused = False
+        self.paused = self.saving = False
         self.root = Path(os.environ.get("TMPDIR", "/tmp"), f"fake-guest-{secrets.token_hex(4)}")
         # Like a guest's processes, ours must not outlive a vmm that was killed.
         self.janitor = subprocess.Popen(
@@ -184,8 +185,14 @@ class FakeVmm(Unconfined):
             os.kill(os.getpid(), signal.SIGKILL)
         os.pwrite(self.capture, b"page", 4096)
         os.close(self.capture)
-        error = "There is no room." if "fake=unsaved" in words else ""
-        self.context.send(vm.Captured(self.config.vm, 1, error))
+        self.saving = True
+        if "fake=held" not in words:
+            self.save("There is no room." if "fake=unsaved" in words else "")
+
+    def save(self, error: str = "") -> None:
+        if self.saving:
+            self.saving = False
+            self.context.send(vm.Captured(self.config.vm, 1, error))
 
     def event(self, kind: Any, detail: str = "") -> None:
         self.context.send(vm.VmEvent(self.config.vm, kind, detail))
@@ -197,6 +204,7 @@ class FakeVmm(Unconfined):
     def handle(self, message: Any, reply: Reply) -> None:
         if isinstance(message, vm.ProcessStart):
             self.start_process(message, reply)
+            self.save()
         elif isinstance(message, vm.Sync):
             reply.ok()
         elif isinstance(message, vm.FileRead | vm.FileWrite):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 
+from crumble.snapshots.draft import Draft
 from crumble.snapshots.manifest import Manifest, SavedImage
-from crumble.snapshots.store import Draft, State, Store
+from crumble.snapshots.store import State, Store
 from crumble_common.messages.image import ImageConfig
 
 MEMORY = 4 << 20

@@ -2,13 +2,14 @@
 
 import json
 import os
+import pty
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from crumble.snapshots.store import Store
-from framework.command import World, eventually
+from framework.command import World, eventually, read_until
 
 
 @pytest.fixture
@@ -109,6 +110,26 @@ def test_forks_live_on_their_own(daemon: World) -> None:
     daemon.run("stop", "-t", "0", "a", "b-2", "b-3")
     assert daemon.run("fork", "--name", "c", "b-1").stdout == "c\n"
     assert daemon.run("exec", "c", "cat", "note").stdout == "mine\n"
+
+
+@pytest.mark.parametrize("words", [("snapshot", "create", "VM", "VM"), ("fork", "VM")])
+def test_progress_is_for_terminals(daemon: World, words: tuple[str, ...]) -> None:
+    for name in ("piped", "shown"):
+        daemon.run("run", "-d", "--cmdline", "fake=held", "--name", name, "fake", "sleep", "60")
+        eventually(lambda: not list((daemon.data / "snapshots").glob(".*")), "still capturing")
+    drafts = daemon.data / "snapshots"
+    piped = daemon.start(*(word.replace("VM", "piped") for word in words))
+    eventually(lambda: list(drafts.glob(".tmp-*/memory")), "no capture began")
+    master, terminal = pty.openpty()
+    shown = daemon.start(*(word.replace("VM", "shown") for word in words), stderr=terminal)
+    os.close(terminal)
+    with os.fdopen(master, "rb", buffering=0) as screen:
+        assert b"memory" in read_until(screen, b"4.1 kB of 4.1 kB")
+        for name in ("piped", "shown"):
+            daemon.run("exec", name, "true")
+        assert shown.wait(60) == 0
+    assert piped.communicate(timeout=60)[1] == b""
+    assert piped.returncode == 0
 
 
 def test_commit_makes_an_image(daemon: World) -> None:

@@ -9,6 +9,7 @@ from crumble_common.record import dataclass, field
 from crumble_common.wire import message
 
 PullPolicy = Literal["missing", "always", "never"]
+Unit = Literal["bytes", "files", "packages", "VMs"]
 
 
 @message("image.config")
@@ -73,7 +74,7 @@ class Progress:
     step: str
     done: int
     total: int
-    unit: Literal["bytes", "files", "packages"] = "bytes"
+    unit: Unit = "bytes"
 
 
 @message("image.cancel")

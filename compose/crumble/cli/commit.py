@@ -5,6 +5,7 @@ from __future__ import annotations
 from crumble.cli import output
 from crumble.cli.link import Link
 from crumble.cli.parser import Parser
+from crumble.cli.progress import Bars
 from crumble_common.messages import client as messages
 
 
@@ -22,7 +23,8 @@ def main(arguments: list[str]) -> int:
     request = messages.Commit(
         options.vm, options.image, excludes=options.exclude, comment=options.message
     )
-    with Link(own=False) as link:
+    with Link(own=False) as link, Bars() as bars:
+        link.client.listen("images", bars.event)
         made = link.call(request)
     if options.json:
         output.as_json(made)

@@ -6,6 +6,7 @@ import json
 
 from crumble.cli import quick
 from crumble.cli.parser import Parser
+from crumble.cli.progress import Bars
 
 # Many VMs on a slow machine take their time, s.
 _LIMIT = 3600.0
@@ -26,7 +27,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("vm", metavar="VM")
     options = parser.parse_args(arguments)
     body = {"vm": options.vm, "count": options.count, "name": options.name, "detach": True}
-    made = quick.ask("client.fork", body, limit=_LIMIT)
+    with Bars() as bars:
+        made = quick.ask("client.fork", body, limit=_LIMIT, on_event=bars.frame)
     if options.json:
         print(json.dumps(made, indent=2))
     else:

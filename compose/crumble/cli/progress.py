@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from crumble.cli.text import clean, size
-from crumble_common.messages.image import Progress as ProgressEvent
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from crumble_common.messages.image import Progress as ProgressEvent
+
+_EVENT = "image.progress"
 
 
 class Bars:
@@ -22,7 +26,7 @@ class Bars:
 
     def event(self, event: Any) -> None:
         """Shows a Progress event; others are not its business."""
-        if not self.shown or not isinstance(event, ProgressEvent):
+        if not self.shown or getattr(event, "wire_type", "") != _EVENT:
             return
         if self._progress is None:
             self._progress = _start()
@@ -34,6 +38,29 @@ class Bars:
         self._progress.update(
             self._steps[event.step], completed=event.done, total=total, amount=said
         )
+
+    def frame(self, kind: str, body: dict[str, Any]) -> None:
+        """The same, of an event as `quick.ask` has it."""
+        if self.shown and kind == _EVENT:
+            from crumble_common.messages.image import Progress as ProgressEvent
+
+            self.event(ProgressEvent(**body))
+
+    def tell(self, step: str, done: int, total: int) -> None:
+        """The same, of work of our own in bytes."""
+        done = min(done, total) if total else done
+        self.frame(_EVENT, {"operation": "", "step": step, "done": done, "total": total})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         """Removes the bars; the terminal is as before."""

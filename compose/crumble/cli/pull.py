@@ -19,13 +19,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("image", metavar="IMAGE")
     options = parser.parse_args(arguments)
     request = messages.ImageGet(image_reference(options.image), options.platform, "always", "pull")
-    bars = Bars(quiet=options.quiet)
-    with Link() as link:
+    with Link() as link, Bars(quiet=options.quiet) as bars:
         link.client.listen("images", bars.event)
-        try:
-            image: messages.Image = link.call(request, to="images")
-        finally:
-            bars.close()
+        image: messages.Image = link.call(request, to="images")
     if options.json:
         output.as_json(image)
     else:

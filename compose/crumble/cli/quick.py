@@ -18,11 +18,22 @@ _LENGTH = struct.Struct("<I")
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
-def ask(kind: str, body: dict[str, Any], to: str = "", *, limit: float = _LIMIT) -> dict[str, Any]:
-    """The body of the answer; raises the error, UsageError "up.none" without a daemon."""
+def ask(
+    kind: str,
+    body: dict[str, Any],
+    to: str = "",
+    *,
+    limit: float = _LIMIT,
+    on_event: Callable[[str, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """The body of the answer; raises the error, UsageError "up.none" without a daemon.
+
+    on_event: gets the type and the body of what comes before the answer. limit: s between two frames.
+    """
     daemon = find_daemon()
     if not daemon:
         raise UsageError(
@@ -34,7 +45,7 @@ def ask(kind: str, body: dict[str, Any], to: str = "", *, limit: float = _LIMIT)
             stream.connect(f"{daemon}/stream")
             frame = msgpack.packb({"t": kind, "id": 1, "b": body, "to": to})
             stream.sendall(_LENGTH.pack(len(frame)) + frame)
-            reply = _reply(stream)
+            reply = _reply(stream, on_event)
     except OSError as error:
         raise InternalError(
             f"The supervisor does not answer: {error.strerror or error}.",
@@ -48,8 +59,10 @@ def ask(kind: str, body: dict[str, Any], to: str = "", *, limit: float = _LIMIT)
     return answer
 
 
-def _reply(stream: socket.socket) -> dict[str, Any]:
-    """The first frame that answers; events are not our business."""
+def _reply(
+    stream: socket.socket, on_event: Callable[[str, dict[str, Any]], None] | None
+) -> dict[str, Any]:
+    """The first frame that answers."""
     data = bytearray()
     while True:
         while len(data) < _LENGTH.size or len(data) < _LENGTH.size + _LENGTH.unpack_from(data)[0]:
@@ -61,4 +74,6 @@ def _reply(stream: socket.socket) -> dict[str, Any]:
         frame: dict[str, Any] = msgpack.unpackb(data[_LENGTH.size : end])
         if "re" in frame:
             return frame
+        if on_event is not None:
+            on_event(frame["t"], frame["b"])
         del data[:end]

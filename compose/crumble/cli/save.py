@@ -28,12 +28,8 @@ def main(arguments: list[str]) -> int:
     kind: Literal["oci", "docker-archive"]
     kind = options.format or ("docker-archive" if path.suffix == ".tar" else "oci")
     request = messages.ImageExport(image_reference(options.image), str(path), kind, "save")
-    bars = Bars()
-    with Link() as link:
+    with Link() as link, Bars() as bars:
         link.client.listen("images", bars.event)
-        try:
-            link.call(request, to="images")
-        finally:
-            bars.close()
+        link.call(request, to="images")
     print(path)
     return 0

@@ -14,6 +14,7 @@ from typing import Any
 from crumble.cli import output
 from crumble.cli.main import FAILED, say
 from crumble.cli.parser import Parser
+from crumble.cli.progress import Bars
 from crumble.snapshots.store import Found, Store
 from crumble_common.errors import CrumbleError
 
@@ -49,7 +50,8 @@ def _create(_store: Store, arguments: list[str]) -> int:
     from crumble.cli import quick
 
     body = {"vm": options.vm, "name": options.name}
-    made = quick.ask("client.snapshot.create", body, limit=600)
+    with Bars() as bars:
+        made = quick.ask("client.snapshot.create", body, limit=600, on_event=bars.frame)
     print(json.dumps(made, indent=2) if options.json else made["name"])
     return 0
 
@@ -142,7 +144,8 @@ def _verify(store: Store, arguments: list[str]) -> int:
     def check(name: str) -> None:
         snapshot = store.open(name)
         try:
-            verify(snapshot)
+            with Bars() as bars:
+                verify(snapshot, bars.tell)
         finally:
             snapshot.close()
         print(f"{name}: whole")
@@ -159,7 +162,8 @@ def _export(store: Store, arguments: list[str]) -> int:
 
     snapshot = store.open(store.full_name(options.name))
     try:
-        archive.export(snapshot, Path(options.file).absolute())
+        with Bars() as bars:
+            archive.export(snapshot, Path(options.file).absolute(), bars.tell)
     finally:
         snapshot.close()
     print(options.file)
@@ -173,7 +177,9 @@ def _import(store: Store, arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from crumble.snapshots import archive
 
-    print(archive.import_file(store, Path(options.file), options.name).name)
+    with Bars() as bars:
+        made = archive.import_file(store, Path(options.file), options.name, bars.tell)
+    print(made.name)
     return 0
 
 

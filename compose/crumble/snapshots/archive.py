@@ -25,8 +25,10 @@ import zstandard
 
 from crumble.snapshots import manifest as form
 from crumble.snapshots import sums
+from crumble.snapshots.draft import Draft
 from crumble.snapshots.manifest import CHUNK, Manifest, StoredFile
-from crumble.snapshots.store import Draft, Snapshot, Store
+from crumble.snapshots.meter import Meter, Tell, silent
+from crumble.snapshots.store import Snapshot, Store
 from crumble.snapshots.verify import verify
 from crumble_common import paths
 from crumble_common.errors import CrumbleError, GuestError, HostError, UsageError
@@ -51,12 +53,12 @@ def image_files(manifest: Manifest) -> dict[str, Path]:
     return found
 
 
-def export(snapshot: Snapshot, path: Path) -> int:
-    """Writes it to `path`, which appears when it is complete; its size in bytes."""
+def export(snapshot: Snapshot, path: Path, tell: Tell = silent) -> int:
+    """Writes it to `path`, which appears when it is complete; its size in bytes. tell: how far that is."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with host_errors(path), new.open("xb") as file:
-            _write(snapshot, file)
+            _write(snapshot, file, tell)
             file.flush()
             os.fsync(file.fileno())
             new.replace(path)
@@ -65,17 +67,18 @@ def export(snapshot: Snapshot, path: Path) -> int:
         new.unlink(missing_ok=True)
 
 
-def _write(snapshot: Snapshot, file: IO[bytes]) -> None:
+def _write(snapshot: Snapshot, file: IO[bytes], tell: Tell) -> None:
     with contextlib.ExitStack() as stack:
         fds = _sources(snapshot, stack)
-        manifest = _whole(snapshot.manifest, fds)
+        manifest = _whole(snapshot.manifest, fds, tell)
         text = form.encode(manifest)
         file.write(MAGIC)
         compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True)
         stream = stack.enter_context(compressor.stream_writer(file, closefd=False))
         stream.write(_LENGTH.pack(len(text)) + text)
+        meter = Meter(tell, "export", _data(manifest, fds))
         for name in sorted(manifest.files):
-            for offset, data in _records(fds[name], manifest.files[name].size):
+            for offset, data in _records(fds[name], manifest.files[name].size, meter):
                 stream.write(_RECORD.pack(offset, len(data)))
                 stream.write(data)
             stream.write(_RECORD.pack(*_END))
@@ -104,24 +107,31 @@ def missing_image(manifest: Manifest) -> UsageError:
     )
 
 
-def _whole(manifest: Manifest, fds: dict[str, int]) -> Manifest:
+def _whole(manifest: Manifest, fds: dict[str, int], tell: Tell) -> Manifest:
     files = dict(manifest.files)
-    for name, fd in fds.items():
-        if name not in files:
-            files[name] = StoredFile(os.fstat(fd).st_size, sums.of_file(fd))
+    more = {name: os.fstat(fd).st_size for name, fd in fds.items() if name not in files}
+    meter = Meter(tell, "image", sum(more.values()))
+    for name, size in more.items():
+        files[name] = StoredFile(size, sums.of_file(fds[name], meter))
     return dataclasses.replace(manifest, kind="user", files=files)
 
 
-def _records(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
+def _data(manifest: Manifest, fds: dict[str, int]) -> int:
+    extents = (sums.extents(fds[name], file.size) for name, file in manifest.files.items())
+    return sum(end - start for found in extents for start, end in found)
+
+
+def _records(fd: int, size: int, meter: Meter) -> Iterator[tuple[int, bytes]]:
     for start, end in sums.extents(fd, size):
         for offset in range(start, end, CHUNK):
             data = os.pread(fd, min(CHUNK, end - offset), offset)
+            meter.add(len(data))
             if data.count(0) != len(data):
                 yield offset, data
 
 
-def import_file(store: Store, path: Path, name: str = "") -> Manifest:
-    """Takes a snapshot in, under its own name or another; raises what is wrong with it."""
+def import_file(store: Store, path: Path, name: str = "", tell: Tell = silent) -> Manifest:
+    """Takes a snapshot in, under its own name or another; raises what is wrong with it. tell: how far that is."""
     with host_errors(path), path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise UsageError(
@@ -131,12 +141,12 @@ def import_file(store: Store, path: Path, name: str = "") -> Manifest:
             )
         draft = store.begin()
         try:
-            return _take_in(store, draft, _Input(file, path), name)
+            return _take_in(store, draft, _Input(file, path, tell), name, tell)
         finally:
             draft.discard()
 
 
-def _take_in(store: Store, draft: Draft, source: _Input, name: str) -> Manifest:
+def _take_in(store: Store, draft: Draft, source: _Input, name: str, tell: Tell) -> Manifest:
     (length,) = _LENGTH.unpack(source.read(_LENGTH.size))
     if length > form.MAX_MANIFEST:
         raise source.bad("its manifest is too large")
@@ -157,7 +167,7 @@ def _take_in(store: Store, draft: Draft, source: _Input, name: str) -> Manifest:
         draft.path, os.open(draft.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     )
     try:
-        verify(snapshot)
+        verify(snapshot, tell)
         draft.trust(manifest)
     finally:
         snapshot.close()
@@ -181,8 +191,10 @@ def _fill(fd: int, size: int, source: _Input) -> None:
 class _Input:
     """The decompressed stream of a file that may be anything."""
 
-    def __init__(self, file: IO[bytes], path: Path) -> None:
+    def __init__(self, file: IO[bytes], path: Path, tell: Tell) -> None:
         self.path = path
+        self._file = file
+        self._meter = Meter(tell, "import", os.fstat(file.fileno()).st_size)
         decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
         self._stream: Any = decompressor.stream_reader(file, read_across_frames=False)
 
@@ -198,6 +210,7 @@ class _Input:
                 size -= len(data)
         except zstandard.ZstdError:
             raise self.bad("it cannot be decompressed") from None
+        self._meter.set(self._file.tell())
         return b"".join(parts)
 
     def end(self) -> None:

@@ -15,17 +15,15 @@ import msgpack
 
 from crumble.snapshots import manifest as form
 from crumble.snapshots import sums
+from crumble.snapshots.draft import READ, Draft
 from crumble.snapshots.manifest import Manifest, StoredFile, corrupt
+from crumble.snapshots.meter import Meter, Tell, silent
 from crumble_common import directories, log, paths
 from crumble_common.errors import CrumbleError, HostError, UsageError
 from crumble_common.memory_base import parse_runs
 
 # What boot snapshots may take before the least recently used go, bytes; $CRUMBLE_SNAPSHOT_LIMIT, MiB.
 _LIMIT = 8 << 30
-# In a snapshot: the identity it had when all of it was verified.
-TRUSTED = "trusted"
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 @dataclass(frozen=True)
@@ -76,62 +74,6 @@ class Snapshot:
             self.directory = -1
 
 
-class Draft:
-    """A snapshot being made, in a directory that nobody else looks at. `discard` it, or `Store.publish`."""
-
-    def __init__(self, path: Path, fd: int) -> None:
-        self.path = path
-        self._fd = fd
-        self.fds: dict[str, int] = {}
-
-    def create(self, name: str) -> int:
-        """A new file of it; closed with the draft."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = self.fds[name] = os.open(name, flags, 0o600, dir_fd=self._fd)
-        return fd
-
-    def link(self, name: str, path: str) -> None:
-        """A file that is elsewhere below our directory, and does not change."""
-        os.link(path, name, dst_dir_fd=self._fd)
-        self.fds[name] = os.open(name, _FLAGS, dir_fd=self._fd)
-
-    def drop(self, name: str) -> None:
-        """Removes a file that turned out not to be needed."""
-        os.close(self.fds.pop(name))
-        os.unlink(name, dir_fd=self._fd)
-
-    def write(self, name: str, data: bytes) -> None:
-        """A small file, whole."""
-        fd = self.create(name)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-
-    def trust(self, about: Manifest) -> None:
-        """Everything in it is what its manifest says: nobody needs to look at that again."""
-        self.write(TRUSTED, identity(self._fd, about))
-
-    def sync(self) -> None:
-        """On disk, all of it."""
-        for fd in (*self.fds.values(), self._fd):
-            os.fsync(fd)
-
-    def close(self) -> None:
-        """Closes the files, and gives up the lock."""
-        for fd in self.fds.values():
-            os.close(fd)
-        self.fds.clear()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def discard(self) -> None:
-        """Nothing of it stays. Fine when it was published."""
-        if self._fd >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
-        self.close()
-
-
 class Store:
     """The snapshots of a data directory."""
 
@@ -149,17 +91,24 @@ class Store:
             return Draft(path, held)
 
     def publish(
-        self, draft: Draft, about: Manifest, state: State, runs: bytes | None = None
+        self,
+        draft: Draft,
+        about: Manifest,
+        state: State,
+        runs: bytes | None = None,
+        tell: Tell = silent,
     ) -> Manifest:
         """Sums, writes down and names a draft, whose memory is complete; it is closed.
 
-        runs: where it has memory, when it builds on others, whose files are in it. Raises UsageError "snapshot.exists", HostError; the draft is then still the caller's.
+        runs: where it has memory, when it builds on others, whose files are in it. tell: how far the sums are.
+        Raises UsageError "snapshot.exists", HostError; the draft is then still the caller's.
         """
         with _disk_errors():
             draft.write(form.STATE, msgpack.packb({"vm": state.vm, "fsd": state.fsd}))
             memory = draft.fds[form.MEMORY]
             os.ftruncate(memory, about.memory)
-            draft.write(form.SUMS, sums.of_memory(memory, about.memory))
+            meter = Meter(tell, "checksums", sums.data_size(memory, about.memory))
+            draft.write(form.SUMS, sums.of_memory(memory, about.memory, meter))
             if runs is not None:
                 draft.write(form.PAGES, runs)
             files = {name: _stored(name, fd) for name, fd in draft.fds.items()}
@@ -308,17 +257,6 @@ def limit_from_environment() -> int:
         return _LIMIT
 
 
-def identity(directory: int, about: Manifest) -> bytes:
-    """Other bytes when a file of a snapshot was replaced or, as far as its time of change tells, written, or the
-    machine was started anew.
-    """
-    lines = [_BOOT.read_text().strip()]
-    for name in sorted(about.files):
-        info = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        lines.append(f"{name} {info.st_ino} {info.st_size} {info.st_mtime_ns}")
-    return "\n".join(lines).encode()
-
-
 def read_manifest(path: Path, directory: int) -> Manifest:
     """Raises what is wrong with it."""
     fd = _open(path, directory, form.MANIFEST)
@@ -371,7 +309,7 @@ def _check_size(path: Path, directory: int, name: str, file: StoredFile) -> None
 
 def _open(path: Path, directory: int, name: str) -> int:
     try:
-        return os.open(name, _FLAGS, dir_fd=directory)
+        return os.open(name, READ, dir_fd=directory)
     except OSError as error:
         kind = ", of one that it builds on," if name.startswith("parent-") else ""
         raise corrupt(path.name, f"{name}{kind} cannot be opened ({error.strerror})") from None

@@ -8,25 +8,34 @@ import os
 from collections.abc import Iterator
 
 from crumble.snapshots.manifest import CHUNK, SUM
+from crumble.snapshots.meter import UNSEEN, Meter
 
 _HOLE = bytes(SUM)
 _ZEROES = bytes(CHUNK)
 
 
-def of_file(fd: int) -> str:
+def of_file(fd: int, meter: Meter = UNSEEN) -> str:
     """SHA-256 of everything, hex."""
     digest, offset = hashlib.sha256(), 0
     while data := os.pread(fd, CHUNK, offset):
         digest.update(data)
         offset += len(data)
+        meter.add(len(data))
     return digest.hexdigest()
 
 
-def of_memory(fd: int, size: int) -> bytes:
+def of_memory(fd: int, size: int, meter: Meter = UNSEEN) -> bytes:
     """SUM bytes for each chunk; zeroes for a chunk that holds nothing else."""
-    filled = chunks_with_data(fd, size)
-    sums = (_sum(fd, index) if index in filled else _HOLE for index in range(-(-size // CHUNK)))
+    sums = [_HOLE] * -(-size // CHUNK)
+    for index in sorted(chunks_with_data(fd, size)):
+        sums[index] = _sum(fd, index)
+        meter.add(CHUNK)
     return b"".join(sums)
+
+
+def data_size(fd: int, size: int) -> int:
+    """Bytes that `of_memory` reads."""
+    return len(chunks_with_data(fd, size)) * CHUNK
 
 
 def chunks_with_data(fd: int, size: int) -> set[int]:

@@ -8,22 +8,25 @@ import secrets
 
 from crumble.snapshots import manifest as form
 from crumble.snapshots import sums
+from crumble.snapshots.draft import TRUSTED, identity
 from crumble.snapshots.manifest import CHUNK, SUM, corrupt
-from crumble.snapshots.store import TRUSTED, Snapshot, identity
+from crumble.snapshots.meter import Meter, Tell, silent
+from crumble.snapshots.store import Snapshot
 from crumble_common.errors import CrumbleError
 
 
-def verify(snapshot: Snapshot) -> None:
+def verify(snapshot: Snapshot, tell: Tell = silent) -> None:
     """Raises GuestError "snapshot.corrupt", naming the file that is not what was written."""
+    meter = Meter(tell, "checksums", _bytes_to_read(snapshot))
     for name, file in snapshot.manifest.files.items():
         fd = snapshot.open(name)
         try:
-            if not name.endswith(form.MEMORY) and sums.of_file(fd) != file.sha256:
+            if not name.endswith(form.MEMORY) and sums.of_file(fd, meter) != file.sha256:
                 raise corrupt(snapshot.path.name, f"{name} was changed")
         finally:
             os.close(fd)
     for name in snapshot.manifest.memories:
-        _verify_memory(snapshot, name)
+        _verify_memory(snapshot, name, meter)
 
 
 def is_trusted(snapshot: Snapshot) -> bool:
@@ -45,13 +48,24 @@ def verify_and_trust(snapshot: Snapshot) -> None:
         (snapshot.path / new).replace(snapshot.path / TRUSTED)
 
 
-def _verify_memory(snapshot: Snapshot, name: str) -> None:
+def _bytes_to_read(snapshot: Snapshot) -> int:
+    total = 0
+    for name, file in snapshot.manifest.files.items():
+        fd = snapshot.open(name)
+        try:
+            total += sums.data_size(fd, file.size) if name.endswith(form.MEMORY) else file.size
+        finally:
+            os.close(fd)
+    return total
+
+
+def _verify_memory(snapshot: Snapshot, name: str, meter: Meter) -> None:
     size = snapshot.manifest.memory
     with os.fdopen(snapshot.open(f"{name}.sums"), "rb") as file:
         wanted = file.read(form.sums_size(size))
     fd = snapshot.open(name)
     try:
-        found = sums.of_memory(fd, size)
+        found = sums.of_memory(fd, size, meter)
     finally:
         os.close(fd)
     if found != wanted:

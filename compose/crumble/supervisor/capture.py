@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crumble.snapshots import manifest as form
+from crumble.snapshots.draft import Draft
 from crumble.snapshots.manifest import Manifest, SavedImage
-from crumble.snapshots.store import Draft, State
+from crumble.snapshots.meter import Tell, silent
+from crumble.snapshots.store import State
 from crumble.supervisor import lineage
 from crumble.supervisor.tasks import Future, limited
 from crumble_common import __version__, log
@@ -189,16 +191,19 @@ def layer_links(vm: Vm) -> dict[str, str]:
     return found
 
 
-async def keep(vm: Vm, frame: Frame, manifest: Manifest) -> Manifest:
-    """Waits for the memory and publishes; the draft is gone in any case. Raises CrumbleError."""
+async def keep(vm: Vm, frame: Frame, manifest: Manifest, tell: Tell = silent) -> Manifest:
+    """Waits for the memory and publishes; the draft is gone in any case. Raises CrumbleError.
+
+    tell: how far the sums are, from another thread.
+    """
     captures, store = vm.host.captures, vm.host.store
 
     def publish() -> Manifest:
         if frame.parent is None:
-            return store.publish(frame.draft, manifest, frame.state)
+            return store.publish(frame.draft, manifest, frame.state, tell=tell)
         runs = lineage.thicken(frame.draft, frame.runs)
         made = lineage.named(manifest, frame.parent)
-        return store.publish(frame.draft, made, frame.state, runs)
+        return store.publish(frame.draft, made, frame.state, runs, tell)
 
     try:
         await frame.saved

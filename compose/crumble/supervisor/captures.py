@@ -15,6 +15,7 @@ from crumble.snapshots.store import Store
 from crumble.snapshots.verify import is_trusted, verify_and_trust
 from crumble.supervisor import bootkey, capture
 from crumble.supervisor.origin import Origin
+from crumble.supervisor.progress import Saving, Telling
 from crumble.supervisor.rehearsal import rehearse
 from crumble.supervisor.tasks import Future, Task, in_thread
 from crumble_common import log
@@ -40,7 +41,6 @@ class Captures:
     def __init__(self, host: Supervisor, store: Store) -> None:
         self._host = host
         self._store = store
-        self._swept = False
         self._making: set[str] = set()
         self._distrusted: set[str] = set()
         self._background: set[Future[Any]] = set()
@@ -69,7 +69,6 @@ class Captures:
 
     def booted(self, vm: Vm) -> Origin | None:
         """What a VM like `vm` was when it had booted, if there is that. A damaged one is dropped."""
-        self._sweep()
         if not vm.boot_key or (name := bootkey.name(vm.boot_key)) in self._distrusted:
             return None
         try:
@@ -79,12 +78,10 @@ class Captures:
                 self._drop(name, error)
             return None
 
-    def _sweep(self) -> None:
-        """Once: what supervisors that were killed had begun."""
-        if not self._swept:
-            self._swept = True
-            with contextlib.suppress(CrumbleError, OSError):  # somebody else's, or read-only
-                self._store.sweep()
+    def sweep(self) -> None:
+        """At the start: what supervisors that were killed had begun."""
+        with contextlib.suppress(CrumbleError, OSError):  # somebody else's, or read-only
+            self._store.sweep()
 
     def distrust(self, vm: Vm, error: CrumbleError) -> None:
         """A VM could not go on from its boot snapshot: nobody else shall try."""
@@ -147,11 +144,16 @@ class Captures:
 
     # Requests.
 
-    async def create(self, vm: Vm, name: str) -> messages.SnapshotMade:
+    async def create(self, client: Client, vm: Vm, name: str) -> messages.SnapshotMade:
         """A snapshot with a name."""
         self._check_name(name)
-        frame = await self._begin(vm, chained=True)
-        made = await capture.keep(vm, frame, capture.about(vm, "user", name, {}))
+        telling = Telling(client, "snapshot")
+        frame = await self._saved(vm, telling, chained=True)
+
+        def tell(*how_far: Any) -> None:
+            self._host.loop.call_soon_threadsafe(lambda: telling.tell(*how_far))
+
+        made = await capture.keep(vm, frame, capture.about(vm, "user", name, {}), tell)
         info = (self._store.path / name / form.MEMORY).stat()
         return messages.SnapshotMade(made.name, frame.pause, info.st_blocks * 512)
 
@@ -169,10 +171,22 @@ class Captures:
                 hint=f"Choose another name, or `crumble snapshot rm {name}` first.",
             )
 
-    async def _begin(self, vm: Vm, *, chained: bool = False) -> capture.Frame:
+    async def _begin(self, vm: Vm) -> capture.Frame:
         draft = self._store.begin()
         try:
-            return await capture.begin(vm, draft, chained=chained)
+            return await capture.begin(vm, draft)
+        except BaseException:
+            draft.discard()
+            raise
+
+    async def _saved(self, vm: Vm, telling: Telling, *, chained: bool = False) -> capture.Frame:
+        """A capture whose memory and files are in the draft."""
+        draft = self._store.begin()
+        try:
+            with Saving(vm, draft, telling):
+                frame = await capture.begin(vm, draft, chained=chained)
+                await frame.saved
+                return frame
         except BaseException:
             draft.discard()
             raise
@@ -186,16 +200,16 @@ class Captures:
                 hint=f"Choose a number from 1 to {_MAX_FORKS}.",
             )
         began = self._host.loop.now()
-        frame = await self._begin(vm)
+        telling = Telling(client, "fork")
+        frame = await self._saved(vm, telling)
         try:
-            await frame.saved
             origin = self._unnamed(vm, frame)
         except BaseException:
             frame.draft.discard()
             raise
         origin.take()
         try:
-            vms = await self._make_all(client, vm, request, origin)
+            vms = await self._make_all(client, vm, request, origin, telling)
         finally:
             origin.release()
         infos = [made.info() for made in vms]
@@ -210,7 +224,7 @@ class Captures:
         return Origin(about, frame.state, draft.path, draft.discard)
 
     async def _make_all(
-        self, client: Client, vm: Vm, request: messages.Fork, origin: Origin
+        self, client: Client, vm: Vm, request: messages.Fork, origin: Origin, telling: Telling
     ) -> list[Vm]:
         made: list[Vm] = []
         width = _AT_ONCE * (os.cpu_count() or 1)
@@ -226,6 +240,8 @@ class Captures:
                 made += [task.result() for task in tasks if not task.failed]
                 for task in tasks:
                     task.result()
+                if len(made) < request.count:
+                    telling.tell("clones", len(made), request.count, "VMs")
         except BaseException:
             for one in made:
                 one.stop(0)

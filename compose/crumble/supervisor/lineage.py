@@ -13,8 +13,8 @@ import os
 from typing import TYPE_CHECKING
 
 from crumble.snapshots import manifest as form
+from crumble.snapshots.draft import Draft
 from crumble.snapshots.manifest import Manifest
-from crumble.snapshots.store import Draft
 from crumble_common.errors import CrumbleError
 from crumble_common.memory_base import MAX_RUNS, count_runs, pack_runs, parse_runs, runs_of
 from crumble_native.memory import STATE_HEADER_SIZE

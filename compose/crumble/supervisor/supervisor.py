@@ -109,9 +109,9 @@ class Supervisor:
             self._streams = Streams(self.loop, path, self._message, self._stream_gone)
             self.instance.announce()
             self._keep_spares()
-            self.loop.call_soon(self.store.sweep)
         else:
             self.images.start()  # whatever we are here for will ask it
+        self.loop.call_soon(self.captures.sweep)
 
     def run(self) -> None:
         """Serves until stopped; leaves nothing behind."""
@@ -281,9 +281,9 @@ class Supervisor:
             del self.vms[vm.name]
 
     async def _snapshot(
-        self, _client: Client, request: messages.SnapshotCreate
+        self, client: Client, request: messages.SnapshotCreate
     ) -> messages.SnapshotMade:
-        return await self.captures.create(self._vm(request.vm), request.name)
+        return await self.captures.create(client, self._vm(request.vm), request.name)
 
     async def _fork(self, client: Client, request: messages.Fork) -> messages.Forked:
         return await self.captures.fork(client, self._vm(request.vm), request)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Literal
 
 from crumble_common.errors import UsageError
-from crumble_common.messages.image import Progress
+from crumble_common.messages.image import Progress, Unit
 
-Unit = Literal["bytes", "files", "packages"]
 _INTERVAL = 0.1  # seconds between two events of one step: as often as a person can see
 
 

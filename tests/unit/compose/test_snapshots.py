@@ -1,5 +1,6 @@
 """The snapshot store: what is there is whole, what is damaged or foreign says so, nothing is left."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crumble.snapshots import archive
+from crumble.snapshots import archive, meter
 from crumble.snapshots import manifest as form
-from crumble.snapshots.store import Snapshot, Store
+from crumble.snapshots.store import Snapshot, State, Store
 from crumble.snapshots.verify import verify
 from crumble_common import directories
 from crumble_common.errors import CrumbleError, HostError, UsageError
@@ -214,6 +215,27 @@ def test_export_and_import_are_inverse(store: Store, tmp_path: Path) -> None:
     assert memory.stat().st_blocks * 512 < snapshots.MEMORY
     assert memory.read_bytes() == (store.path / "one/memory").read_bytes()
     assert files(store) == ["one", "two"]
+
+
+def test_long_work_tells_how_far_it_is(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter, "INTERVAL", 0)
+    said: dict[str, list[tuple[int, int]]] = {}
+
+    def tell(step: str, done: int, total: int) -> None:
+        said.setdefault(step, []).append((done, total))
+
+    draft = snapshots.draft(store)
+    store.publish(draft, snapshots.about("one"), State(b"vm", b"fsd"), tell=tell)
+    with contextlib.closing(store.open("one")) as found:
+        verify(found, tell)
+        archive.export(found, tmp_path / "file", tell)
+    archive.import_file(store, tmp_path / "file", "two", tell)
+    assert set(said) == {"checksums", "export", "import"}
+    for step, steps in said.items():
+        done, total = steps[-1]
+        assert done == total > 0, step
 
 
 @SLOW
