@@ -10,11 +10,12 @@ Calls wait in threads of their own, so any number of VMs and commands may go on 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from subprocess import CompletedProcess
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from crumble.sdk import images as _images
 from crumble.sdk import vm as _vm
@@ -23,6 +24,9 @@ from crumble.sdk.process import PIPE, CommandError, CommandTimeoutError
 from crumble.sdk.process import Process as _Process
 from crumble_common.messages import image as image_messages
 from crumble_common.messages.client import VmInfo
+
+if TYPE_CHECKING:
+    from crumble.sdk.network import Kind
 
 T = TypeVar("T")
 
@@ -128,6 +132,26 @@ class VM:
     async def snapshot_filesystem(self, reference: str = "", **options: Any) -> str:
         """Makes an image of what its files are now; its name."""
         return await _wait(self.inner.snapshot_filesystem, reference, **options)
+
+    async def connect(self, network: str) -> None:
+        """Moves its interface to a network."""
+        await _wait(self.inner.connect, network)
+
+    async def disconnect(self) -> None:
+        """Takes it off its network."""
+        await _wait(self.inner.disconnect)
+
+    async def dial(self, kind: Kind, port: int, timeout: float | None = None) -> socket.socket:
+        """A socket, connected to a port of the guest, which does not block: for loop.sock_recv or open_connection."""
+        sock = await _wait(self.inner.dial, kind, port, timeout)
+        sock.setblocking(False)
+        return sock
+
+    async def listen(self, kind: Kind, port: int, backlog: int = 128) -> socket.socket:
+        """A listening socket that the guest reaches at host.internal, which does not block: for asyncio.start_server."""
+        sock = await _wait(self.inner.listen, kind, port, backlog)
+        sock.setblocking(False)
+        return sock
 
     async def pause(self) -> None:
         """Lets it stand still."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 import crumble
+from crumble import aio
 from crumble.sdk import session
 from crumble_common import paths
 from framework import assets
@@ -33,6 +35,36 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     if session._session is not None:
         session._session.close()
+
+
+async def moved(vm: crumble.VM, listener: socket.socket) -> bytes:
+    """Off its network and onto it: what the program listens for and has dialled goes along."""
+    face = aio.VM()
+    face.inner = vm
+    await face.disconnect()
+    assert vm.info.network == "none"
+    with pytest.raises(crumble.UsageError, match="not connected"):
+        await face.dial("tcp", 70)
+    await face.connect("user")
+    assert (vm.info.network, vm.info.address) == ("user", "10.0.2.15")
+    listener.settimeout(20)
+    caller = await face.popen("echo moved | busybox nc -w 9 host.internal 9000")
+    connection, _ = await asyncio.to_thread(listener.accept)
+    with connection:
+        assert await asyncio.to_thread(connection.recv, 99) == b"moved\n"
+    await caller.wait()
+    with await face.listen("tcp", 9001) as other:
+        loop = asyncio.get_running_loop()
+        caller = await face.popen("echo more | busybox nc -w 9 host.internal 9001")
+        connection, _ = await loop.sock_accept(other)
+        with connection:
+            assert await loop.sock_recv(connection, 99) == b"more\n"
+        await caller.wait()
+    reader, writer = await asyncio.open_connection(sock=await face.dial("tcp", 80))
+    writer.write(b"GET / HTTP/1.0\r\n\r\n")
+    page = await reader.read()
+    writer.close()
+    return page.rpartition(b"\r\n")[2]
 
 
 def test_a_program_and_its_guest_talk() -> None:
@@ -80,7 +112,8 @@ def test_a_program_and_its_guest_talk() -> None:
             )
             thread.join(10)
             assert (done.stdout, heard) == (b"yours\n", [b"mine\n"])
-        refused = vm.run(["busybox", "nc", "-w", "9", "host.internal", "9001"])
+            assert asyncio.run(moved(vm, listener)) == b"hello\n"
+        refused = vm.run(["busybox", "nc", "-w", "9", "host.internal", "9002"])
         assert refused.returncode == 1
         with pytest.raises(crumble.UsageError, match="cannot be dialled"):
             vm.dial("tcp", 0)

@@ -250,6 +250,26 @@ class NetworkInspect:
     name: str
 
 
+@message("client.network.connect")
+@dataclass(frozen=True)
+class NetworkConnect:
+    """A running VM's interface moves to a network ("user": one of its own again); its rules, forwards and services of
+    the host go along. Reply: VmInfo. Errors: "vm.network", "network.unknown", "network.full", "vm.paused", "vm.busy".
+    """
+
+    network: str
+    vm: str
+
+
+@message("client.network.disconnect")
+@dataclass(frozen=True)
+class NetworkDisconnect:
+    """A running VM's interface leaves the network that it is on; its link is down. Reply: VmInfo. Error: "vm.network"."""
+
+    network: str
+    vm: str
+
+
 @message("client.network.remove")
 @dataclass(frozen=True)
 class NetworkRemove:

@@ -94,6 +94,14 @@ class PortAdd:
     aliases: list[str] = field(default_factory=list)
 
 
+@message("net.port.remove")
+@dataclass(frozen=True)
+class PortRemove:
+    """A guest leaves a network: its flows and forwards end. Reply: Ok. Error: "net.guest" when it is not on it."""
+
+    guest: str
+
+
 @message("net.freeze")
 @dataclass(frozen=True)
 class NetFreeze:
@@ -200,6 +208,15 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class ServiceInfo:
+    """The guest's host.internal:`port` is `host_port` of the host's loopback: see ServiceAdd."""
+
+    port: int
+    host_port: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+
+@dataclass(frozen=True)
 class GuestInfo:
     """One guest of a network. refused: the last flows that policy refused. counters: its own, by name. capturing: its packets are captured."""
 
@@ -211,6 +228,7 @@ class GuestInfo:
     counters: dict[str, int]
     capturing: bool
     refused: list[Refusal] = field(default_factory=list)
+    services: list[ServiceInfo] = field(default_factory=list)
 
 
 @message("net.state")

@@ -20,7 +20,7 @@ class VirtioFs:
 class VirtioNet:
     """A virtio-net device: the fd name of its connected vhost-user socket, and what the guest is told.
 
-    address: ADDRESS/BITS of IPv4. IPv6 the guest learns from the network. succeeded: when the back end dies,
+    address: ADDRESS/BITS of IPv4. IPv6 the guest learns from the network. When the back end dies,
     NetReconnect follows, and the guest is not told.
     """
 
@@ -29,17 +29,26 @@ class VirtioNet:
     mtu: int
     address: str
     gateway: str
-    succeeded: bool = False
 
 
 @message("vm.net.reconnect")
 @dataclass(frozen=True)
 class NetReconnect:
     """The network's back end died; `socket_fd` (a `take_fd` name) leads to another one, which has taken over what
-    there was. Reply: Ok, at once.
+    there was. network: it is another network's: the guest is told who it is there, and the link comes up.
+    Reply: Ok, at once, or when the guest has been told.
     """
 
     socket_fd: str
+    network: VirtioNet | None = None
+
+
+@message("vm.net.disconnect")
+@dataclass(frozen=True)
+class NetDisconnect:
+    """The interface's link goes down, and its rings are taken from the back end, until NetReconnect. Reply: Ok, when
+    that is done.
+    """
 
 
 @message("vm.config")

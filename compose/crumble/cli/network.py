@@ -1,4 +1,4 @@
-"""`crumble network create|ls|rm|inspect`: networks that VMs share."""
+"""`crumble network create|ls|rm|inspect|connect|disconnect`: networks that VMs share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ _EPILOG = """\
   create NAME [--subnet CIDR] [--internal]   make one; `crumble run --network NAME` puts a VM on it
   ls                                         list them
   inspect NAME                               show one, who is on it and what went through, as JSON
+  connect NAME VM                            move a running VM to it ("user": a network of its own)
+  disconnect NAME VM                         take a running VM off it
   rm NAME...                                 remove networks that nobody is on"""
+_CONNECT = """\
+A VM has one interface, which is on one network at a time: connecting moves it, unlike docker's, which
+adds an interface. Its link goes down and up, its agent sets the address that it has there; connections that it has
+open end. Port forwards, --allow and --deny rules, rates and what it may reach of the host go along. Packet
+captures end, and what a name rule had learnt is asked for anew."""
 
 
 def main(arguments: list[str]) -> int:
@@ -126,6 +133,28 @@ def _inspect(arguments: list[str]) -> int:
     return 0
 
 
+def _connect(arguments: list[str]) -> int:
+    return _move("connect", "Moves a running VM to a network.", _CONNECT, arguments)
+
+
+def _disconnect(arguments: list[str]) -> int:
+    about = "The VM stays without a network, its link down, until `crumble network connect`."
+    return _move("disconnect", "Takes a running VM off its network.", about, arguments)
+
+
+def _move(verb: str, what: str, about: str, arguments: list[str]) -> int:
+    parser = Parser(f"network {verb}", what, about)
+    parser.json()
+    parser.add_argument("network", metavar="NETWORK", help="its name, or user")
+    parser.add_argument("vm", metavar="VM")
+    options = parser.parse_args(arguments)
+    body = {"network": options.network, "vm": options.vm}
+    now = quick.ask(f"client.network.{verb}", body)
+    if options.json:
+        print(json.dumps({name: now[name] for name in ("name", "network", "address")}, indent=2))
+    return 0
+
+
 def _now(name: str) -> dict[str, Any]:
     try:
         return quick.ask("client.network.inspect", {"name": name})
@@ -140,4 +169,6 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "ls": _ls,
     "rm": _rm,
     "inspect": _inspect,
+    "connect": _connect,
+    "disconnect": _disconnect,
 }

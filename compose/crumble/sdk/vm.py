@@ -286,6 +286,15 @@ class VM:
             self._ports = Ports(link, self._target)
         return self._ports
 
+    def connect(self, network: str) -> None:
+        """Moves its interface to a network, "user" or a named one; its forwards, rules and `listen` ports go along."""
+        self._info = self._connected().call(messages.NetworkConnect(network, self.name))
+
+    def disconnect(self) -> None:
+        """Takes it off its network, its link down; UsageError when it is not on one."""
+        request = messages.NetworkDisconnect(self.info.network, self.name)
+        self._info = self._connected().call(request)
+
     def pause(self) -> None:
         """Lets it stand still; UsageError "vm.paused" when it does already."""
         self._connected().call(guest.Pause(), to=self._target)

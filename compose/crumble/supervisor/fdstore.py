@@ -21,6 +21,10 @@ class FdStore:
         """An fd that is kept; KeyError."""
         return self._fds[owner, name]
 
+    def of(self, owner: str) -> dict[str, int]:
+        """All of an owner's, by name."""
+        return {name: fd for (kept_for, name), fd in self._fds.items() if kept_for == owner}
+
     def close(self, owner: str, name: str = "") -> None:
         """Closes one fd of an owner, or all of them."""
         for key in [key for key in self._fds if key[0] == owner and name in ("", key[1])]:

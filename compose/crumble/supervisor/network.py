@@ -31,7 +31,8 @@ _ALWAYS = [net.GATEWAY, str(ipaddress.IPv6Network(net.NETWORK6)[1])]
 
 
 class Network:
-    """Of one VM. kind: one of NETWORKS, or the name of a network. on: it has one.
+    """Of one VM. kind: one of NETWORKS, or the name of a network. on: it has an interface, which is connected, or not:
+    then `kept` is what it had.
 
     Raises UsageError for what cannot be, and takes an address where several guests need different ones.
     """
@@ -51,6 +52,8 @@ class Network:
             )
         self.kind = kind
         self.on = kind != "none"
+        self.connected = self.on
+        self.kept: net.GuestInfo | None = None
         self.named: Definition | None = None
         self.address, self.mac = net.GUEST if self.on else "", _MAC
         if kind not in NETWORKS:
@@ -98,8 +101,7 @@ class Network:
         gateway = self.named.gateway if self.named else net.GATEWAY
         bits = ipaddress.ip_network(subnet).prefixlen
         address = f"{self.address}/{bits}"
-        alone = self.named is None  # whose netd has successors
-        return VirtioNet(_SOCKET, self.mac, net.MTU, address, gateway, succeeded=alone)
+        return VirtioNet(_SOCKET, self.mac, net.MTU, address, gateway)
 
     def modules(self, paths: list[str]) -> list[str]:
         """Those of a kernel's modules that this guest needs."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from crumble.networks.store import NetworkStore
@@ -33,9 +34,10 @@ _GRACE = 1.0
 
 
 class Networks:
-    """One supervisor's. Everything is called in its loop."""
+    """One supervisor's. Everything is called in its loop. moving: VMs on the way from one to another."""
 
     def __init__(self, host: Supervisor) -> None:
+        self.moving: set[Vm] = set()
         self._host = host
         self._running: dict[str, ServiceProcess] = {}
         self._members: dict[str, set[Vm]] = {}
@@ -44,13 +46,18 @@ class Networks:
     def attach(self, vm: Vm, fds: Mapping[str, int]) -> None:
         """Connects a VM to its network, soon; a failure is the VM's. The fds stay the caller's."""
         held = {name: os.dup(fd) for name, fd in fds.items()}
-        self._members.setdefault(vm.network.kind, set()).add(vm)
-        vm.ended.then(lambda _: self._left(vm))
-        Task(self._attach(vm, held)).then(lambda done: _fail(vm, done))
+        Task(self.join(vm, held, vm.network.port)).then(lambda done: _fail(vm, done))
 
-    async def _attach(self, vm: Vm, held: dict[str, int]) -> None:
-        """One after the other: an inbox holds but a few fds."""
+    async def join(
+        self, vm: Vm, held: dict[str, int], port: Callable[[Vm, Mapping[str, str]], net.PortAdd]
+    ) -> None:
+        """Connects a VM to its network, which is a named one; `held` are ours. Raises CrumbleError.
+
+        One after the other: an inbox holds but a few fds.
+        """
         name = vm.network.kind
+        self._members.setdefault(name, set()).add(vm)
+        vm.ended.then(lambda _: self._left(vm, name))
         before, mine = self._last.get(name), Future[None]()
         self._last[name] = mine
         try:
@@ -60,7 +67,10 @@ class Networks:
             names = {fd_name: f"{fd_name}.{vm.id}" for fd_name in held}
             for fd_name, fd in held.items():
                 process.give(names[fd_name], fd)
-            await process.request(vm.network.port(vm, names))
+            await process.request(port(vm, names))
+        except BaseException:
+            self._left(vm, name)
+            raise
         finally:
             mine.set(None)
             for fd in held.values():
@@ -82,9 +92,17 @@ class Networks:
             for vm in tuple(self._members.get(name, ())):
                 vm.fail(error)
 
-    def _left(self, vm: Vm) -> None:
+    async def leave(self, vm: Vm) -> None:
+        """Takes a VM, which has let go of it, off its named network."""
         name = vm.network.kind
-        members = self._members[name]
+        with contextlib.suppress(CrumbleError):  # it has noticed, or is gone itself
+            await self._running[name].request(net.PortRemove(vm.name))
+        self._left(vm, name)
+
+    def _left(self, vm: Vm, name: str) -> None:
+        members = self._members.get(name, set())
+        if vm not in members:
+            return
         members.discard(vm)
         if not members:
             del self._members[name]
@@ -98,6 +116,12 @@ class Networks:
                 f"The VM {vm.name} has no network.",
                 code="vm.network",
                 hint="Leave out --network none to give it one.",
+            )
+        if not vm.network.connected:
+            raise UsageError(
+                f"The VM {vm.name} is not connected to a network.",
+                code="vm.network",
+                hint=f"`crumble network connect NETWORK {vm.name}` connects it.",
             )
         if vm.network.named is None:
             return vm.service("netd"), ""

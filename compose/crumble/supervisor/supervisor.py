@@ -15,7 +15,7 @@ from typing import Any
 import zmq
 
 from crumble.snapshots.store import Store
-from crumble.supervisor import limits, names, recipe
+from crumble.supervisor import limits, moving, names, recipe
 from crumble.supervisor.captures import Captures
 from crumble.supervisor.clients import Client, Clients
 from crumble.supervisor.command import argv
@@ -324,6 +324,13 @@ class Supervisor:
         self.networks.remove(request.name)
         return Ok()
 
+    async def _move(
+        self, _client: Client, request: messages.NetworkConnect | messages.NetworkDisconnect
+    ) -> messages.VmInfo:
+        leaves = isinstance(request, messages.NetworkDisconnect)
+        work = moving.disconnect if leaves else moving.connect
+        return await work(self._vm(request.vm), request.network)
+
     async def _ping(self, _client: Client, _request: Ping) -> Ok:
         return Ok()
 
@@ -341,6 +348,8 @@ class Supervisor:
         messages.VmLogs: _logs,
         messages.NetworkInspect: _network,
         messages.NetworkRemove: _network_rm,
+        messages.NetworkConnect: _move,
+        messages.NetworkDisconnect: _move,
         messages.Status: _status,
         messages.Down: _down,
         Ping: _ping,

@@ -178,8 +178,8 @@ class Vm:
             user=config.user if config else "",
             services=[service.info() for service in self.services],
             snapshot=self.origin.about.name if self.origin else "",
-            network=self.network.kind,
-            address=self.network.address,
+            network=self.network.kind if self.network.connected else "none",
+            address=self.network.address if self.network.connected else "",
         )
 
     def adopt(self, service: ServiceProcess) -> None:
@@ -364,7 +364,8 @@ class Vm:
         self.stop(0)
 
     def _service_ended(self, service: ServiceProcess, error: CrumbleError) -> None:
-        if self.alive and not (self.netd and self.netd.ended(service, error)):
+        mine = service in self.services  # else it was left
+        if self.alive and mine and not (self.netd and self.netd.ended(service, error)):
             self._causes.service_ended(service, error)
 
     def _listen(self, reply: Future[Any], listener: Listener) -> None:

@@ -15,6 +15,7 @@ from crumble_common.messages.net import (
     NetConfig,
     PortAdd,
     Refusal,
+    ServiceInfo,
 )
 from crumble_common.service import Context
 from crumble_common.vhost_user.serving import Serving
@@ -127,6 +128,10 @@ class Guest:
             dict(port.counts),
             self.device.capture is not None,
             list(self.refused),
+            [
+                ServiceInfo(number, to, "udp" if kind == "udp" else "tcp")
+                for (kind, number), to in port.services.items()
+            ],
         )
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from crumble_common.messages.net import (
     NetInspect,
     NetState,
     PortAdd,
+    PortRemove,
     Refusal,
     ServiceAdd,
 )
@@ -58,6 +59,7 @@ class NetdService(Service[NetConfig]):
         self._ports = 0
         self._do: dict[type, Callable[[Any], Any]] = {
             PortAdd: self._port_add,
+            PortRemove: lambda m: self._gone(self._guest(m.guest).port.number),
             ForwardAdd: lambda m: self._guest(m.guest).forward(m.forward),
             ForwardRemove: lambda m: self._guest(m.guest).unforward(m.forward),
             CaptureStart: self._capture_start,

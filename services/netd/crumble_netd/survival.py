@@ -69,6 +69,7 @@ class Survival:
             if guest["port"] == port.number:
                 port.mac, port.ipv6 = guest["mac"] or port.mac, guest["ipv6"]
                 port.resolved.restore(guest["resolved"])
+                port.services = {(kind, at): to for kind, at, to in guest["services"]}
 
     def remember(self, guests: Iterable[tuple[str, Port, list[Forward]]]) -> None:
         """Writes down what has changed of the guests there are: name, port, forwards."""
@@ -79,6 +80,7 @@ class Survival:
             now[name] = {
                 "port": port.number, "mac": port.mac, "ipv6": port.ipv6,
                 "resolved": port.resolved.pack(),
+                "services": [[kind, at, to] for (kind, at), to in port.services.items()],
                 "forwards": [dataclasses.asdict(forward) for forward in forwards],
             }  # fmt: skip
         if now != self._known:

@@ -42,14 +42,13 @@ class Filesystem:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A virtio-net device. succeeded: its back end has successors. mac: 6 bytes. address: ADDRESS/BITS; gateway: ADDRESS; both IPv4."""
+    """A virtio-net device. mac: 6 bytes. address: ADDRESS/BITS; gateway: ADDRESS; both IPv4."""
 
     socket_fd: str
     mac: bytes
     mtu: int
     address: str
     gateway: str
-    succeeded: bool = False
 
     @classmethod
     def from_message(cls, message: VirtioNet) -> Network:
@@ -58,9 +57,7 @@ class Network:
             mac = bytes.fromhex(message.mac.replace(":", ""))
         except ValueError:
             mac = b""
-        return cls(
-            message.socket_fd, mac, message.mtu, message.address, message.gateway, message.succeeded
-        )
+        return cls(message.socket_fd, mac, message.mtu, message.address, message.gateway)
 
     def told(self) -> str:
         """As the guest is told of it: guest/network.py."""

@@ -18,9 +18,8 @@ from typing import Protocol
 from crumble_common import log
 from crumble_common.errors import InternalError
 from crumble_common.guest_memory import GuestMemory
-from crumble_common.messages.service import Ok
 from crumble_vmm.chipset.builder import Chipset
-from crumble_vmm.devices.virtio.vhost_user_successor import reconnect
+from crumble_vmm.devices.virtio.vhost_user_net import NetworkLink
 from crumble_vmm.hypervisor.base import Exit, ExitReason, VirtualCPU, VirtualMachine
 
 # A vCPU looks at `cancel` between two blocks of guest code, so it comes back within microseconds,
@@ -80,10 +79,10 @@ class Machine:
             self._threads.append(thread)
             thread.start()
 
-    def reconnect(self, fd: int) -> Ok:
-        """`fd`, a socket and taken over, leads to the network's new back end."""
-        reconnect(self.chipset.devices.values(), fd)
-        return Ok()
+    @property
+    def link(self) -> NetworkLink:
+        """Its network device's."""
+        return NetworkLink(self.chipset.devices.values())
 
     @property
     def stopping(self) -> bool:

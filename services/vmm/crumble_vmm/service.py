@@ -42,6 +42,7 @@ from crumble_vmm.guest.protocol import PORT_NAME
 from crumble_vmm.hypervisor.base import Exit
 from crumble_vmm.lockstep import Lockstep
 from crumble_vmm.machine import Machine
+from crumble_vmm.moving import move, moved
 from crumble_vmm.snapshot import restore
 from crumble_vmm.snapshot.capture import Captures, collect
 from crumble_vmm.snapshot.holds import Holds
@@ -218,8 +219,8 @@ class VmmService(Service[VmConfig]):
                 reply.ok()
             case messages.Pause() | messages.Resume() | messages.Freeze() | messages.Thaw():
                 self._hold(message, reply)
-            case messages.NetReconnect(name):
-                reply.ok(self.machine.reconnect(self.context.take_fd(name)))
+            case messages.NetReconnect() | messages.NetDisconnect():
+                move(message, self.machine, self.session, self.context.take_fd, reply)
             case messages.DebugStart() | messages.DebugTrace() | messages.DebugCount() if (
                 self._debugging is not None
             ):
@@ -316,6 +317,8 @@ class VmmService(Service[VmConfig]):
                 token.ok(messages.FileData(data, eof))
             case events.FileWritten(token) | events.Synced(token):
                 token.ok(Ok())
+            case events.Moved(token):
+                moved(self.machine, token)
             case events.AgentLog(text):
                 log.info("agent", text=text)
             case events.AgentReady(phases):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from crumble_common.errors import CrumbleError
+from crumble_common.errors import CrumbleError, HostError
 from crumble_common.eventloop import EventLoop
 from crumble_common.vhost_user import MemoryRegion
 from crumble_vmm.devices.virtio import mmio, transport
 from crumble_vmm.devices.virtio.device import RING_FEATURES
 from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice
-from crumble_vmm.devices.virtio.vhost_user_kinds import virtio_fs
+from crumble_vmm.devices.virtio.vhost_user_fs import virtio_fs
 from crumble_vmm.devices.virtio.vhost_user_successor import SucceededDevice
 from crumble_vmm.snapshot.state import TransportState
 from framework.echo_backend import EchoServer
@@ -179,6 +179,42 @@ def test_a_successor_goes_on_with_the_rings(server: EchoServer) -> None:
     assert not made.lost
     assert not made.driver.status & transport.NEEDS_RESET
     made.close()
+
+
+def test_left_its_rings_wait_for_any_other_back_end(server: EchoServer) -> None:
+    made = Bench(server.connect(), kind=SucceededDevice)
+    assert isinstance(made.device, SucceededDevice)
+    boot(made)
+    queue = made.driver.add_queue(1)
+    made.driver.go()
+    with EchoServer() as other:
+        for there in (other, server):
+            made.device.disconnect()
+            made.driver.settle()
+            queue.interrupts(wanted=True)
+            queue.submit([b"waits"], [16])
+            made.driver.kick(1)
+            with pytest.raises(HostError, match="is being replaced"):
+                made.driver.transport.halt()
+            made.driver.transport.go_on()
+            made.device.disconnect()  # once more is fine
+            made.device.reconnect(there.connect())
+            assert made.answers(queue, 1) == [b"WAITS"]
+            assert sorted(there.device.running) == [1]
+        made.device.disconnect()
+        boot(made)  # a driver that starts over meanwhile
+        queue = made.driver.add_queue(1)
+        made.driver.go()
+        queue.submit([b"anew"], [16])
+        made.driver.kick(1)
+        made.device.reconnect(other.connect())
+        made.device.disconnect()  # when the rings have been handed over
+        made.device.reconnect(server.connect())
+        assert made.device._resuming is not None
+        made.device._resuming.join()
+        assert made.answers(queue, 1) == [b"ANEW"]
+        assert not made.lost
+        made.close()
 
 
 def test_no_back_end_at_all() -> None:

@@ -21,6 +21,13 @@ class AgentAlive:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """`move` is done: the guest has its addresses on another network."""
+
+    token: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """`start` succeeded."""
 
@@ -96,6 +103,7 @@ class AgentLog:
 Event = (
     AgentReady
     | AgentAlive
+    | Moved
     | Started
     | Refused
     | Output

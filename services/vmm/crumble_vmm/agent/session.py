@@ -38,6 +38,7 @@ from crumble_vmm.agent.events import (
     Event,
     FileRead,
     FileWritten,
+    Moved,
     Refused,
     Synced,
 )
@@ -46,8 +47,8 @@ from crumble_vmm.guest import protocol
 from crumble_vmm.guest.protocol import Frame, FrameReader, ToHost
 from crumble_vmm.snapshot.state import AgentState, ProcessState, in_range
 
-# The token of `wake`'s ping.
-_WAKE = 1
+# The tokens of `wake`'s ping and of `move`'s.
+_WAKE, _MOVE = 1, 2
 # A FileRead's largest size (messages.vm).
 MAX_READ = 1 << 20
 
@@ -58,7 +59,7 @@ class AgentSession:
     def __init__(self, hostname: str = "", network: str = "") -> None:
         self.ready = False
         self.hostname = hostname
-        self._network = network.encode()
+        self.network = network
         self.whole_input = False
         """A process gets of its input all that it has room for, or the end of it; never less."""
         self._reader = FrameReader()
@@ -66,6 +67,7 @@ class AgentSession:
         self._channels: dict[int, Channel] = {}
         self._last_channel = 0
         self._waking = False
+        self._mover: Any = None
 
     @property
     def numbers(self) -> list[int]:
@@ -135,6 +137,9 @@ class AgentSession:
             if self._waking and frame.argument == _WAKE:
                 self._waking, self.ready = False, True
                 yield AgentReady([])
+            if self._mover is not None and frame.argument == _MOVE:
+                token, self._mover = self._mover, None
+                yield Moved(token)
             yield AgentAlive()
         else:
             raise violation(f"frame {frame.type} on channel 0")
@@ -186,7 +191,13 @@ class AgentSession:
     def setup(self, time_ns: int, seed: bytes) -> None:
         """Hostname, clock, entropy, and the network's addresses."""
         name = self.hostname.encode()
-        self.send(protocol.encode_setup(name, time_ns, seed, self._network))
+        self.send(protocol.encode_setup(name, time_ns, seed, self.network.encode()))
+
+    def move(self, network: str, time_ns: int, seed: bytes, token: Any) -> None:
+        """It is on another network now: `Moved` follows when the guest has been told so."""
+        self.network, self._mover = network, token
+        self.setup(time_ns, seed)
+        self.send(protocol.encode_ping(_MOVE))
 
     def ping(self) -> None:
         """Asks whether the agent still serves: `AgentAlive` follows."""

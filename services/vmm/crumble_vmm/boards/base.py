@@ -33,7 +33,8 @@ from crumble_vmm.devices.virtio.device import VirtioDevice
 from crumble_vmm.devices.virtio.mmio import MmioTransport
 from crumble_vmm.devices.virtio.pci import PciTransport
 from crumble_vmm.devices.virtio.rng import Rng
-from crumble_vmm.devices.virtio.vhost_user_kinds import virtio_fs, virtio_net
+from crumble_vmm.devices.virtio.vhost_user_fs import virtio_fs
+from crumble_vmm.devices.virtio.vhost_user_net import VirtioNet
 from crumble_vmm.guest.build import module_path
 from crumble_vmm.guest.protocol import NETWORK_PARAMETER, ROOT_PARAMETER
 from crumble_vmm.hypervisor.address_space import AddressSpace, Region
@@ -154,11 +155,7 @@ class Board(ABC):
             add(virtio_fs(name, item.tag, sock, regions, ends.loop, ends.lost, ends.lockstep))
         if net := config.network:
             sock = ends.sockets[net.socket_fd]
-            device = virtio_net(
-                "net", net.mac, net.mtu, sock, regions, ends.loop, ends.lost,
-                succeeded=net.succeeded,
-            )  # fmt: skip
-            add(device)
+            add(VirtioNet("net", net.mac, net.mtu, sock, regions, ends.loop, ends.lost))
 
     def _add_slot(self, device: VirtioDevice, lockstep: Lockstep | None) -> None:
         slot, self._slots = self._slots, self._slots + 1

@@ -65,6 +65,11 @@ class Transport(Device):
         self._resumed: dict[int, RingState] | None = None
         self._clear()
 
+    @property
+    def lock(self) -> threading.RLock:
+        """Held around everything that touches the device's state; see Wiring."""
+        return self._lock
+
     @abstractmethod
     def connect_doorbells(self, machine: VirtualMachine) -> None:
         """Makes a queue's eventfd rung by the driver's notification, without an exit."""

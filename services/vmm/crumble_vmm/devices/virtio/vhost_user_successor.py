@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterable
 
 from crumble_common import log
 from crumble_common.errors import CrumbleError, HostError
@@ -33,6 +32,22 @@ class SucceededDevice(VhostUserDevice):
             self._frontend.close(keep_inflight=True)
             self._loop.call_soon_threadsafe(self._unwatch)
         return True
+
+    def disconnect(self) -> None:
+        """Takes the rings back and leaves the back end; `reconnect` may lead to any other. In the loop's thread.
+
+        Raises CrumbleError: then there is no way back.
+        """
+        wiring = self._wiring
+        assert wiring is not None
+        if self._resuming is not None:
+            self._resuming.join()
+        with wiring.lock:
+            if self.features and self._active and not self._away:
+                self._ask(lambda: self._frontend.stop_rings(self._active))
+            if self._error is not None:
+                raise self._error
+            self._leave()
 
     def reconnect(self, sock: socket.socket) -> None:
         """`sock`, which becomes this object's, leads to the successor. In the loop's thread; does not wait."""
@@ -86,14 +101,3 @@ class SucceededDevice(VhostUserDevice):
         self._start_rings(rings)
         for call in self._calls.values():
             os.eventfd_write(call, 1)  # the last interrupt may have died with its sender
-
-
-def reconnect(transports: Iterable[object], fd: int) -> None:
-    """`fd`, which is taken over, leads to the successor of the network's back end behind one of the transports."""
-    sock = socket.socket(fileno=fd)
-    for transport in transports:
-        device = getattr(transport, "device", None)
-        if isinstance(device, SucceededDevice):
-            device.reconnect(sock)
-            return
-    sock.close()
