@@ -33,6 +33,7 @@ EXIT_STOPPED: int = lib.CRB_EXIT_STOPPED
 EXIT_TRAP: int = lib.CRB_EXIT_TRAP
 EXIT_CRASH: int = lib.CRB_EXIT_CRASH
 EXIT_DEBUG: int = lib.CRB_EXIT_DEBUG
+EXIT_MEET: int = lib.CRB_EXIT_MEET
 
 STOP_STEP: int = lib.CRB_STOP_STEP
 STOP_BREAK: int = lib.CRB_STOP_BREAK
@@ -137,6 +138,18 @@ class Hart:
     def cancel(self) -> None:
         """Makes `run` return EXIT_CANCELED soon, also when it is called only later."""
         lib.crb_hart_cancel(self._machine.handle, self.index)
+
+    def meet(self, instret: int) -> None:
+        """Of a deterministic machine: makes `run` return EXIT_MEET at the first end of a time slice with so many
+        instructions executed (`extra` says how many), or before, with `data` 1, in a WFI that nothing would end.
+        """
+        lib.crb_hart_meet(self._machine.handle, self.index, instret)
+
+    @property
+    def instret(self) -> int:
+        """Instructions executed, while the hart is not running."""
+        count: int = lib.crb_hart_instret(self._machine.handle, self.index)
+        return count
 
     def get_state(self) -> HartState:
         """The registers, while the hart is not running."""

@@ -32,12 +32,14 @@ FS_DIRTY = 3 << 13
 class Board:
     """The machine. `hart` is hart 0."""
 
-    def __init__(self, harts: int = 1, memory: Memory | None = None) -> None:
+    def __init__(
+        self, harts: int = 1, memory: Memory | None = None, *, deterministic: bool = False
+    ) -> None:
         self.ram = mmap.mmap(-1, SIZE)
         self.memory = memory or Memory()
         if memory is None:
             self.memory.add(RAM, self.ram)
-        self.machine = rv64.Machine(self.memory, harts)
+        self.machine = rv64.Machine(self.memory, harts, deterministic=deterministic)
         self.hart = self.machine.hart(0)
         self._next_table = TABLES
         self._install_vector()

@@ -1,14 +1,20 @@
 """`crumble run --deterministic`: what a guest does, and what it is in the end, is the same to the bit."""
 
+import dataclasses
+import signal
 import subprocess
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import crumble
 from crumble.sdk import session
 from crumble_common.errors import UsageError
-from framework.command import World
+from crumble_common.wire import Envelope, decode, encode
+from crumble_vmm.recording import Said
+from framework.command import World, read_until
 from framework.real_crumble import IMAGE, RealWorld, real_world
 
 pytestmark = [pytest.mark.guest, pytest.mark.network, pytest.mark.slow]
@@ -87,9 +93,71 @@ def test_requests_find_the_guest_where_it_was(
         (["--deterministic", "--network", "user"], "has no network"),
         (["--deterministic", "--hv", "kvm"], "does not run on KVM"),
         (["--digest"], "are for --deterministic"),
+        (["--record", "f"], "are for --deterministic"),
     ],
 )
 def test_what_cannot_be_deterministic(world: RealWorld, options: list[str], says: str) -> None:
     done = world.run("run", *options, IMAGE, "true")
     assert done.returncode == 125
     assert says in done.stderr
+
+
+# Runs until the host says so, and is told of a signal and of what others do meanwhile.
+BUSY = """
+trap 'date +%N; echo got' TERM; echo ready
+n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); done
+echo $n; date +%N; cat /tmp/stop; sha256sum
+"""
+
+
+def busy(world: World, *options: str) -> subprocess.Popen[bytes]:
+    words = ["run", "--deterministic", "--digest", *options, "-i", IMAGE, "sh", "-c", BUSY]
+    return world.start(*words, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_a_recorded_run_is_had_again(world: RealWorld, tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    world.up()
+    process = busy(world, "--record", str(record), "--name", "first")
+    assert process.stdout is not None
+    assert process.stdin is not None
+    process.stdin.write(bytes(range(256)) * 1000)
+    process.stdin.flush()
+    printed = read_until(process.stdout, b"ready\n")
+    process.send_signal(signal.SIGTERM)
+    printed += read_until(process.stdout, b"got\n")
+    script = "date +%N; seq 20000 > /tmp/x; cat > /tmp/s; mv /tmp/s /tmp/stop"
+    assert world.run("exec", "-i", "first", "sh", "-c", script, data=b"text\n").returncode == 0
+    printed += process.communicate()[0]
+    assert process.returncode == 0, printed
+    assert b"text\n" in printed
+    assert b"disturbed" not in printed
+    assert world.run("down").returncode == 0
+
+    again = busy(world, "--replay", str(record))
+    assert again.communicate(b"not heard")[0] == printed
+
+    _change_what_was_said(record)
+    changed = busy(world, "--replay", str(record))
+    out = changed.communicate()[0]
+    assert changed.returncode == 125
+    assert b"The replay diverges at instruction" in out
+
+    other = world.run(
+        "run", "--deterministic", "--replay", str(record), "-m", "600m", IMAGE, "true"
+    )
+    assert other.returncode == 125
+    assert "another memory" in other.stderr
+
+
+def _change_what_was_said(path: Path) -> None:
+    """As if the guest's agent had been an instruction later with its first words."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[8:12], "little")  # of the head
+    at = 16 + size
+    length = int.from_bytes(data[at : at + 4], "little")
+    item = decode(data[at + 8 : at + 8 + length]).body
+    assert isinstance(item, Said)
+    frame = encode(Envelope(dataclasses.replace(item, instructions=item.instructions + 1)))
+    frame = len(frame).to_bytes(4, "little") + zlib.crc32(frame).to_bytes(4, "little") + frame
+    path.write_bytes(data[:at] + frame + data[at + 8 + length :])

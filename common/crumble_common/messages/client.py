@@ -30,6 +30,7 @@ class VmCreate:
 
     snapshot: goes on from this snapshot; image, cpus, memory, kernel, cmdline, transport and network are then its own.
     seed: not empty makes it deterministic: one CPU, no network, soft (docs/decisions/0013).
+    record, replay: the file that a deterministic VM's inputs are written to, or come from.
     boot_snapshot: may go on from where another VM like it had booted, and leave that for the next one.
     """
 
@@ -43,6 +44,8 @@ class VmCreate:
     cpu_model: str = "host"
     transport: Literal["mmio", "pci"] = "mmio"
     seed: str = ""
+    record: str = ""
+    replay: str = ""
     pull: str = "missing"
     dmesg: bool = False
     shares: list[Share] = field(default_factory=list)

@@ -61,6 +61,8 @@ class VmConfig:
     transport: of virtio devices.
     boot_limit: seconds from the kernel's entry to the agent's first word; 0: whoever asked waits.
     seed: not empty makes the guest deterministic (docs/decisions/0013), its entropy from these bytes.
+    recording: of its inputs, the fd "recording": written, or given back. made_of: what else the recorded guest
+    depends on, told when it is another. Errors: "recording.other", "recording.corrupt".
     restore: `Frozen.state` of the VM this one goes on from: no kernel is loaded, and the fds of a
     MemoryBase are that VM's captured memory. Errors: "snapshot.foreign", "snapshot.corrupt", before anything runs.
     """
@@ -81,6 +83,8 @@ class VmConfig:
     cpu_model: str = "host"
     transport: Literal["mmio", "pci"] = "mmio"
     seed: bytes = b""
+    recording: Literal["", "record", "replay"] = ""
+    made_of: dict[str, str] = field(default_factory=dict)
 
 
 @message("vm.event")

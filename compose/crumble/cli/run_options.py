@@ -83,6 +83,9 @@ def run_parser() -> Parser:
     add("--seed", default="", metavar="WORD", help="of a deterministic guest's entropy")
     add("--digest", action="store_true",
         help="show what a deterministic guest was in the end, on stderr")  # fmt: skip
+    add("--record", default="", metavar="FILE",
+        help="of a deterministic guest: all that reaches it from outside")  # fmt: skip
+    add("--replay", default="", metavar="FILE", help="the run of that recording again")
     add("--timeline", action="store_true", help="show where the time went on stderr")
     add("image", metavar="IMAGE", nargs="?", default="", help=argparse.SUPPRESS)
     # argparse calls it required.
@@ -98,8 +101,9 @@ def settle(parser: Parser, options: argparse.Namespace) -> None:
         options.image = ""
     elif not options.image:
         parser.error("the image is missing")
-    if (options.seed or options.digest) and not options.deterministic:
-        parser.error("--seed and --digest are for --deterministic")
+    special = options.seed or options.digest or options.record or options.replay
+    if special and not options.deterministic:
+        parser.error("--seed, --digest, --record and --replay are for --deterministic")
     if options.deterministic:
         options.seed = options.seed or DEFAULT_SEED
     options.network = options.network or ("none" if options.deterministic else "user")

@@ -93,6 +93,8 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
         operation="run",
         network=options.network,
         seed=options.seed,
+        record=options.record and paths.absolute(options.record),
+        replay=options.replay and paths.absolute(options.replay),
         publish=_forwards(options.publish),
         policy=NetPolicy(
             options.allow,

@@ -73,6 +73,12 @@ def check(request: VmCreate) -> None:
         )
     if request.seed:
         _check_deterministic(request)
+    elif request.record or request.replay:
+        raise UsageError(
+            "Only a deterministic VM can be recorded.",
+            code="vm.recording",
+            hint="Add --deterministic.",
+        )
     for share in request.shares:
         _check_share(share.source, share.target)
 
@@ -84,6 +90,16 @@ def _check_deterministic(request: VmCreate) -> None:
         (request.hypervisor == "kvm", "does not run on KVM", "Leave --hv away."),
         (request.transport != "mmio", "has its devices without PCI", "Leave --transport away."),
         (bool(request.snapshot), "begins with its boot", "Name an image, not a snapshot."),
+        (
+            bool(request.record and request.replay),
+            "is recorded or replayed, not both",
+            "Leave one away.",
+        ),
+        (
+            bool((request.record or request.replay) and request.shares),
+            "cannot be recorded with shares",
+            "Copy the files into it with `crumble cp`.",
+        ),
     ):
         if wrong:
             raise UsageError(f"A deterministic VM {text}.", code="vm.deterministic", hint=hint)

@@ -13,6 +13,7 @@ from crumble.supervisor.backend import choose
 from crumble.supervisor.images import OnProgress
 from crumble.supervisor.materials import stamp
 from crumble.supervisor.networks import opened
+from crumble.supervisor.recordings import recording
 from crumble.supervisor.succession import Netd
 from crumble.supervisor.tasks import Task, both, in_thread, limited
 from crumble_common.errors import CrumbleError, GuestError, HostError, UsageError
@@ -90,7 +91,9 @@ def _start(vm: Vm, vm_config: VmConfig, fs_config: FsConfig) -> None:
             fds[name] = vm.host.fds.put(vm.id, name, fd)
     with _Pair() as root, _Pair() as net:
         # vmm first: it has more to do before they meet.
-        _spawn(vm, "vmm", vm_config, {**fds, "root_fs": root.driver, "net": net.driver})
+        with recording(vm.request) as given:
+            ours = {**fds, **given, "root_fs": root.driver, "net": net.driver}
+            _spawn(vm, "vmm", vm_config, ours)
         _spawn(vm, "fsd", fs_config, {**fds, "root_fs": root.device})
         if vm.network.on:
             _connect(vm, {**fds, "net": net.device})
@@ -181,6 +184,8 @@ def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
         cpu_model=request.cpu_model,
         transport=vm.transport,
         seed=request.seed.encode(),
+        recording="replay" if request.replay else "record" if request.record else "",
+        made_of={"image": vm.image.digest} if vm.image else {},
         hostname=vm.hostname,
         dmesg=request.dmesg,
         filesystems=[VirtioFs(ROOT_TAG, "root_fs")],

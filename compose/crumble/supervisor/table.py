@@ -38,7 +38,7 @@ TABLE: Table = {
             "vmm",
             "crumble_vmm.service:VmmService",
             "vm",
-            ("memory", "page_state", *MEMORY_BASE, "root_fs", "net"),
+            ("memory", "page_state", *MEMORY_BASE, "root_fs", "net", "recording"),
             warm="crumble_vmm.guest.warm",
         ),
         Row(

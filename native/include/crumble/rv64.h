@@ -42,6 +42,7 @@ enum crb_exit_reason {
     CRB_EXIT_STOPPED,    // HSM stop: run again blocks until another hart starts this one
     CRB_EXIT_TRAP,       // USER mode only: `data` is scause, `extra` stval, pc in the state
     CRB_EXIT_DEBUG,      // `data` CRB_STOP_*, `extra` the address; the pc is where to go on
+    CRB_EXIT_MEET,       // crb_hart_meet: `data` 1 in a WFI that nothing ends, `extra` instret
     CRB_EXIT_CRASH, // the guest cannot go on: `data` scause, `extra` stval (trap in trap vector)
 };
 
@@ -102,6 +103,13 @@ int crb_hart_run(crb_machine *machine, uint32_t hart, crb_exit *exit);
 // Makes crb_hart_run return CANCELED soon: also when called before it. Any thread;
 // async-signal-safe.
 void crb_hart_cancel(crb_machine *machine, uint32_t hart);
+
+// Of a deterministic machine: crb_hart_run returns MEET, once, at the end of the first time slice
+// with so many instructions executed, or before in a WFI that nothing would end; UINT64_MAX takes
+// that back. Any thread.
+void crb_hart_meet(crb_machine *machine, uint32_t hart, uint64_t instret);
+// Instructions executed so far. Only while the hart is not running.
+uint64_t crb_hart_instret(const crb_machine *machine, uint32_t hart);
 
 // Only while the hart is not running.
 int crb_hart_get_state(crb_machine *machine, uint32_t hart, crb_hart_state *state);

@@ -40,6 +40,30 @@ void crb_hart_cancel(crb_machine *machine, uint32_t hart) {
     if (hart < machine->n_harts) crb_attract(machine->harts[hart], CRB_ATTENTION_CANCEL);
 }
 
+void crb_hart_meet(crb_machine *machine, uint32_t id, uint64_t instret) {
+    if (id >= machine->n_harts) return;
+    __atomic_store_n(&machine->harts[id]->meet_at, instret, __ATOMIC_SEQ_CST);
+    crb_attract(machine->harts[id], CRB_ATTENTION_IRQ); // it may be asleep
+}
+
+uint64_t crb_hart_instret(const crb_machine *machine, uint32_t id) {
+    const crb_hart *hart = machine->harts[id < machine->n_harts ? id : 0];
+    return hart->retired_base - (uint64_t)hart->budget;
+}
+
+// True when the caller should have MEET, which was asked for no later than `at`.
+static bool meet(crb_hart *hart, uint64_t at, uint64_t waiting) {
+    const uint64_t wanted = __atomic_load_n(&hart->meet_at, __ATOMIC_SEQ_CST);
+    if (wanted == UINT64_MAX || wanted > at || !hart->machine->deterministic) return false;
+    __atomic_store_n(&hart->meet_at, UINT64_MAX, __ATOMIC_SEQ_CST);
+    *hart->exit = (crb_exit){
+        .reason = CRB_EXIT_MEET,
+        .data = waiting,
+        .extra = crb_hart_instret(hart->machine, hart->id),
+    };
+    return true;
+}
+
 void crb_serve_requests(crb_hart *hart) {
     const uint32_t purge = __atomic_load_n(&hart->purge_wanted, __ATOMIC_SEQ_CST);
     if (purge != __atomic_load_n(&hart->purge_done, __ATOMIC_RELAXED)) {
@@ -171,7 +195,9 @@ crb_result crb_wfi(crb_hart *hart) {
         if (attend(hart)) return CRB_LEAVE;
         crb_timer_changed(hart);
         if (crb_pending(hart) != 0) break;
-        if (!skip_to_timer(hart)) halt(hart);
+        if (skip_to_timer(hart)) continue;
+        if (meet(hart, UINT64_MAX - 1, 1)) return CRB_LEAVE;
+        halt(hart);
         if (hart->idle) { // run() goes on from here, where no block is under way
             *hart->exit = (crb_exit){.reason = CRB_EXIT_CANCELED};
             return CRB_LEAVE;
@@ -222,6 +248,7 @@ crb_result crb_slice(crb_hart *hart) {
     }
     if (hart->machine->mode == CRB_MODE_SYSTEM) crb_timer_changed(hart);
     crb_drop_stale(hart, false);
+    if (meet(hart, crb_hart_instret(hart->machine, hart->id), 0)) return CRB_LEAVE;
     return attend(hart) ? CRB_LEAVE : CRB_AGAIN;
 }
 

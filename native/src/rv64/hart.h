@@ -181,6 +181,7 @@ typedef struct crb_hart {
     uint8_t pending_length;
 
     // Across threads.
+    uint64_t meet_at;      // atomic: instret at which to leave, UINT64_MAX never
     uint32_t attention;    // atomic
     uint32_t running;      // atomic: executing guest code
     uint32_t sleeping;     // atomic: wake_fd must be written

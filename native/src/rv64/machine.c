@@ -108,6 +108,7 @@ static crb_hart *new_hart(crb_machine *machine, uint32_t id) {
     if (hart == NULL) return NULL;
     hart->machine = machine;
     hart->id = id;
+    hart->meet_at = UINT64_MAX;
     hart->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     hart->stimecmp = UINT64_MAX;
     // As OpenSBI leaves it: Linux's vDSO reads `time` in U-mode and never enables that itself.

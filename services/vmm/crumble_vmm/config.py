@@ -69,7 +69,7 @@ class MachineConfig:
     """One VM. memory: bytes. modules: in load order. The first file system is the guest's root.
 
     restore: state of the VM it goes on from (snapshot/state.py); kernel, modules and cmdline are then not
-    used. seed: not empty makes it deterministic.
+    used. seed: not empty makes it deterministic. recording, made_of: as in messages.vm.
     """
 
     name: str
@@ -88,6 +88,8 @@ class MachineConfig:
     cpu_model: str = "host"
     transport: str = "mmio"
     seed: bytes = b""
+    recording: str = ""
+    made_of: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for check in _CHECKS:
@@ -107,6 +109,8 @@ class MachineConfig:
             cpu_model=message.cpu_model,
             transport=message.transport,
             seed=message.seed,
+            recording=message.recording,
+            made_of=message.made_of,
             hostname=message.hostname,
             dmesg=message.dmesg,
             filesystems=tuple(Filesystem(item.tag, item.socket_fd) for item in message.filesystems),
@@ -231,6 +235,8 @@ def _check_network(config: MachineConfig) -> None:
 
 def _check_seed(config: MachineConfig) -> None:
     if not config.seed:
+        if config.recording:
+            raise UsageError("Only a deterministic VM is recorded.", code="vmm.deterministic")
         return
     for wrong, what in (
         (config.cpus != 1, "has one vCPU"),

@@ -63,6 +63,8 @@ class Machine:
         """It waits for the host, in lockstep."""
         self.meet: Callable[[], None] | None = None
         """In lockstep: takes the turn that a vCPU waits to give."""
+        self.on_meet: Callable[[Exit], None] = lambda _exit: None
+        """In lockstep, in the vCPU's thread: it is where the host wanted to meet it."""
         self._held = self._stopping = self._ended = False
         self._only: int | None = None  # of the vCPUs, a debugger lets this one run
         self.on_debug: Callable[[int, Exit], None] = lambda _cpu, _exit: None
@@ -101,7 +103,8 @@ class Machine:
 
     def resume(self, only: int | None = None) -> None:
         """Lets the vCPUs run again, or one of them."""
-        self.vm.set_time(self._time)
+        if self.meet is None:  # else the clock stood by itself, to the nanosecond
+            self.vm.set_time(self._time)
         with self._turn:
             self._only = only
             self.paused = False
@@ -172,7 +175,9 @@ class Machine:
         try:
             while self._may_run(cpu.index):
                 stop = cpu.run()
-                if stop.reason is ExitReason.DEBUG:
+                if stop.reason is ExitReason.MEET:
+                    self.on_meet(stop)
+                elif stop.reason is ExitReason.DEBUG:
                     self._debug(cpu.index, stop)
                 elif stop.reason not in (ExitReason.CANCELED, ExitReason.HALT):
                     self._end(stop)

@@ -26,7 +26,7 @@ from crumble_common.messages.vm import VmConfig, VmEvent
 from crumble_common.sandbox import Profile
 from crumble_common.service import Context, Reply, Service
 from crumble_common.wire import Message
-from crumble_vmm import guest
+from crumble_vmm import guest, recording
 from crumble_vmm.agent import events
 from crumble_vmm.agent.requests import ask_agent
 from crumble_vmm.agent.session import AgentSession
@@ -119,7 +119,12 @@ class VmmService(Service[VmConfig]):
                 self._take_over(self._restored)
         machine.on_end = self._guest_ended
         if ends.lockstep is not None:
-            self._turns = Turns(ends.lockstep, machine, self.session, self._pump)
+            self._turns = Turns(ends.lockstep, machine, self.session, self._pump, self._handle)
+            later = context.loop.call_soon_threadsafe  # when the turn is over
+            self._turns.failed = lambda error: later(lambda: self._device_lost(error))
+            if self.config.recording:
+                fd = context.fd("recording")
+                self._turns.log = recording.opened(fd, self.config)
         resumed = self._restored is not None
         captures = Captures(machine, context.loop, self._captured, restored=resumed)
         self._holds = Holds(machine, captures, context.take_fd, self._collect)
@@ -195,9 +200,7 @@ class VmmService(Service[VmConfig]):
             self._handle(message, reply)
             self._pump()
         else:
-            self._turns.check(message)
-            self._handle(message, reply)
-            self._turns.asked(message)
+            self._turns.handle(message, reply)
 
     def _handle(self, message: Any, reply: Reply) -> None:
         session = self.session
@@ -286,6 +289,8 @@ class VmmService(Service[VmConfig]):
             )
 
     def _from_agent(self, data: bytes) -> None:
+        if self._turns is not None and not self._turns.said(data):
+            return
         try:
             for event in self.session.receive(data):
                 self._agent_event(event)

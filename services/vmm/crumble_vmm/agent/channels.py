@@ -158,8 +158,8 @@ class Process(Channel):
         return self.session.whole_input and self.started and short
 
     def _pump(self) -> None:
-        if self.hungry:
-            return
+        if self.hungry or (self.session.whole_input and self._window == 0):
+            return  # nor is the end told before there is room: when it comes must not matter
         data = bytes(self._input[: self._window])
         del self._input[: len(data)]
         self._window -= len(data)

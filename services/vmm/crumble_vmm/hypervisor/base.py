@@ -33,17 +33,23 @@ class ExitReason(enum.Enum):
     """The guest cannot go on: a trap inside its trap vector, or a state the CPU cannot be in."""
     DEBUG = "debug"
     """What a debugger asked for happened; `Exit.debug` says what and where."""
+    MEET = "meet"
+    """In lockstep: the host wants to say something; `Exit.met` says where that is."""
     TRIPLE_FAULT = "triple_fault"
     """x86's way to crash, which some kernels use to reboot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """A vCPU's exit: the reason, and what the back end knows about it in words."""
+    """A vCPU's exit: the reason, and what the back end knows about it in words.
+
+    met: instructions executed, and whether it waits for an interrupt.
+    """
 
     reason: ExitReason
     detail: str = ""
     debug: tuple[int, int] = (0, 0)
+    met: tuple[int, bool] = (0, False)
 
 
 class GuestEnds(Exception):  # noqa: N818  nothing is wrong
@@ -82,7 +88,7 @@ class VirtualCPU(ABC):
         """Makes `run` return CANCELED soon, also when it is called only later."""
 
     def debug_hart(self) -> Any:
-        """The soft CPU's `rv64.Hart`, for debuggers; None where there is none."""
+        """The soft CPU's `rv64.Hart`, for debuggers and lockstep; None where there is none."""
         return None
 
     @abstractmethod

@@ -192,7 +192,7 @@ class SoftCpu(VirtualCPU):
         self._hart.cancel()
 
     def debug_hart(self) -> rv64.Hart:
-        """For debuggers."""
+        """For debuggers and lockstep."""
         return self._hart
 
     def get_state(self) -> dict[str, Any]:
@@ -241,6 +241,8 @@ def _outcome(stop: rv64.Exit) -> Exit:
         return Exit(ExitReason.CANCELED)
     if stop.reason == rv64.EXIT_DEBUG:
         return Exit(ExitReason.DEBUG, debug=(stop.data, stop.extra))
+    if stop.reason == rv64.EXIT_MEET:
+        return Exit(ExitReason.MEET, met=(stop.extra, bool(stop.data)))
     if stop.reason == rv64.EXIT_STOPPED:
         return Exit(ExitReason.HALT)
     if stop.reason == rv64.EXIT_RESET:
