@@ -18,6 +18,7 @@ machine=$(uname -m)
 case $machine in
 x86_64) architecture=amd64 ;;
 aarch64) architecture=arm64 ;;
+riscv64) architecture=riscv64 ;;
 esac
 crumble() { timeout 300 python3 -m crumble.cli.main "$@"; }
 run() { crumble run --hv kvm -m 256m --boot-timeout 200 "$@"; }
@@ -63,6 +64,14 @@ forked() {
 eight() {
     for n in 1 2 3 4 5 6 7 8; do run oci:/image echo $n || return 1; done
 }
+# The conformance tests of the hypervisor layer, where Python and pytest are there for them.
+quest() {
+    PYTHONPATH=$PYTHONPATH:/tests timeout 300 python3 -m pytest -q -p no:cacheprovider /tests/quest/test_hypervisors.py >/tmp/quest
+    passed=$?
+    tail -60 /tmp/quest >&2
+    tail -1 /tmp/quest
+    return $passed
+}
 check doctor "*kvm*usable*$architecture*" crumble doctor
 check run "hello Linux $machine" run oci:/image sh -c 'echo hello $(uname -sm)'
 check detached '' stays
@@ -101,3 +110,4 @@ check eight "1
 6
 7
 8" eight
+[ -d /tests ] && check quest '*passed*' quest

@@ -30,7 +30,7 @@ UNWANTED = (
     "/modules/", "/systemd/", "/udev/", "/firmware/", "/linux-image", "/initramfs-tools/",
 )  # fmt: skip
 # What tests/quest needs of this machine's packages: Python of any architecture.
-TESTS = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments")
+TESTS = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py.py")
 # There is no package of posix_ipc; without it guest memory is a memfd.
 POSIX_IPC = """class Error(Exception): pass
 O_CREX = 0
@@ -99,6 +99,9 @@ class System:
         self._compile("/crumble", "/site/_pytest", "/tests")
 
     def _copy(self, folder: Path, target: str) -> None:
+        """Python's sources below a folder; or one."""
+        if folder.is_file():
+            self._put(target, folder.read_bytes())
         for path in sorted(folder.rglob("*.py")):
             self._put(f"{target}/{path.relative_to(folder)}", path.read_bytes())
 

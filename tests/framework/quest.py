@@ -65,6 +65,7 @@ SOFT = Backend("soft", 0x8000_0000, RiscvGuest, SoftHypervisor().create_vm, 5)
 _KVM: dict[str, tuple[int, type[Guest]]] = {
     "x86_64": (0, X86Guest),
     "aarch64": (0x4000_0000, Arm64Guest),
+    "riscv64": (0x8000_0000, RiscvGuest),
 }
 KVM = Backend("kvm", *_KVM.get(os.uname().machine, (0, X86Guest)), _kvm, 17)
 BACKENDS = (SOFT, KVM)
@@ -122,7 +123,11 @@ class Quest:
         timer = threading.Timer(SOON, self.cpu.cancel)
         timer.start()
         try:
-            return self.cpu.run()
+            stop = self.cpu.run()
+            if stop == DONE:  # KVM finishes the access, and moves the pc, only when it runs again
+                self.cpu.cancel()
+                self.cpu.run()
+            return stop
         finally:
             timer.cancel()
 
