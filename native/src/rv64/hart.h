@@ -3,8 +3,8 @@
 #define CRUMBLE_RV64_HART_H
 
 #include "crumble/doorbell.h"
-#include "crumble/rv64.h"
 #include "rv64/ops.h"
+#include "rv64/plic.h"
 
 #include <pthread.h>
 
@@ -259,17 +259,6 @@ typedef struct crb_call_fd {
     int fd;
 } crb_call_fd;
 
-#define CRB_PLIC_WORDS (CRB_PLIC_SOURCES / 32)
-
-typedef struct crb_plic {
-    uint32_t priority[CRB_PLIC_SOURCES];
-    uint32_t level[CRB_PLIC_WORDS];
-    uint32_t pending[CRB_PLIC_WORDS];
-    uint32_t claimed[CRB_PLIC_WORDS];
-    uint32_t enable[CRB_MAX_HARTS][CRB_PLIC_WORDS];
-    uint32_t threshold[CRB_MAX_HARTS];
-} crb_plic;
-
 struct crb_machine {
     crb_memory *memory;
     uint32_t mode;
@@ -513,17 +502,11 @@ void crb_await(crb_hart *hart, crb_hart *other, uint32_t *wanted, uint32_t *done
 // Serves FLUSH and PURGE requests of other harts.
 void crb_serve_requests(crb_hart *hart);
 
-// ---- mmio.c, plic.c
+// ---- mmio.c
 
 crb_result crb_mmio_load(crb_hart *hart, uint64_t gpa, uint32_t size, uint64_t *value);
 crb_result crb_mmio_store(crb_hart *hart, uint64_t gpa, uint32_t size, uint64_t value);
 // Collects call_fds that were written. Machine unlocked.
 void crb_poll_calls(crb_machine *machine);
-
-// All with the machine locked.
-void crb_plic_set_level(crb_machine *machine, uint32_t source, bool level);
-uint32_t crb_plic_read(crb_machine *machine, uint64_t offset);
-void crb_plic_write(crb_machine *machine, uint64_t offset, uint32_t value);
-void crb_plic_update(crb_machine *machine);
 
 #endif

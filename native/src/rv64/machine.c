@@ -143,6 +143,16 @@ static bool valid(const crb_memory *memory, const crb_machine_config *config) {
     return memory->n_regions > 0 && config->timebase_hz > 0 && config->timebase_hz <= 1000000000;
 }
 
+static void drive_hart(void *owner, uint32_t context, bool level) {
+    crb_hart *hart = ((crb_machine *)owner)->harts[context];
+    if (!level) {
+        __atomic_and_fetch(&hart->irq, ~CRB_SEIP, __ATOMIC_SEQ_CST);
+        return;
+    }
+    const uint32_t before = __atomic_fetch_or(&hart->irq, CRB_SEIP, __ATOMIC_SEQ_CST);
+    if ((before & CRB_SEIP) == 0) crb_attract(hart, CRB_ATTENTION_IRQ);
+}
+
 crb_machine *crb_machine_new(crb_memory *memory, const crb_machine_config *config) {
     if (!valid(memory, config)) {
         errno = EINVAL;
@@ -156,6 +166,7 @@ crb_machine *crb_machine_new(crb_memory *memory, const crb_machine_config *confi
     machine->timebase_hz = config->timebase_hz;
     machine->vlenb = config->vlen == 0 ? 16 : config->vlen / 8;
     machine->plic_gpa = config->plic_gpa;
+    machine->plic = (crb_plic){.owner = machine, .drive = drive_hart};
     machine->deterministic = config->deterministic == 1;
     machine->time_offset_ns = machine->deterministic ? 0 : crb_now_ns();
     for (uint32_t i = 0; i < memory->n_regions; i++)
@@ -167,6 +178,7 @@ crb_machine *crb_machine_new(crb_memory *memory, const crb_machine_config *confi
         machine->harts[id] = new_hart(machine, id);
         ok = machine->harts[id] != NULL;
         machine->n_harts += ok;
+        machine->plic.n_contexts = machine->n_harts;
     }
     if (ok) return machine;
     crb_machine_free(machine);
@@ -266,7 +278,7 @@ static void raise_locked(crb_machine *machine, uint32_t source, uint32_t bits) {
     crb_virtio_irq *irq = find_virtio(machine, source);
     if (irq == NULL) return;
     irq->status |= bits;
-    crb_plic_set_level(machine, source, irq->status != 0);
+    crb_plic_set_level(&machine->plic, source, irq->status != 0);
 }
 
 void crb_machine_virtio_raise(crb_machine *machine, uint32_t source, uint32_t bits) {
@@ -280,7 +292,7 @@ void crb_machine_virtio_acknowledge(crb_machine *machine, uint32_t source, uint3
     crb_virtio_irq *irq = find_virtio(machine, source);
     if (irq != NULL) {
         irq->status &= ~bits;
-        crb_plic_set_level(machine, source, irq->status != 0);
+        crb_plic_set_level(&machine->plic, source, irq->status != 0);
     }
     pthread_mutex_unlock(&machine->lock);
 }
@@ -295,7 +307,7 @@ uint32_t crb_machine_virtio_status(crb_machine *machine, uint32_t source) {
 
 void crb_machine_set_line(crb_machine *machine, uint32_t source, bool level) {
     pthread_mutex_lock(&machine->lock);
-    crb_plic_set_level(machine, source, level);
+    crb_plic_set_level(&machine->plic, source, level);
     pthread_mutex_unlock(&machine->lock);
 }
 
@@ -328,57 +340,18 @@ void crb_machine_settle(crb_machine *machine) {
 
 // ---- Snapshots of the PLIC
 
-typedef struct plic_image {
-    uint32_t version;
-    uint32_t sources;
-    uint32_t priority[CRB_PLIC_SOURCES];
-    uint32_t pending[CRB_PLIC_WORDS];
-    uint32_t claimed[CRB_PLIC_WORDS];
-    uint32_t enable[CRB_MAX_HARTS][CRB_PLIC_WORDS];
-    uint32_t threshold[CRB_MAX_HARTS];
-} plic_image;
-_Static_assert(sizeof(plic_image) <= CRB_PLIC_STATE_SIZE, "the PLIC's state fits");
-#define PLIC_VERSION 1
-
 int crb_machine_get_plic(crb_machine *machine, uint8_t *state) {
-    plic_image image = {.version = PLIC_VERSION, .sources = CRB_PLIC_SOURCES};
     pthread_mutex_lock(&machine->lock);
-    const crb_plic *plic = &machine->plic;
-    memcpy(image.priority, plic->priority, sizeof image.priority);
-    memcpy(image.pending, plic->pending, sizeof image.pending);
-    memcpy(image.claimed, plic->claimed, sizeof image.claimed);
-    memcpy(image.enable, plic->enable, sizeof image.enable);
-    memcpy(image.threshold, plic->threshold, sizeof image.threshold);
+    crb_plic_get_state(&machine->plic, state);
     pthread_mutex_unlock(&machine->lock);
-    memset(state, 0, CRB_PLIC_STATE_SIZE);
-    memcpy(state, &image, sizeof image);
     return 0;
-}
-
-static bool valid_image(const plic_image *image) {
-    if (image->version != PLIC_VERSION || image->sources != CRB_PLIC_SOURCES) return false;
-    uint32_t over = 0;
-    for (uint32_t i = 0; i < CRB_PLIC_SOURCES; i++)
-        over |= image->priority[i] & ~7u;
-    for (uint32_t i = 0; i < CRB_MAX_HARTS; i++)
-        over |= (image->threshold[i] & ~7u) | (image->enable[i][0] & 1);
-    return over == 0 && ((image->pending[0] | image->claimed[0]) & 1) == 0;
 }
 
 int crb_machine_set_plic(crb_machine *machine, const uint8_t *state) {
-    plic_image image;
-    memcpy(&image, state, sizeof image);
-    if (!valid_image(&image)) return -EINVAL;
     pthread_mutex_lock(&machine->lock);
-    crb_plic *plic = &machine->plic;
-    memcpy(plic->priority, image.priority, sizeof image.priority);
-    memcpy(plic->pending, image.pending, sizeof image.pending);
-    memcpy(plic->claimed, image.claimed, sizeof image.claimed);
-    memcpy(plic->enable, image.enable, sizeof image.enable);
-    memcpy(plic->threshold, image.threshold, sizeof image.threshold);
-    crb_plic_update(machine);
+    const int status = crb_plic_set_state(&machine->plic, state);
     pthread_mutex_unlock(&machine->lock);
-    return 0;
+    return status;
 }
 
 // ---- Time

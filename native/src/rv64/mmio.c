@@ -3,8 +3,6 @@
 
 #include <unistd.h>
 
-#define PLIC_SIZE 0x4000000ull
-
 static crb_result leave(crb_hart *hart, uint32_t reason, uint64_t gpa, uint32_t size,
                         uint64_t data) {
     *hart->exit = (crb_exit){.reason = reason, .size = size, .gpa = gpa, .data = data};
@@ -13,8 +11,8 @@ static crb_result leave(crb_hart *hart, uint32_t reason, uint64_t gpa, uint32_t 
 
 // True when the load was one of ours.
 static bool serve_load(crb_machine *machine, uint64_t gpa, uint32_t size, uint64_t *value) {
-    if (size == 4 && gpa - machine->plic_gpa < PLIC_SIZE) {
-        *value = crb_plic_read(machine, gpa - machine->plic_gpa);
+    if (size == 4 && gpa - machine->plic_gpa < CRB_PLIC_WINDOW) {
+        *value = crb_plic_read(&machine->plic, gpa - machine->plic_gpa);
         return true;
     }
     for (uint32_t i = 0; size == 4 && i < machine->n_virtio; i++) {
@@ -27,12 +25,12 @@ static bool serve_load(crb_machine *machine, uint64_t gpa, uint32_t size, uint64
 
 static void acknowledge(crb_machine *machine, crb_virtio_irq *irq, uint64_t value) {
     irq->status &= ~(uint32_t)value;
-    crb_plic_set_level(machine, irq->source, irq->status != 0);
+    crb_plic_set_level(&machine->plic, irq->source, irq->status != 0);
 }
 
 static bool serve_store(crb_machine *machine, uint64_t gpa, uint32_t size, uint64_t value) {
-    if (size == 4 && gpa - machine->plic_gpa < PLIC_SIZE) {
-        crb_plic_write(machine, gpa - machine->plic_gpa, (uint32_t)value);
+    if (size == 4 && gpa - machine->plic_gpa < CRB_PLIC_WINDOW) {
+        crb_plic_write(&machine->plic, gpa - machine->plic_gpa, (uint32_t)value);
         return true;
     }
     for (uint32_t i = 0; i < machine->n_doorbells; i++) {
