@@ -5,6 +5,7 @@ The headers are the interface: what cffi needs is cut out of them (comments, inc
 """
 
 import os
+import platform
 import re
 from pathlib import Path
 
@@ -83,7 +84,8 @@ ffibuilder.set_source(
     depends=[relative(header) for header in HEADERS + PRIVATE],
     extra_compile_args=flags,
     extra_link_args=link,
-    libraries=["m", "pthread"],
+    # GCC before 13 calls a library for what is atomic and short on riscv64.
+    libraries=["m", "pthread", *(["atomic"] if platform.machine() == "riscv64" else [])],
 )
 
 if __name__ == "__main__":

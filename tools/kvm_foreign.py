@@ -7,13 +7,14 @@ under qemu's user emulation, for files that changed.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crumble_common.layer_index import LayerIndex
@@ -29,6 +30,14 @@ UNWANTED = (
     "/lib2to3/", "/pydoc_data/", "/tkinter/", "/pygments/", "/terminfo/", "/apt/", "/dpkg/",
     "/modules/", "/systemd/", "/udev/", "/firmware/", "/linux-image", "/initramfs-tools/",
 )  # fmt: skip
+# Fetches a kernel with other modules than a guest's.
+MODULES = """
+import sys
+from crumble_ocid import cli, kernels
+kernels.WANTED.clear()
+kernels.WANTED.update(item.split("=") for item in sys.argv[2:])
+sys.exit(cli.run(["kernel", "--json", sys.argv[1]]))
+"""
 # What tests/quest needs of this machine's packages: Python of any architecture.
 TESTS = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py.py")
 # There is no package of posix_ipc; without it guest memory is a memfd.
@@ -40,12 +49,12 @@ def SharedMemory(*_, **__): raise Error
 
 @dataclass(frozen=True)
 class Foreign:
-    """An architecture. triplet: of the cross compiler. packages: beside PACKAGES."""
+    """An architecture. triplet: of the cross compiler. modules: of its kernel, for KVM, with their options."""
 
     architecture: str
     machine: str
     triplet: str
-    packages: tuple[str, ...] = ()
+    modules: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,9 @@ HOSTS = {
     "arm64": Host("arm64", "qemu-system-aarch64", "qemu-system-arm",
                   ("-M", "virt,virtualization=on,gic-version=3", "-cpu", "cortex-a76"),
                   "console=ttyAMA0", Foreign("arm64", "aarch64", "aarch64-linux-gnu")),
+    "riscv64": Host("riscv64", "qemu-system-riscv64", "qemu-system-misc",
+                    ("-M", "virt", "-cpu", "rv64,h=true"), "console=ttyS0",
+                    Foreign("riscv64", "riscv64", "riscv64-linux-gnu", {"kvm": "CONFIG_KVM"})),
 }  # fmt: skip
 
 
@@ -98,6 +110,18 @@ class System:
         self._put("crumble/native/crumble_native/_core.abi3.so", self._core())
         self._compile("/crumble", "/site/_pytest", "/tests")
 
+    def modules(self) -> list[Path]:
+        """Its kernel's modules for KVM, in load order."""
+        what = self._foreign
+        if not what.modules:
+            return []
+        data = self._home / "host"
+        wanted = [f"{name}={option}" for name, option in what.modules.items()]
+        words = [sys.executable, "-c", MODULES, what.architecture, *wanted]
+        env = {**os.environ, "CRUMBLE_DATA_DIR": str(data)}
+        told = subprocess.run(words, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return [Path(path) for path in json.loads(told)["modules"]]
+
     def _copy(self, folder: Path, target: str) -> None:
         """Python's sources below a folder; or one."""
         if folder.is_file():
@@ -121,7 +145,7 @@ class System:
     def _unpack(self) -> None:
         """What the checks need of the packages."""
         data = self._home / "packages"
-        reference = f"deb:trixie/{','.join((*PACKAGES, *self._foreign.packages))}"
+        reference = f"deb:trixie/{','.join(PACKAGES)}"
         platform = f"linux/{self._foreign.architecture}"
         words = [sys.executable, "-m", "crumble_ocid", "pull", "--platform", platform, reference]
         env = {**os.environ, "CRUMBLE_DATA_DIR": str(data)}
@@ -179,7 +203,9 @@ class System:
         include = [ROOT / "native/include", ROOT / "native/src", sysconfig.get_paths()["include"]]
         flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-fPIC", "-shared", "-fno-strict-aliasing"]
         words = [self._compiler, *flags, *(f"-I{path}" for path in include), source, *files]
-        subprocess.run([*map(str, words), "-o", str(out), "-lm", "-lpthread"], check=True)
+        # GCC before 13 calls a library for what is atomic and short on riscv64.
+        libraries = ["-lm", "-lpthread", "-Wl,--as-needed,-Bstatic", "-latomic", "-Wl,-Bdynamic"]
+        subprocess.run([*map(str, words), "-o", str(out), *libraries], check=True)
         return out.read_bytes()
 
     def members(self) -> Iterator[tuple[str, Path]]:

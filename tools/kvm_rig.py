@@ -285,8 +285,12 @@ def foreign(tree: Tree, data: Path, home: Path, what: Foreign) -> tuple[Path, Pa
         else:
             tree.archive.file(name, path.read_bytes(), path.stat().st_mode & 0o777)
     (kernel,) = data.glob(f"store/kernels/{what.architecture}/*/image")
+    order = system.modules()
+    for module in order:
+        tree.put(module, f"modules/{module.name}")
     path = ":".join([*(f"/crumble/{room}" for room in ROOMS), "/site"])
-    script = INIT.replace("@MODULES@", "").replace("@HOME@", "").replace("@PATH@", path)
+    names = " ".join(module.stem for module in order)
+    script = INIT.replace("@MODULES@", names).replace("@HOME@", "").replace("@PATH@", path)
     return kernel, system.root / "usr/bin/busybox", script
 
 

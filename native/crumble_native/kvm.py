@@ -44,6 +44,7 @@ EXIT_ENTRY: int = lib.CRB_KVM_EXIT_ENTRY
 EXIT_MEMORY: int = lib.CRB_KVM_EXIT_MEMORY
 EXIT_EOI: int = lib.CRB_KVM_EXIT_EOI
 EXIT_OTHER: int = lib.CRB_KVM_EXIT_OTHER
+EXIT_SBI: int = lib.CRB_KVM_EXIT_SBI
 
 REGS: int = lib.CRB_KVM_REGS
 SREGS: int = lib.CRB_KVM_SREGS
@@ -84,6 +85,7 @@ class Exit:
     address: int = 0
     data: int = 0
     instruction: bytes = b""
+    sbi: tuple[int, ...] = ()
 
 
 def _check(status: int, what: str) -> int:
@@ -216,6 +218,25 @@ class Vm:
         """Sets one."""
         _check(lib.crb_kvm_gic_set(self.handle, group, attribute, value), "GIC")
 
+    def create_plic(self, address: int) -> None:
+        """riscv64's interrupt controller, ours, before any vCPU; its sources are the lines."""
+        _check(lib.crb_kvm_plic_create(self.handle, address), "PLIC")
+
+    def bind_slot(self, slot: int, source: int) -> None:
+        """A virtio slot's InterruptStatus is the level of the PLIC's `source`."""
+        _check(lib.crb_kvm_plic_slot(self.handle, slot, source), "PLIC")
+
+    def get_plic(self) -> bytes:
+        """The PLIC's state."""
+        state = ffi.new("uint8_t[]", lib.CRB_PLIC_STATE_SIZE)
+        _check(lib.crb_kvm_plic_get(self.handle, state), "PLIC")
+        return bytes(ffi.buffer(state))
+
+    def set_plic(self, state: bytes) -> None:
+        """Sets what get_plic gave; OSError for what cannot be one."""
+        _check(-22 if len(state) != lib.CRB_PLIC_STATE_SIZE else 0, "PLIC")
+        _check(lib.crb_kvm_plic_set(self.handle, ffi.from_buffer("uint8_t[]", state)), "PLIC")
+
     def create_vcpu(self, index: int) -> Vcpu:
         """The vCPU `index`, which is its LAPIC's number as well."""
         made = ffi.new("crb_kvm_vcpu **")
@@ -235,13 +256,17 @@ class Vcpu:
         self._handle = handle
         self._exit: Any = ffi.new("crb_kvm_exit *")
 
-    def run(self, answer: int = 0) -> Exit:
-        """Runs the guest until there is something for the caller. answer: to a read that came last."""
+    def run(self, answer: int = 0, error: int = 0) -> Exit:
+        """Runs the guest until there is something for the caller. answer: to a read that came last, or,
+        with `error`, to a call to firmware.
+        """
         stop = self._exit
         stop.data = answer & 0xFFFF_FFFF_FFFF_FFFF
+        stop.extra = error & 0xFFFF_FFFF_FFFF_FFFF
         _check(lib.crb_kvm_run(self._handle, stop), "vCPU")
         code = bytes(stop.bytes)[: stop.size] if stop.reason == EXIT_EMULATION else b""
-        return Exit(stop.reason, stop.size, stop.address, stop.data, code)
+        call = tuple(stop.sbi) if stop.reason == EXIT_SBI else ()
+        return Exit(stop.reason, stop.size, stop.address, stop.data, code, call)
 
     def cancel(self) -> None:
         """Makes `run` return EXIT_CANCELED soon, also when it is called only later."""

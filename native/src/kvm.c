@@ -79,6 +79,7 @@ int crb_kvm_create(crb_kvm_vm **made, int irqchip, int *stage, int *missing) {
 }
 
 void crb_kvm_close(crb_kvm_vm *vm) {
+    if (vm->plic != NULL) crb_kvm_plic_free(vm->plic);
     for (uint32_t i = 0; i < vm->n_vcpus; i++) {
         munmap(vm->vcpus[i]->run, vm->vcpus[i]->run_size);
         close(vm->vcpus[i]->fd);
@@ -124,12 +125,14 @@ int crb_kvm_doorbell(crb_kvm_vm *vm, uint64_t address, uint32_t size, uint64_t v
 }
 
 int crb_kvm_irqfd(crb_kvm_vm *vm, uint32_t gsi, int fd, bool assign) {
+    if (vm->plic != NULL) return crb_kvm_plic_call(vm->plic, gsi, fd, assign);
     struct kvm_irqfd irqfd = {
         .fd = (uint32_t)fd, .gsi = gsi, .flags = assign ? 0 : KVM_IRQFD_FLAG_DEASSIGN};
     return checked(ioctl(vm->fd, KVM_IRQFD, &irqfd));
 }
 
 int crb_kvm_set_line(crb_kvm_vm *vm, uint32_t gsi, bool level) {
+    if (vm->plic != NULL) return crb_kvm_plic_line(vm->plic, gsi, level);
     struct kvm_irq_level line = {.irq = gsi, .level = level};
     return checked(ioctl(vm->fd, KVM_IRQ_LINE, &line));
 }
@@ -181,16 +184,28 @@ int crb_kvm_add_slot(crb_kvm_vm *vm, uint64_t status, uint64_t acknowledge) {
     return (int)vm->n_slots++;
 }
 
+static uint32_t set_bits(crb_kvm_vm *vm, crb_kvm_slot *slot, uint32_t bits) {
+    const uint32_t now = atomic_fetch_or(&slot->bits, bits) | bits;
+    if (slot->source != 0) crb_kvm_plic_slot_changed(vm->plic, slot);
+    return now;
+}
+
+static uint32_t clear_bits(crb_kvm_vm *vm, crb_kvm_slot *slot, uint32_t bits) {
+    const uint32_t now = atomic_fetch_and(&slot->bits, ~bits) & ~bits;
+    if (slot->source != 0) crb_kvm_plic_slot_changed(vm->plic, slot);
+    return now;
+}
+
 uint32_t crb_kvm_slot_set(crb_kvm_vm *vm, uint32_t slot, uint32_t bits) {
-    return atomic_fetch_or(&vm->slots[slot].bits, bits) | bits;
+    return set_bits(vm, &vm->slots[slot], bits);
 }
 
 uint32_t crb_kvm_slot_clear(crb_kvm_vm *vm, uint32_t slot, uint32_t bits) {
-    return atomic_fetch_and(&vm->slots[slot].bits, ~bits) & ~bits;
+    return clear_bits(vm, &vm->slots[slot], bits);
 }
 
-// True when the access was to one of them, and is done.
-static bool serve_slot(crb_kvm_vcpu *vcpu) {
+// True when the access was to one of them, or to the PLIC, and is done.
+static bool serve_interrupts(crb_kvm_vcpu *vcpu) {
     struct kvm_run *run = vcpu->run;
     crb_kvm_vm *vm = vcpu->vm;
     if (run->mmio.len != 4) return false;
@@ -198,18 +213,20 @@ static bool serve_slot(crb_kvm_vcpu *vcpu) {
         crb_kvm_slot *slot = &vm->slots[i];
         uint32_t value;
         if (!run->mmio.is_write && run->mmio.phys_addr == slot->status) {
-            value = atomic_load(&slot->bits) | 1;
+            value = atomic_load(&slot->bits) | (slot->source == 0);
             memcpy(run->mmio.data, &value, sizeof value);
         } else if (run->mmio.is_write && run->mmio.phys_addr == slot->acknowledge) {
             memcpy(&value, run->mmio.data, sizeof value);
-            atomic_fetch_and(&slot->bits, ~value);
+            clear_bits(vm, slot, value);
         } else {
             continue;
         }
         vcpu->counters.interrupt_registers++;
         return true;
     }
-    return false;
+    if (vm->plic == NULL || !crb_kvm_plic_serve(vm->plic, run)) return false;
+    vcpu->counters.interrupt_registers++;
+    return true;
 }
 
 // ---- vCPUs
@@ -303,12 +320,29 @@ static int mmio_exit(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop) {
     return 0;
 }
 
+// A call to riscv64's firmware: extension in a7, function in a6 (RISC-V SBI 2.0).
+static int sbi_exit(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop) {
+    const struct kvm_run *run = vcpu->run;
+    stop->reason = CRB_KVM_EXIT_SBI;
+    for (uint32_t i = 0; i < 6; i++)
+        stop->sbi[i] = run->riscv_sbi.args[i];
+    stop->sbi[6] = run->riscv_sbi.function_id;
+    stop->sbi[7] = run->riscv_sbi.extension_id;
+    vcpu->pending = CRB_KVM_EXIT_SBI;
+    vcpu->counters.other++;
+    return 0;
+}
+
 // Gives the last exit its answer. True when a string instruction has one more access to make.
-static bool answer(crb_kvm_vcpu *vcpu, uint64_t data) {
+static bool answer(crb_kvm_vcpu *vcpu, uint64_t data, uint64_t extra) {
     struct kvm_run *run = vcpu->run;
     const uint32_t pending = vcpu->pending;
     vcpu->pending = 0;
     if (pending == CRB_KVM_EXIT_MMIO_READ) memcpy(run->mmio.data, &data, run->mmio.len);
+    if (pending == CRB_KVM_EXIT_SBI) {
+        run->riscv_sbi.ret[0] = extra;
+        run->riscv_sbi.ret[1] = data;
+    }
     if (pending == CRB_KVM_EXIT_PORT_READ) memcpy(port_data(vcpu), &data, run->io.size);
     if (pending != CRB_KVM_EXIT_PORT_READ && pending != CRB_KVM_EXIT_PORT_WRITE) return false;
     return ++vcpu->element < run->io.count;
@@ -364,10 +398,12 @@ static int final_exit(struct kvm_run *run, crb_kvm_exit *stop) {
 static int take_exit(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop) {
     switch (vcpu->run->exit_reason) {
     case KVM_EXIT_MMIO:
-        return serve_slot(vcpu) ? 1 : mmio_exit(vcpu, stop);
+        return serve_interrupts(vcpu) ? 1 : mmio_exit(vcpu, stop);
     case KVM_EXIT_IO:
         vcpu->element = 0;
         return port_exit(vcpu, stop);
+    case KVM_EXIT_RISCV_SBI:
+        return sbi_exit(vcpu, stop);
     case KVM_EXIT_INTR:
         return 1;
     default:
@@ -384,7 +420,8 @@ static int take_error(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop, int error) {
         stop->data = (uint64_t)error;
         return 0;
     }
-    if (error == ENOSYS) { // arm64: a load or store that says nothing of itself
+    // arm64: a load or store that says nothing of itself; riscv64: code where nothing is
+    if (error == ENOSYS || error == EOPNOTSUPP) {
         stop->reason = CRB_KVM_EXIT_EMULATION;
         return 0;
     }
@@ -398,7 +435,7 @@ static int take_error(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop, int error) {
 }
 
 int crb_kvm_run(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop) {
-    const bool more = answer(vcpu, stop->data);
+    const bool more = answer(vcpu, stop->data, stop->extra);
     memset(stop, 0, sizeof *stop);
     if (more) return port_exit(vcpu, stop);
     atomic_store(&vcpu->thread, (pid_t)syscall(SYS_gettid));

@@ -21,7 +21,11 @@ from crumble_native import kvm_probe
 # privileged code at a few million. A Linux kernel needs about 600 million to come up.
 _MIN_SPEED = 50_000_000
 # What a probe finds where Crumble has a back end and the CPU virtualizes.
-_USABLE = {"amd64": kvm_probe.TIMED, "arm64": kvm_probe.UNTIMED}
+_USABLE = {
+    "amd64": kvm_probe.TIMED,
+    "arm64": kvm_probe.UNTIMED,
+    "riscv64": kvm_probe.UNTIMED,
+}
 _DEVICE = Path("/dev/kvm")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 

@@ -38,6 +38,7 @@
 #define CRB_KVM_EXIT_MEMORY     11 // host memory behind the guest's is gone: data is an errno
 #define CRB_KVM_EXIT_EOI        12 // split irqchip: data is the vector of a level interrupt
 #define CRB_KVM_EXIT_OTHER      13 // data: KVM_EXIT_*
+#define CRB_KVM_EXIT_SBI        14 // riscv64: a call that KVM does not serve, in `sbi`
 
 typedef struct crb_kvm_vm crb_kvm_vm;
 typedef struct crb_kvm_vcpu crb_kvm_vcpu;
@@ -49,13 +50,14 @@ typedef struct crb_kvm_exit {
     uint64_t data;
     uint64_t extra;
     uint8_t bytes[16];
+    uint64_t sbi[8]; // a0 to a7; the next run's answer is in `data` (a1) and `extra` (a0)
 } crb_kvm_exit;
 
 typedef struct crb_kvm_counters {
     uint64_t entries;
     uint64_t mmio;
     uint64_t ports;
-    uint64_t interrupt_registers; // of virtio-mmio slots, served here
+    uint64_t interrupt_registers; // of virtio-mmio slots and the PLIC, served here
     uint64_t canceled;
     uint64_t other;
 } crb_kvm_counters;
@@ -144,5 +146,14 @@ int crb_kvm_gic_get(crb_kvm_vm *vm, uint32_t group, uint64_t attribute, uint64_t
 int crb_kvm_gic_set(crb_kvm_vm *vm, uint32_t group, uint64_t attribute, uint64_t value);
 // The CPU as the host has it, with PSCI; one that is off waits for CPU_ON.
 int crb_kvm_arm_init(crb_kvm_vcpu *vcpu, bool off);
+
+// riscv64, where KVM has no interrupt controller: our PLIC (rv64.h), served in the run loop,
+// context n being vCPU n's. Before any vCPU; lines are its sources.
+int crb_kvm_plic_create(crb_kvm_vm *vm, uint64_t address);
+// A virtio-mmio slot's InterruptStatus is the level of `source`.
+int crb_kvm_plic_slot(crb_kvm_vm *vm, uint32_t slot, uint32_t source);
+// As crb_machine_get_plic and crb_machine_set_plic: CRB_PLIC_STATE_SIZE bytes.
+int crb_kvm_plic_get(crb_kvm_vm *vm, uint8_t *state);
+int crb_kvm_plic_set(crb_kvm_vm *vm, const uint8_t *state);
 
 #endif

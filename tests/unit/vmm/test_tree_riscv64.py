@@ -6,15 +6,14 @@ import subprocess
 import pytest
 
 from crumble_vmm.boot.tree import DeviceNode, PciNode
-from crumble_vmm.boot.tree_riscv64 import Riscv64Tree
+from crumble_vmm.boot.tree_riscv64 import Hart, Riscv64Tree
 
 
 def tree(cpus: int = 2) -> bytes:
     return Riscv64Tree(
         cpus=cpus,
         memory=(0x8000_0000, 0x2000_0000),
-        timebase=10_000_000,
-        mmu="sv48",
+        hart=Hart(10_000_000, "sv48", ("i", "m", "zicboz"), {"cboz": 64}),
         plic=(0x0C00_0000, 0x0400_0000),
         plic_sources=95,
         devices=[
@@ -49,6 +48,9 @@ def test_dtc_reads_it_without_a_complaint() -> None:
         "linux,initrd-start = <0x00 0x84000000>;",
         "timebase-frequency = <0x989680>;",
         'mmu-type = "riscv,sv48";',
+        'riscv,isa = "rv64im_zicboz";',
+        'riscv,isa-extensions = "i\\0m\\0zicboz";',
+        "riscv,cboz-block-size = <0x40>;",
         "interrupts-extended = <0x02 0x09 0x03 0x09>;",
         "riscv,ndev = <0x5f>;",
         "cpu@1 {",

@@ -9,7 +9,7 @@ from crumble_vmm.boards.base import Ends
 from crumble_vmm.boards.fdt import FdtBoard
 from crumble_vmm.boot.kernel_image import RISCV64
 from crumble_vmm.boot.modules import EM_RISCV
-from crumble_vmm.boot.tree_riscv64 import Riscv64Tree
+from crumble_vmm.boot.tree_riscv64 import EXTENSIONS, Hart, Riscv64Tree
 from crumble_vmm.devices import generation_id, goldfish_rtc, uart8250
 from crumble_vmm.devices.generation_id import GenerationId
 from crumble_vmm.devices.goldfish_rtc import GoldfishRtc
@@ -24,7 +24,10 @@ UART_BASE, UART_LINE = 0x1000_0000, 10
 ECAM_BASE, PCI_WINDOW_BASE, PCI_WINDOW_SIZE = 0x3000_0000, 0x4000_0000, 0x0100_0000
 RAM_BASE = 0x8000_0000
 TIMEBASE = 10_000_000
-MMU = "sv48"
+_CACHE_BLOCK = 64
+SOFT_HART = Hart(
+    TIMEBASE, "sv48", EXTENSIONS, dict.fromkeys(("cbom", "cbop", "cboz"), _CACHE_BLOCK)
+)
 # 8250 input clock of the board; the divisor is of no consequence.
 _UART_CLOCK = 3_686_400
 # panic=-1: reboot at once, which is how we learn of it. Not needed, and most of a boot: self-tests of
@@ -74,10 +77,9 @@ class Riscv64Board(FdtBoard):
 
     def tree(self, **common: Any) -> Riscv64Tree:
         """With the PLIC."""
+        hart = getattr(self.vm, "hart", SOFT_HART)  # KVM's are the host's
         plic = (PLIC_BASE, PLIC_SIZE)
-        return Riscv64Tree(
-            timebase=TIMEBASE, mmu=MMU, plic=plic, plic_sources=PLIC_SOURCES, **common
-        )
+        return Riscv64Tree(hart=hart, plic=plic, plic_sources=PLIC_SOURCES, **common)
 
     def arguments(self, tree: int) -> tuple[int, ...]:
         """a0: the hart; a1: the tree."""

@@ -1,4 +1,4 @@
-"""KVM: the CPU's own virtualization, on Linux hosts that have it: x86_64 and arm64."""
+"""KVM: the CPU's own virtualization, on Linux hosts that have it: x86_64, arm64 and riscv64."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ class KvmHypervisor(Hypervisor):
             from crumble_vmm.hypervisor.kvm.arm64 import Arm64Machine
 
             return Arm64Machine(memory, cpus)
+        if platform.machine() == "riscv64":
+            from crumble_vmm.hypervisor.kvm.riscv64 import Riscv64Machine
+
+            return Riscv64Machine(memory)
         from crumble_vmm.hypervisor.kvm.machine import X86Machine
 
         return X86Machine(memory, cpus, cpu_model)

@@ -121,9 +121,9 @@ class KvmCpu(VirtualCPU):
 
     def _serve(self) -> Exit:
         vcpu, mmio, ports = self.vcpu, self._mmio, self._ports
-        answer = 0
+        answer = error = 0
         while True:
-            stop = vcpu.run(answer)
+            stop = vcpu.run(answer, error)
             reason = stop.reason
             if reason == kvm.EXIT_PORT_WRITE:
                 ports.write(stop.address, stop.size, stop.data)
@@ -135,6 +135,8 @@ class KvmCpu(VirtualCPU):
                 mmio.write(stop.address, stop.size, stop.data)
             elif reason == kvm.EXIT_EOI:
                 self.end_of_interrupt(stop.data)
+            elif reason == kvm.EXIT_SBI:
+                error, answer = self.firmware(stop.sbi)
             else:
                 return self._outcome(stop)
 
@@ -174,6 +176,10 @@ class KvmCpu(VirtualCPU):
 
     def end_of_interrupt(self, vector: int) -> None:
         """x86: of a level interrupt from the IOAPIC."""
+
+    def firmware(self, registers: tuple[int, ...]) -> tuple[int, int]:
+        """riscv64: a call to it with a0 to a7; gives a0 and a1."""
+        raise NotImplementedError
 
 
 def failed(error: OSError) -> HostError:
