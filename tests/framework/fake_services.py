@@ -94,7 +94,7 @@ class FakeNetd(Unconfined):
     def handle(self, message: Any, reply: Reply) -> None:
         if isinstance(message, net.NetFreeze):
             os.close(self.context.take_fd(message.capture_fd))
-            reply.ok()
+            reply.ok(net.NetFrozen(b""))
         else:
             super().handle(message, reply)
 

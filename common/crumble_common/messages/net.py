@@ -106,11 +106,30 @@ class PortRemove:
 @dataclass(frozen=True)
 class NetFreeze:
     """The VM is being captured and stands still: from now on memory that `netd` writes to and that is
-    CRB_PAGE_FROZEN is saved to `capture_fd` (a `take_fd` name) first. Reply: Ok. Nothing of the network is
+    CRB_PAGE_FROZEN is saved to `capture_fd` (a `take_fd` name) first. Reply: NetFrozen. Nothing of the network is
     captured: to a clone its connections are gone. guest: by name; "" where there is but one.
     """
 
     capture_fd: str
+    guest: str = ""
+
+
+@message("net.frozen")
+@dataclass(frozen=True)
+class NetFrozen:
+    """connections: the guest's TCP connections, as `netd` packs them."""
+
+    connections: bytes
+
+
+@message("net.sever")
+@dataclass(frozen=True)
+class NetSever:
+    """For a guest that went on from a capture: those of its connections are reset in it. Reply: Ok. Error:
+    "net.connections". connections: of NetFrozen. guest: as in NetFreeze.
+    """
+
+    connections: bytes
     guest: str = ""
 
 

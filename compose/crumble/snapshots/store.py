@@ -28,10 +28,11 @@ _LIMIT = 8 << 30
 
 @dataclass(frozen=True)
 class State:
-    """What the services said: state.msgpack."""
+    """What the services said: state.msgpack. net: the guest's connections."""
 
     vm: bytes
     fsd: bytes
+    net: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Store:
         Raises UsageError "snapshot.exists", HostError; the draft is then still the caller's.
         """
         with _disk_errors():
-            draft.write(form.STATE, msgpack.packb({"vm": state.vm, "fsd": state.fsd}))
+            draft.write(form.STATE, msgpack.packb(vars(state)))
             memory = draft.fds[form.MEMORY]
             os.ftruncate(memory, about.memory)
             meter = Meter(tell, "checksums", sums.data_size(memory, about.memory))
@@ -278,10 +279,10 @@ def _read_state(path: Path, directory: int, manifest: Manifest) -> State:
         data = file.read(form.MAX_STATE + 1)
     try:
         plain = msgpack.unpackb(data)
-        state = State(plain["vm"], plain["fsd"])
+        state = State(plain["vm"], plain["fsd"], plain.get("net", b""))
     except Exception:  # noqa: BLE001  msgpack raises many kinds for bad bytes
         raise corrupt(path.name, "its state cannot be read") from None
-    if not isinstance(state.vm, bytes) or not isinstance(state.fsd, bytes):
+    if not all(isinstance(part, bytes) for part in vars(state).values()):
         raise corrupt(path.name, "its state cannot be read")
     return state
 

@@ -18,7 +18,7 @@ from crumble.supervisor.tasks import Future, limited
 from crumble_common import __version__, log
 from crumble_common.errors import CrumbleError, GuestError, HostError, InternalError
 from crumble_common.messages.fs import FsCaptured, FsFreeze, FsFrozen
-from crumble_common.messages.net import NetFreeze
+from crumble_common.messages.net import NetFreeze, NetFrozen
 from crumble_common.messages.vm import Captured, Freeze, Frozen, Sync, Thaw
 
 if TYPE_CHECKING:
@@ -82,14 +82,15 @@ async def _stand_still(
     fsd.give("contents", draft.create(form.CONTENTS))
     for name, path in layer_links(vm).items():
         draft.link(name, path)
-    vm.lineage, vm.unsaved, runs = None, {Captured}, b""
+    vm.lineage, vm.unsaved, runs, connections = None, {Captured}, b"", b""
     began = loop.now()
     frozen: Frozen = await _soon(vm, vmm, Freeze("capture", parent is not None))
     try:
         if parent is not None:
             runs = lineage.frozen_runs(vm)
         for net, guest in nets:
-            await _soon(vm, net, NetFreeze(f"capture.{vm.id}", guest))
+            told: NetFrozen = await _soon(vm, net, NetFreeze(f"capture.{vm.id}", guest))
+            connections = told.connections
         files: FsFrozen = await _soon(vm, fsd, FsFreeze("capture", "index", "contents"))
         if files.pending:
             vm.unsaved.add(FsCaptured)
@@ -102,7 +103,7 @@ async def _stand_still(
     if not files.changed:
         draft.drop(form.INDEX)
         draft.drop(form.CONTENTS)
-    return Frame(draft, State(frozen.state, files.state), pause, saved, parent, runs)
+    return Frame(draft, State(frozen.state, files.state, connections), pause, saved, parent, runs)
 
 
 def _soon(vm: Vm, service: ServiceProcess, body: Any) -> Future[Any]:

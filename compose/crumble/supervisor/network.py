@@ -23,9 +23,6 @@ NETWORKS = ("user", "none")
 _MODULES = frozenset(("failover", "net_failover", "virtio_net"))
 _DOMAIN = "internal"
 _SOCKET = "net"
-# On its own network every guest is the same to itself; so clones of a snapshot, which all have one
-# address, are none to each other.
-_MAC = "02:63:72:75:6d:02"
 # The name server's address is the same in every network: what a guest knows of it stays true in a clone.
 _ALWAYS = [net.GATEWAY, str(ipaddress.IPv6Network(net.NETWORK6)[1])]
 
@@ -55,7 +52,7 @@ class Network:
         self.connected = self.on
         self.kept: net.GuestInfo | None = None
         self.named: Definition | None = None
-        self.address, self.mac = net.GUEST if self.on else "", _MAC
+        self.address, self.mac = net.GUEST if self.on else "", _mac(vm.id)
         if kind not in NETWORKS:
             alive = frozenset(name for name, other in vm.host.vms.items() if not other.ended.done)
             self.named = NetworkStore().lease(kind, vm.name, alive)
@@ -126,6 +123,11 @@ def config_of(named: Definition) -> NetConfig:
         network6=named.subnet6,
         also=_ALWAYS,
     )
+
+
+def _mac(identity: str) -> str:
+    """Locally administered; on a network of its own, where a VM's address is every other's, too."""
+    return "06:63:" + ":".join(identity[at : at + 2] for at in range(0, 8, 2))
 
 
 def _host_search() -> list[str]:

@@ -129,6 +129,14 @@ class Networks:
             raise UsageError(f"The VM {vm.name} is not running.", code="vm.not_running")
         return self._running[vm.network.kind], vm.name
 
+    async def sever(self, vm: Vm, connections: bytes) -> None:
+        """What a VM has open that went on from a snapshot ends in it."""
+        if vm.network.named is not None:
+            await self._last[vm.network.kind]  # it is being attached
+        process, guest = self.of(vm)
+        await process.ready
+        await process.request(net.NetSever(connections, guest))
+
     async def ask(self, vm: Vm, body: Any) -> Any:
         """A client's request about one VM's network: VM_REQUESTS."""
         vm.vmm  # noqa: B018  raises when the VM does not run

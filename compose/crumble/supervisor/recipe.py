@@ -8,7 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Self
 
-from crumble.supervisor import bootkey, limits, rename
+from crumble.supervisor import bootkey, capture, limits, rename
 from crumble.supervisor.backend import choose
 from crumble.supervisor.images import OnProgress
 from crumble.supervisor.materials import stamp
@@ -51,6 +51,9 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
         _go_on(vm, vm.origin)
     await limited(vm.host.loop, vm.agent, limit, lambda: _no_agent(limit))
     if vm.origin is not None:
+        if vm.network.on and vm.origin.state.net:
+            severed = Task(vm.host.networks.sever(vm, vm.origin.state.net))
+            severed.then(capture.logged("connections of before go on", vm))
         await rename.rename(vm, vm.origin.about)
 
 

@@ -25,6 +25,7 @@ from crumble_netd.header import ethernet, ipv6
 from crumble_netd.loop import HostSide
 from crumble_netd.pcap import Capture
 from crumble_netd.queue_pump import NetDevice
+from crumble_netd.severed import sever
 from crumble_netd.stack import Stack
 from crumble_netd.survival import Survival
 
@@ -63,7 +64,8 @@ class Guest:
         survival.recall(self.port)
         self.device = NetDevice(context.loop, stack, self.port, host.settle)
         self.serving = Serving(context, config.socket_fd, self.device, fds=fds, on_end=on_end)
-        self.device.up = lambda: survival.go_on(stack, host, number)
+        self._severed = b""
+        self.device.up = self._up
         stack.add_port(self.port)
         host.devices[number] = self.device
         if config.capture_fd:
@@ -74,6 +76,17 @@ class Guest:
         except UsageError:
             self.close()
             raise
+
+    def _up(self) -> None:
+        self._survival.go_on(self._stack, self._host, self.port.number)
+        self.sever(self._severed)
+
+    def sever(self, connections: bytes) -> None:
+        """Resets what it has open from before it was captured, when its ring is there."""
+        self._severed = b"" if self.device.is_up else connections
+        if self.device.is_up and connections:
+            sever(self._stack, self.port, connections)
+            self._host.settle()
 
     # Forwards.
 

@@ -77,6 +77,11 @@ class NetDevice:
         self._served: Served | None = None
         port.cuts = True
 
+    @property
+    def is_up(self) -> bool:
+        """The guest's receive ring is there."""
+        return self._ring is not None
+
     def negotiated(self, features: int) -> None:
         """Of vhost_user.Device."""
         self._port.features = features

@@ -19,7 +19,9 @@ from crumble_common.messages.net import (
     ForwardRemove,
     NetConfig,
     NetFreeze,
+    NetFrozen,
     NetInspect,
+    NetSever,
     NetState,
     PortAdd,
     PortRemove,
@@ -36,6 +38,7 @@ from crumble_netd.guest import Guest
 from crumble_netd.layers.tcp import TcpFlow
 from crumble_netd.loop import HostSide
 from crumble_netd.port import Port
+from crumble_netd.severed import connections_of
 from crumble_netd.survival import Survival
 
 # Sockets of all the flows that some guests may have, listeners, and the rest.
@@ -67,6 +70,7 @@ class NetdService(Service[NetConfig]):
             ServiceAdd: self._service_add,
             NetInspect: self._state,
             NetFreeze: self._freeze,
+            NetSever: lambda m: self._guest(m.guest).sever(m.connections),
         }
 
     def open(self, config: NetConfig) -> None:
@@ -156,7 +160,7 @@ class NetdService(Service[NetConfig]):
             raise
         guest.capture(fd, message.snaplen)
 
-    def _freeze(self, message: NetFreeze) -> None:
+    def _freeze(self, message: NetFreeze) -> NetFrozen:
         fd = self.context.take_fd(message.capture_fd)
         try:
             guest = self._guest(message.guest)
@@ -164,6 +168,7 @@ class NetdService(Service[NetConfig]):
             os.close(fd)
             raise
         guest.serving.capture_to(fd)
+        return NetFrozen(connections_of(self.stack, guest.port))
 
     def _state(self, message: NetInspect) -> NetState:
         now = self.stack.now()

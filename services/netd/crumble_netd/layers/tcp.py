@@ -153,6 +153,13 @@ class TcpLayer:
         head = tcp.build(key.remote_port, key.guest_port, seq, ack, flags, 0)
         self._stack.ip.send_tcp(port, key.remote, key.guest, head, [], 0)
 
+    def reset(self, port: Port, key: Key, seq: int) -> None:
+        """Ends a connection in a guest that nobody here knows of. One whose guest does not expect `seq` is told
+        so, and its answer is reset (RFC 5961 §3.2).
+        """
+        head = tcp.build(key.remote_port, key.guest_port, seq, 0, RST, 0)
+        self._stack.ip.send_tcp(port, key.remote, key.guest, head, [], 0)
+
     def path_mtu(self, key: Key, mss: int) -> None:
         """A guest says that larger segments do not get through."""
         flow = self._stack.flows.find(key)

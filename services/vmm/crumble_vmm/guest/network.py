@@ -30,6 +30,7 @@ from crumble_vmm.guest import protocol, state
 SLASH, COMMA, DOT, ZERO = b"/"[0], b","[0], b"."[0], b"0"[0]
 SPACE, LETTER = b" "[0], b"a"[0]
 HARDWARE_AT = 18  # of struct ifreq: sa_data
+ADDRESS_AT = 12  # of what the command line says
 IPV6 = b"/proc/sys/net/ipv6/conf/eth0/"
 
 
@@ -93,14 +94,23 @@ def configure(text: ptr[u8]) -> None:
 
 def change(text: ptr[u8], size: i64) -> None:
     """The addresses are to be these. Nothing happens when they are, or when there is no network."""
-    if size == 0 or size > protocol.MAX_NETWORK or _known[0] == 0 or _is_known(text, size):
+    if (
+        size < ADDRESS_AT
+        or size > protocol.MAX_NETWORK
+        or _known[0] == 0
+        or _is_known(text, size, 0)
+    ):
         return
+    stays = _is_known(text, size, ADDRESS_AT)
     _keep(text, size)
-    _apply(True)
+    if stays:
+        _apply_hardware()
+    else:
+        _apply(True)
 
 
-def _is_known(text: ptr[u8], size: i64) -> bool:
-    for index in range(size):
+def _is_known(text: ptr[u8], size: i64, first: i64) -> bool:
+    for index in range(first, size):
         if _known[index] != text[index]:
             return False
     return _known[size] == 0
@@ -111,25 +121,41 @@ def _keep(text: ptr[u8], size: i64) -> None:
     _known[size] = 0
 
 
-def _apply(changed: bool) -> None:
+def _apply_hardware() -> None:
+    """Only the MAC is another: addresses and routes stay, and what its owner has added to them."""
+    fd = linux.socket(linux.AF_INET, linux.SOCK_DGRAM | linux.SOCK_CLOEXEC, 0)
+    if fd >= 0:
+        _set_text(_known)
+        _set_hardware(fd)
+        linux.close(fd)
+
+
+def _set_hardware(fd: i64) -> None:
+    """What the text says next."""
     request: AddressRequest
     memory.clear(ptr[u8](request), sizeof(AddressRequest))
     memory.copy(request.name, b"eth0", 4)
     request.address.family = linux.ARPHRD_ETHER
-    _set_text(_known)
     for index in range(6):
         ptr[u8](request)[HARDWARE_AT + index] = _hex() * 16 + _hex()
+    linux.ioctl(fd, linux.SIOCSIFHWADDR, request)
+
+
+def _apply(changed: bool) -> None:
+    fd = linux.socket(linux.AF_INET, linux.SOCK_DGRAM | linux.SOCK_CLOEXEC, 0)
+    if fd < 0:
+        return
+    _set_text(_known)
+    if changed:
+        _up(fd, False)
+        _set_hardware(fd)
+    else:
+        _set_text(_known + ADDRESS_AT)
     _skip(COMMA)
     address = _number4()
     bits = _after(SLASH)
     _skip(COMMA)
     gateway = _number4()
-    fd = linux.socket(linux.AF_INET, linux.SOCK_DGRAM | linux.SOCK_CLOEXEC, 0)
-    if fd < 0:
-        return
-    if changed:
-        _up(fd, False)
-        linux.ioctl(fd, linux.SIOCSIFHWADDR, request)
     if _set(fd, linux.SIOCSIFADDR, address) and _set(fd, linux.SIOCSIFNETMASK, _mask(bits)):
         _up(fd, True)
         _route(fd, gateway)
