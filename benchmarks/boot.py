@@ -14,6 +14,9 @@ from a snapshot: that is `benchmarks.start`. Rows:
   pss MiB     all processes of an idle VM with its own supervisor and a network, without guest memory (PSS)
   rss MiB     the same, RSS
 
+RVVM and TinyEMU have no vhost-user, so they cannot have the same image: their boots to /init are the row `boot` of
+`benchmarks.cpu`.
+
 The last rows have no peer: they are absolutes of this host, for comparing runs on it.
 """
 

@@ -6,11 +6,16 @@ Both boot the same kernel with the same initramfs, whose /init is the program, a
 boot. The host's view counts: the emulator process's CPU time between the lines that the guest prints
 before and after each program. `boot` is from the start of the process to the first line of /init.
 Needs riscv64-linux-gnu-gcc and qemu-system-riscv64.
+
+Other emulators (RVVM, TinyEMU) are beside them when --peer or $CRUMBLE_BENCH_PEERS (several: between commas) names a
+command of yours for one, NAME=COMMAND. It is called with MEMORY_MIB KERNEL INITRAMFS COMMAND_LINE, becomes the
+emulator (exec: its CPU time is the process's), and has the guest's serial console on standard output.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +29,7 @@ from crumble_vmm.boot.initramfs import Initramfs
 SOURCE = Path(__file__).resolve().parent / "guest" / "cpu.c"
 COMPILER, QEMU = "riscv64-linux-gnu-gcc", "qemu-system-riscv64"
 MEMORY_MIB = 512
+PEERS = ("rvvm", "tinyemu")
 COMMAND_LINE = "console=ttyS0 quiet cryptomgr.notests panic=-1"
 
 
@@ -65,6 +71,16 @@ def soft_command(kernel: Path, initramfs: Path, command_line: str) -> list[str |
     ]  # fmt: skip
 
 
+def peer_commands(given: list[str]) -> dict[str, str]:
+    """Name → command, of --peer and the environment."""
+    texts = [*given, *filter(None, os.environ.get("CRUMBLE_BENCH_PEERS", "").split(","))]
+    found = dict(text.partition("=")[::2] for text in texts)
+    for name, command in found.items():
+        if shutil.which(command) is None:
+            fail(f"{command!r} of the peer {name} is no command: name it as NAME=COMMAND.")
+    return found
+
+
 class Watcher:
     """Reads a guest's console and the emulator's clock at each line of the benchmark's."""
 
@@ -103,7 +119,7 @@ def run_guest(command: list[str | Path], results: dict[str, str]) -> Sample:
                 watcher.line(text[at:])
         else:
             fail(f"{command[0]} ended before the guest did:\n{''.join(console[-20:])}")
-        process.stdout.read()
+        process.kill()
     for name, result in watcher.results.items():
         if results.setdefault(name, result) != result:
             fail(f"{name} gave {result} on {command[0]}, {results[name]} before.")
@@ -116,11 +132,14 @@ def main() -> None:
     parser.add_argument("--kernel", type=Path, help="default: ocid's")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=int, default=100, help="percent of the full work")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("programs", nargs="*", help="all when none is named")
     options = parser.parse_args()
     for tool in (COMPILER, QEMU):
         if shutil.which(tool) is None:
             fail(f"{tool} is not installed.")
+    peers = peer_commands(options.peer)
+    absent = [name for name in PEERS if name not in peers]
     kernel = options.kernel or guest_kernel()
     words = " ".join([str(options.scale), *options.programs])
     command_line = f"{COMMAND_LINE} -- {words}"
@@ -130,11 +149,18 @@ def main() -> None:
             "soft": soft_command(kernel, initramfs, command_line),
             "qemu-tcg": qemu_command(kernel, initramfs, command_line),
         }
+        for name, command in peers.items():
+            commands[name] = [command, str(MEMORY_MIB), kernel, initramfs, command_line]
         results: dict[str, str] = {}
         comparison = Comparison(
             "cpu",
             "CPU s",
-            {"scale": options.scale, "rounds": options.rounds, "qemu": qemu_version()},
+            {
+                "scale": options.scale,
+                "rounds": options.rounds,
+                "qemu": qemu_version(),
+                "absent": absent,
+            },
         )
         comparison.measure(
             {
@@ -144,6 +170,8 @@ def main() -> None:
             options.rounds,
         )
     print(comparison.table())
+    if absent:
+        print(f"  absent: {', '.join(absent)}; --peer gives them")
     print(f"written: {comparison.save()}")
 
 

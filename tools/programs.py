@@ -1,9 +1,9 @@
 """Real programs inside VMs, run as a user would with `crumble run` (`make test-programs [NAME=...]`).
 
 A program is a file of tools/programs/: its first lines say on which image and machine it runs, the rest is
-what the guest's shell does. It exits with 0 when the program did right by its own judgement; lines "CHECK WORDS"
-that it prints must be the same on every number of CPUs. What a machine printed is kept in build/programs/; the
-end is a table for docs/programs.md.
+what the guest's shell does. It did right when it exits with 0, has printed a line for each `expect` of its first
+lines and none for a `refuse` (regular expressions), and "CHECK WORDS" lines that are the same on every number of
+CPUs. What a machine printed is kept in build/programs/; the end is a table for docs/programs.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ PROGRAMS = ROOT / "tools" / "programs"
 LOGS = ROOT / "build" / "programs"
 CRUMBLE = ROOT / ".venv" / "bin" / "crumble"
 _SETTING = re.compile(r"^# (image|memory|limit|user): (.+)$", re.MULTILINE)
+_PRINTED = re.compile(r"^# (expect|refuse): (.+)$", re.MULTILINE)
 
 
 # An image of packages has no users of services.
@@ -32,7 +33,10 @@ _AS_USER = (
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """image: of `crumble run`. limit: seconds it may take on a busy host. script: for /bin/sh. user: a new one, or root."""
+    """image: of `crumble run`. limit: seconds it may take on a busy host. script: for /bin/sh. user: a new one, or root.
+
+    printed: whether there is to be ("expect") such a line, or not ("refuse").
+    """
 
     name: str
     image: str
@@ -40,6 +44,7 @@ class Program:
     memory: str
     limit: int
     user: str
+    printed: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> Program:
@@ -48,16 +53,27 @@ class Program:
         said = dict(_SETTING.findall(text))
         limit = int(said.get("limit", "600"))
         memory, user = said.get("memory", "1g"), said.get("user", "")
-        return cls(path.stem, said["image"], text, memory, limit, user)
+        printed = tuple(_PRINTED.findall(text))
+        return cls(path.stem, said["image"], text, memory, limit, user, printed)
+
+    def wrong(self, text: str) -> str:
+        """What is wrong with what it printed: empty, or a few words."""
+        for kind, pattern in self.printed:
+            found = re.search(pattern, text, re.MULTILINE)
+            if found is None and kind == "expect":
+                return f"printed nothing like {pattern}"
+            if found is not None and kind == "refuse":
+                return f"printed {found[0]!r}"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """status: of `crumble run`. checks: what must not depend on the machine. summary: the last CHECK or SUM."""
+    """wrong: empty when all was right. checks: what must not depend on the machine. summary: the last CHECK or SUM."""
 
     program: str
     cpus: int
-    status: int
+    wrong: str
     seconds: float
     checks: tuple[str, ...]
     summary: str
@@ -77,19 +93,21 @@ def run(program: Program, cpus: int, options: list[str]) -> Result:
     began = time.monotonic()
     with log.open("wb") as out:
         done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
-    lines = log.read_text(errors="replace").splitlines()
+    text = log.read_text(errors="replace")
+    wrong = f"exit status {done.returncode}" if done.returncode else program.wrong(text)
+    lines = text.splitlines()
     checks = tuple(line for line in lines if line.startswith("CHECK "))
     said = [line[4:] for line in lines if line.startswith("SUM ")]
     summary = "; ".join(said) or f"{len(checks)} checks"
-    return Result(program.name, cpus, done.returncode, time.monotonic() - began, checks, summary)
+    return Result(program.name, cpus, wrong, time.monotonic() - began, checks, summary)
 
 
 def judge(results: list[Result]) -> list[str]:
     """Sentences of what is wrong."""
     wrong = [
-        f"{item.program} on {item.cpus}: exit status {item.status}, see build/programs/"
+        f"{item.program} on {item.cpus}: {item.wrong}, see build/programs/"
         for item in results
-        if item.status
+        if item.wrong
     ]
     first: dict[str, Result] = {}
     for item in results:
@@ -118,7 +136,7 @@ def main() -> int:
         for cpus in map(int, chosen.cpus.split(",")):
             result = run(program, cpus, chosen.option)
             results.append(result)
-            verdict = "ok" if result.status == 0 else f"FAILED ({result.status})"
+            verdict = f"FAILED ({result.wrong})" if result.wrong else "ok"
             print(
                 f"| {name} | {cpus} | {verdict} | {result.seconds:.0f} s | {result.summary} |",
                 flush=True,

@@ -1,6 +1,9 @@
 # image: deb:trixie/python3.13,libpython3.13-testsuite,gcc,libc6-dev,binutils
 # memory: 2g
 # limit: 6000
+# expect: ^Total test files: run=(\d\d+)/\1\b
+# expect: ^Result: SUCCESS$
+# refuse: ^Result: (?!SUCCESS$)
 # Not run: IOError of epoll for a regular file, in test_selectors. In a guest regular files are FUSE's, and those
 # can be polled (Linux, fs/fuse/file.c: fuse_file_poll), as with any virtio-fs.
 export LC_ALL=C.UTF-8

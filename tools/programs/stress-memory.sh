@@ -1,5 +1,9 @@
 # image: deb:trixie/stress-ng
 # limit: 2500
+# expect: ^stress-ng: info: .* passed: [1-9]
+# expect: ^stress-ng: info: .* failed: 0$
+# expect: ^stress-ng: info: .* successful run completed
+# refuse: ^stress-ng: fail:
 # Stressors that only fill the memory (bigheap, brk, stack) end where the guest's memory does: --oom-avoid.
 stress-ng --class memory --sequential 0 --timeout 2 --verify --oom-avoid --no-rand-seed > log 2>&1
 status=$?
