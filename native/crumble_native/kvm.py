@@ -237,6 +237,10 @@ class Vm:
         _check(-22 if len(state) != lib.CRB_PLIC_STATE_SIZE else 0, "PLIC")
         _check(lib.crb_kvm_plic_set(self.handle, ffi.from_buffer("uint8_t[]", state)), "PLIC")
 
+    def redrive_plic(self, index: int) -> None:
+        """Tells vCPU `index` its external interrupt's level again, after its registers were set."""
+        _check(lib.crb_kvm_plic_redrive(self.handle, index), "PLIC")
+
     def create_vcpu(self, index: int) -> Vcpu:
         """The vCPU `index`, which is its LAPIC's number as well."""
         made = ffi.new("crb_kvm_vcpu **")

@@ -39,13 +39,18 @@ struct crb_kvm_plic {
     uint32_t n_calls;
 };
 
+// Another architecture's vCPUs, which tests make, refuse it.
+static int tell(crb_kvm_plic *plic, uint32_t context) {
+    struct kvm_interrupt interrupt = {.irq =
+                                          plic->driven[context] ? INTERRUPT_SET : INTERRUPT_UNSET};
+    return ioctl(plic->vm->vcpus[context]->fd, KVM_INTERRUPT, &interrupt) < 0 ? -errno : 0;
+}
+
 static void drive_vcpu(void *owner, uint32_t context, bool level) {
     crb_kvm_plic *plic = owner;
     if (plic->driven[context] == level) return;
     plic->driven[context] = level;
-    struct kvm_interrupt interrupt = {.irq = level ? INTERRUPT_SET : INTERRUPT_UNSET};
-    // There is nothing a vCPU can refuse it for; other architectures' tests go without.
-    ioctl(plic->vm->vcpus[context]->fd, KVM_INTERRUPT, &interrupt);
+    tell(plic, context);
 }
 
 static void lock(crb_kvm_plic *plic) {
@@ -168,6 +173,14 @@ int crb_kvm_plic_set(crb_kvm_vm *vm, const uint8_t *state) {
     if (vm->plic == NULL) return -ENOSYS;
     lock(vm->plic);
     const int status = crb_plic_set_state(&vm->plic->plic, state);
+    unlock(vm->plic);
+    return status;
+}
+
+int crb_kvm_plic_redrive(crb_kvm_vm *vm, uint32_t index) {
+    if (vm->plic == NULL || index >= vm->n_vcpus || index >= CRB_MAX_HARTS) return -EINVAL;
+    lock(vm->plic);
+    const int status = tell(vm->plic, index);
     unlock(vm->plic);
     return status;
 }

@@ -102,6 +102,12 @@ class RiscvGuest(Guest):
         claim = self.PLIC + 0x20_0004
         return self.poll(claim, 0xFFFF_FFFF, line).write(claim, 4, line)
 
+    def wait(self) -> RiscvGuest:
+        """Rests until there is an external interrupt: csrw sie, t0; wfi."""
+        self.code += rv.constant(5, 1 << 9)
+        self.code += (0x1042_9073).to_bytes(4, "little") + (0x1050_0073).to_bytes(4, "little")
+        return self
+
     def start_second(self, flag: int) -> Guest:
         # SBI HSM: sbi_hart_start(hart, address, opaque)
         hart, resume = RiscvGuest(self.base), self.base + SECOND

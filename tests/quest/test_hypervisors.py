@@ -9,7 +9,7 @@ import pytest
 
 from crumble_vmm.hypervisor.base import ExitReason
 from framework.quest import BACKENDS, DONE, SOON, Access, Backend, Quest
-from framework.quest_guests import MMIO
+from framework.quest_guests import MMIO, RiscvGuest
 
 VALUE = 0x8877_6655_4433_2211
 STATUS, ACKNOWLEDGE, NOTIFY = MMIO + 0x60, MMIO + 0x64, MMIO + 0x50
@@ -173,6 +173,25 @@ def test_registers_go_into_another_machine(make: Make) -> None:
     for group in ("msrs", "registers"):
         changed = {pair[0] for pair in state.get(group, ()) if pair not in again[group]}
         assert changed <= CLOCKS
+
+
+def test_a_cpu_that_was_set_has_its_controllers_interrupt(make: Make) -> None:
+    """Whatever its own registers said of it: the two are captured one after the other."""
+    quest = make()
+    guest = quest.guest()
+    if not isinstance(guest, RiscvGuest):
+        pytest.skip("only riscv64's controller keeps no state in a CPU")
+    line = quest.backend.line
+    quest.load(guest.wait().end())
+    without = quest.cpu.get_state()
+    assert quest.run(quest.guest().enable(line).end()) == DONE
+    quest.vm.set_line(line, True)
+    controller = quest.vm.get_controller()
+    other = make()
+    other.load(guest)
+    other.vm.set_controller(controller)
+    other.cpu.set_state(without)
+    assert other.go_on() == DONE
 
 
 def test_states_that_cannot_be(quest: Quest) -> None:

@@ -155,5 +155,7 @@ int crb_kvm_plic_slot(crb_kvm_vm *vm, uint32_t slot, uint32_t source);
 // As crb_machine_get_plic and crb_machine_set_plic: CRB_PLIC_STATE_SIZE bytes.
 int crb_kvm_plic_get(crb_kvm_vm *vm, uint8_t *state);
 int crb_kvm_plic_set(crb_kvm_vm *vm, const uint8_t *state);
+// Tells vCPU `index` its external interrupt's level again, after its registers were set.
+int crb_kvm_plic_redrive(crb_kvm_vm *vm, uint32_t index);
 
 #endif

@@ -80,6 +80,8 @@ def test_its_state_goes_into_another(vm: kvm.Vm) -> None:
 def test_there_is_one_and_slots_have_real_sources(vm: kvm.Vm) -> None:
     with pytest.raises(OSError, match="busy"):
         vm.create_plic(PLIC)
+    with pytest.raises(OSError, match="Invalid argument"):
+        vm.redrive_plic(0)  # there is no vCPU
     slot = vm.add_slot(STATUS + 0x1000, ACKNOWLEDGE + 0x1000)
     for source in (0, 96):
         with pytest.raises(OSError, match="Invalid argument"):

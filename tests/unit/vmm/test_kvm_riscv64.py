@@ -2,6 +2,7 @@
 
 import mmap
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,67 @@ def test_page_tables_and_cache_blocks() -> None:
     assert riscv64_state.mmu({}) == "sv39"  # kernels before 6.6 do not say
     assert riscv64_state.blocks({config + 1: 64, config + 5: 128}) == {"cbom": 64, "cboz": 128}
     assert riscv64_state.blocks({}) == {}
+
+
+class Registers:
+    """A vCPU as far as its registers go; KVM refuses to stop a timer that does not run."""
+
+    def __init__(self, values: dict[int, int]) -> None:
+        self.index, self.values, self.mp_state = 0, dict(values), bytes(4)
+        self.written: list[int] = []
+
+    def register_list(self) -> list[int]:
+        return list(self.values)
+
+    def get_register(self, number: int) -> bytes:
+        if number not in self.values:
+            raise OSError(2, "no such register")
+        return self.values[number].to_bytes(8, "little")
+
+    def set_register(self, number: int, data: bytes) -> None:
+        if (number, data) == (riscv64_state.TIMER_STATE, bytes(8)):
+            raise OSError(22, "the timer does not run")
+        self.get_register(number)
+        self.written.append(number)
+        self.values[number] = int.from_bytes(data, "little")
+
+    def get(self, _: int) -> bytes:
+        return self.mp_state
+
+    def set(self, _: int, data: bytes) -> None:
+        self.mp_state = data
+
+
+PC, TIME, COMPARE, TIMER = (
+    riscv64_state.PC, riscv64_state.TIME, riscv64_state.COMPARE, riscv64_state.TIMER_STATE,
+)  # fmt: skip
+
+
+def cast(registers: Registers) -> Any:
+    return registers
+
+
+def test_a_state_goes_into_another_vcpu_but_for_the_time() -> None:
+    source = Registers({PC: 8, TIME: 5, COMPARE: 9, TIMER: 0})
+    target = Registers({PC: 8, TIME: 7, COMPARE: 1, TIMER: 1})
+    source.mp_state = b"\1\0\0\0"
+    riscv64_state.set_cpu(cast(target), riscv64_state.get_cpu(cast(source)))
+    assert target.values == {PC: 8, TIME: 7, COMPARE: 9, TIMER: 1}
+    assert (target.written, target.mp_state) == ([COMPARE], source.mp_state)
+
+
+def test_a_vcpu_without_a_register_is_refused() -> None:
+    state = riscv64_state.get_cpu(cast(Registers({PC: 8, ISA: 1})))
+    with pytest.raises(ValueError, match="no such register"):
+        riscv64_state.set_cpu(cast(Registers({PC: 8})), state)
+    with pytest.raises(ValueError, match="vCPU 0"):
+        riscv64_state.set_cpu(cast(Registers({})), {})
+
+
+def test_a_timer_starts_again_when_the_time_is_set() -> None:
+    first, second = Registers({TIME: 1, TIMER: 0}), Registers({TIME: 1, TIMER: 1})
+    riscv64_state.set_time([cast(first), cast(second)], 100)
+    assert (first.values[TIME], first.written, second.written) == (100, [TIME], [TIMER])
 
 
 def test_the_debug_console_prints(printed: Printed) -> None:

@@ -48,7 +48,7 @@ class Riscv64Machine(KvmMachine):
         for register, on in ((riscv64_state.DEBUG_CONSOLE, 1), (riscv64_state.PERFORMANCE, 0)):
             with suppress(OSError):
                 vcpu.set_register(register, on.to_bytes(8, "little"))
-        cpu = Riscv64Cpu(vcpu, mmio, ports or mmio, Firmware(self._memory, console))
+        cpu = Riscv64Cpu(vcpu, mmio, ports or mmio, Firmware(self._memory, console), self._vm)
         self._made.append(cpu)
         return cpu
 
@@ -118,10 +118,15 @@ class Riscv64Cpu(KvmCpu):
     """One vCPU."""
 
     def __init__(
-        self, vcpu: kvm.Vcpu, mmio: MmioHandler, ports: MmioHandler, firmware: Firmware
+        self,
+        vcpu: kvm.Vcpu,
+        mmio: MmioHandler,
+        ports: MmioHandler,
+        firmware: Firmware,
+        vm: kvm.Vm,
     ) -> None:
         super().__init__(vcpu, mmio, ports)
-        self._firmware = firmware
+        self._firmware, self._vm = firmware, vm
 
     def set_entry(self, pc: int, arguments: tuple[int, ...]) -> None:
         """arguments: a0, a1, … (Linux, Documentation/arch/riscv/boot.rst)."""
@@ -142,5 +147,6 @@ class Riscv64Cpu(KvmCpu):
         return riscv64_state.get_cpu(self.vcpu)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """riscv64_state."""
+        """riscv64_state; its external interrupt is the PLIC's word."""
         riscv64_state.set_cpu(self.vcpu, state)
+        self._vm.redrive_plic(self.index)
