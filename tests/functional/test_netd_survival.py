@@ -30,8 +30,58 @@ def world(tmp_path: Path) -> Iterator[World]:
     made = World(tmp_path, "crumble.cli.main")
     made.environment["CRUMBLE_DATA_DIR"] = str(paths.data_dir())
     yield made
+    made.run("down")
     made.end()
     made.assert_nothing_left()
+
+
+def ran(world: World, *words: str) -> str:
+    done = world.run(*words)
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    return done.stdout
+
+
+def test_a_named_networks_guests_go_on(world: World) -> None:
+    """Between them, to outside and from outside; also when one of them ends with their netd."""
+    data = random.Random(6).randbytes(SIZE // 3)
+    exchange, forwarded = Peer(data, pace=0.03), free_port()
+    world.run("network", "rm", "test-survival")
+    ran(world, "network", "create", "test-survival")
+    world.up()
+    run = ("run", "-d", "--network", "test-survival", "--allow", "host", "--name")
+    server = "busybox nc -l -p 80 -e cat & exec busybox nc -l -p 81 -e cat"
+    client = (
+        "mkfifo /in; busybox nc web.internal 81 < /in > /out & exec 3> /in;"
+        f"head -c {SIZE // 3} /dev/urandom > /up; busybox nc host.internal {exchange.port} < /up > /down;"
+        "touch /done; exec sleep 1000"
+    )
+    ran(world, *run, "web", "-p", f"{forwarded}:80", IMAGE, "sh", "-c", server)
+    ran(world, *run, "gone", IMAGE, "sleep", "1000")
+    with connected(forwarded) as long_lived:
+        long_lived.settimeout(30)
+        long_lived.sendall(b"before")
+        assert long_lived.recv(100) == b"before"
+        ran(world, *run, "one", IMAGE, "sh", "-c", client)
+        eventually(lambda: len(exchange.got) > 0, "the guest does not send")
+        for number in range(2):
+            old = world.pid("net.")
+            os.kill(old, signal.SIGKILL)
+            if number:
+                ran(world, "stop", "-t", "0", "gone")
+            eventually(lambda: world.pid("net.") != old, "nobody took its place")  # noqa: B023
+            long_lived.sendall(b"%d" % number)
+            assert long_lived.recv(100) == b"%d" % number
+            ask = f"echo {number} > /in; until busybox grep -q {number} /out; do :; done; cat /out"
+            output = ran(world, "exec", "one", "busybox", "timeout", "20", "sh", "-c", ask)
+            assert output.split() == [str(n) for n in range(number + 1)]
+    sums = "until test -e /done; do busybox sleep 0.1; done; sha256sum < /up; sha256sum < /down; busybox nslookup web.internal > /dev/null && echo found"
+    up, down, found = ran(world, "exec", "one", "sh", "-c", sums).splitlines()
+    exchange.join()
+    assert found == "found"
+    assert down.split()[0] == hashlib.sha256(data).hexdigest()
+    assert hashlib.sha256(exchange.got).hexdigest() == up.split()[0]
+    ran(world, "down")
+    ran(world, "network", "rm", "test-survival")
 
 
 def free_port() -> int:

@@ -91,6 +91,7 @@ async def _leave(vm: Vm) -> None:
     while vm.saving is not None and not vm.saving.done:
         await settled(vm.saving)  # who writes its memory meanwhile must know of the capture
     process, guest = vm.host.networks.of(vm)
+    vm.host.fds.close(vm.id, "capture")
     state: net.NetState = await process.request(net.NetInspect(guest))
     vm.network.connected, vm.network.kept = False, state.guests[0]
     await vm.vmm.request(NetDisconnect())
@@ -109,18 +110,17 @@ async def _join(vm: Vm) -> None:
     vmm, network = vm.vmm, vm.network
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        fds = {**vm.host.fds.of(vm.id), _SOCKET: theirs.fileno()}
-        row = vm.host.table["netd"]
-        given = {name: fd for name, fd in fds.items() if name in row.fds}
+        held = vm.host.networks.fds(vm, theirs.fileno())
         if network.named is None:
             bare = dataclasses.replace(network.netd_config(vm), forwards=[], capture_fd="")
-            kept = {name: fd for name, fd in given.items() if name != _SOCKET}
-            vm.netd = Netd(vm, bare, kept)
-            process = vm.netd.start(theirs.fileno())
+            front_end = held.pop(_SOCKET)
+            vm.netd = Netd(vm, bare, held)
+            process = vm.netd.start(front_end)
+            for fd in (front_end, *held.values()):
+                os.close(fd)
             vm.adopt(process)
             await process.ready
         else:
-            held = {name: os.dup(fd) for name, fd in given.items()}
             await vm.host.networks.join(vm, held, _bare_port)
         vmm.give(_SOCKET, ours.fileno())
     network.connected = True
@@ -137,7 +137,7 @@ def _untold(vm: Vm) -> CrumbleError:
 
 
 def _bare_port(vm: Vm, names: Mapping[str, str]) -> net.PortAdd:
-    return dataclasses.replace(vm.network.port(vm, names), forwards=[])
+    return dataclasses.replace(vm.network.port(vm, names), forwards=[], capture_fd="")
 
 
 async def _take_along(vm: Vm) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import socket
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from crumble.networks.store import NetworkStore
+from crumble.supervisor.capture import logged, settled
 from crumble.supervisor.network import config_of
+from crumble.supervisor.succession import Line
 from crumble.supervisor.tasks import Future, Task
 from crumble_common import log
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages import client as messages
 from crumble_common.messages import net
+from crumble_common.messages.vm import NetReconnect
 
 if TYPE_CHECKING:
     from crumble.supervisor.services import ServiceProcess
@@ -40,6 +44,8 @@ class Networks:
         self.moving: set[Vm] = set()
         self._host = host
         self._running: dict[str, ServiceProcess] = {}
+        self._lines: dict[str, Line] = {}
+        self._joined: set[Vm] = set()
         self._members: dict[str, set[Vm]] = {}
         self._last: dict[str, Future[None]] = {}
 
@@ -58,6 +64,17 @@ class Networks:
         name = vm.network.kind
         self._members.setdefault(name, set()).add(vm)
         vm.ended.then(lambda _: self._left(vm, name))
+        try:
+            await self._add(vm, held, port)
+            self._joined.add(vm)
+        except BaseException:
+            self._left(vm, name)
+            raise
+
+    async def _add(
+        self, vm: Vm, held: dict[str, int], port: Callable[[Vm, Mapping[str, str]], net.PortAdd]
+    ) -> None:
+        name = vm.network.kind
         before, mine = self._last.get(name), Future[None]()
         self._last[name] = mine
         try:
@@ -68,9 +85,6 @@ class Networks:
             for fd_name, fd in held.items():
                 process.give(names[fd_name], fd)
             await process.request(port(vm, names))
-        except BaseException:
-            self._left(vm, name)
-            raise
         finally:
             mine.set(None)
             for fd in held.values():
@@ -80,17 +94,58 @@ class Networks:
         name = vm.network.kind
         if name not in self._running:
             assert vm.network.named is not None
-            row, config = self._host.table["netd"], config_of(vm.network.named)
-            process = self._host.services.start(row, f"net.{name}", config, _heard)
-            self._running[name] = process
-            process.ended.then(lambda reason: self._ended(name, process, reason.result()))
+            config = config_of(vm.network.named)
+            line = self._lines[name] = Line(self._host, f"net.{name}", config, _heard, {})
+            self._watch(name, line.start())
         return self._running[name]
 
+    def _watch(self, name: str, process: ServiceProcess) -> None:
+        self._running[name] = process
+        process.ended.then(lambda reason: self._ended(name, process, reason.result()))
+
     def _ended(self, name: str, process: ServiceProcess, error: CrumbleError) -> None:
-        if self._running.get(name) is process:
+        """Another one takes its place, and everybody who was on it comes back."""
+        if self._running.get(name) is not process:
+            return
+        members = tuple(self._members.get(name, ()))
+        lost = [vm for vm in members if vm.state != "running"]  # it may not have seen its network
+        try:
+            self._watch(name, self._lines[name].succeed(error))
+        except CrumbleError as failure:
             del self._running[name]
-            for vm in tuple(self._members.get(name, ())):
-                vm.fail(error)
+            self._lines.pop(name).close()
+            lost, error = list(members), failure
+        for vm in lost:
+            vm.fail(error)
+        for vm in self._joined.intersection(members).difference(lost):
+            Task(self._rejoin(vm, name)).then(logged("network not taken over", vm))
+
+    async def _rejoin(self, vm: Vm, name: str) -> None:
+        while vm.saving is not None and not vm.saving.done:
+            await settled(vm.saving)  # who writes its memory meanwhile must know of the capture
+        if vm not in self._members.get(name, ()) or not vm.alive:
+            return
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                held = self.fds(vm, theirs.fileno())
+            await self._add(vm, held, vm.network.port)
+            vm.vmm.give("net", ours.fileno())
+        await vm.vmm.request(NetReconnect("net"))
+
+    def fds(self, vm: Vm, front_end: int) -> dict[str, int]:
+        """What a `netd` gets of a VM, for the caller to close."""
+        kept, names = self._host.fds.of(vm.id), self._host.table["netd"].fds
+        given = {name: fd for name, fd in kept.items() if name in names}
+        return {name: os.dup(fd) for name, fd in {**given, "net": front_end}.items()}
+
+    async def listening(self, vm: Vm) -> None:
+        """Waits until its forwards are there; raises CrumbleError when they cannot be."""
+        if vm.network.named is None:
+            await vm.service("netd").ready
+        else:
+            await self._last[vm.network.kind]
+        vm.vmm  # noqa: B018  raises what it failed with
 
     async def leave(self, vm: Vm) -> None:
         """Takes a VM, which has let go of it, off its named network."""
@@ -104,10 +159,20 @@ class Networks:
         if vm not in members:
             return
         members.discard(vm)
-        if not members:
-            del self._members[name]
-            if process := self._running.pop(name, None):
-                process.stop(_GRACE)
+        self._joined.discard(vm)
+        process = self._running.get(name)
+        if members:
+            if process is not None:
+                process.request(
+                    net.PortRemove(vm.name)
+                )  # it may be a successor, and wait for this one
+            return
+        del self._members[name]
+        if process is not None:
+            del self._running[name]
+            line = self._lines.pop(name)
+            process.stop(_GRACE)
+            process.ended.then(lambda _: line.close())
 
     def of(self, vm: Vm) -> tuple[ServiceProcess, str]:
         """The process that serves a VM's network, and the VM's name there; UsageError when it has none."""

@@ -50,6 +50,8 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
         await vm.host.captures.check(vm.origin)
         _go_on(vm, vm.origin)
     await limited(vm.host.loop, vm.agent, limit, lambda: _no_agent(limit))
+    if vm.request.publish:
+        await vm.host.networks.listening(vm)
     if vm.origin is not None:
         if vm.network.on and vm.origin.state.net:
             severed = Task(vm.host.networks.sever(vm, vm.origin.state.net))
@@ -149,6 +151,8 @@ def _connect(vm: Vm, fds: dict[str, int]) -> None:
             vm.netd = Netd(vm, vm.network.netd_config(vm), kept)
             vm.adopt(vm.netd.start(fds["net"]))
         else:
+            if path:
+                vm.host.fds.put(vm.id, "capture", os.dup(capture))
             vm.host.networks.attach(vm, {name: given[name] for name in names if name in given})
 
 

@@ -20,7 +20,8 @@ from crumble_common.messages.vm import NetReconnect
 from crumble_common.parking import Lot
 
 if TYPE_CHECKING:
-    from crumble.supervisor.services import ServiceProcess
+    from crumble.supervisor.services import Event, ServiceProcess
+    from crumble.supervisor.supervisor import Supervisor
     from crumble.supervisor.tasks import Future
     from crumble.supervisor.vm import Vm
     from crumble_common.messages.net import NetConfig
@@ -34,11 +35,13 @@ _SOCKETS = 4096
 _RESERVE = 256
 
 
-class Netd:
-    """The `netd` of one VM. fds: by name, those that every process of it gets; they are ours now."""
+class Line:
+    """The processes of one network, one after another. fds: by name, those that each of them gets; they are ours now."""
 
-    def __init__(self, vm: Vm, config: NetConfig, fds: dict[str, int]) -> None:
-        self._vm, self._config = vm, config
+    def __init__(
+        self, host: Supervisor, name: str, config: NetConfig, on_event: Event, fds: dict[str, int]
+    ) -> None:
+        self._host, self._name, self._config, self._on_event = host, name, config, on_event
         self._fds = {name: os.dup(fd) for name, fd in fds.items()}
         arena = Arena.create(net.ARENA, net.ARENA_VERSION, net.ARENA_SIZE)
         self._fds["arena"] = arena.fd
@@ -46,15 +49,16 @@ class Netd:
         self._deaths: deque[float] = deque(maxlen=_TOO_MANY)
         self._stillborn = 0
         self._watched = -1
+        self.has_lived = False
 
-    def start(self, front_end: int) -> ServiceProcess:
-        """A process, for the front end that is connected to `front_end`, which stays the caller's."""
-        host = self._vm.host
+    def start(self, **given: int) -> ServiceProcess:
+        """A process; `given`, its own fds, stay the caller's. Raises CrumbleError."""
+        host = self._host
         self._unwatch()
         with self._lot.open() as parking:
-            given = {**self._fds, "net": front_end, "parking": parking.fileno()}
+            fds = {**self._fds, **given, "parking": parking.fileno()}
             process = host.services.start(
-                host.table["netd"], f"netd.{self._vm.name}", self._config, self._vm.event, given
+                host.table["netd"], self._name, self._config, self._on_event, fds
             )
         self._watched = self._lot.fileno()
         host.loop.add_fd(self._watched, "parking", self._told)
@@ -65,50 +69,17 @@ class Netd:
     def _ready(self, outcome: Future[Ready]) -> None:
         with contextlib.suppress(CrumbleError):
             outcome.result()
-            self._stillborn = 0
+            self._stillborn, self.has_lived = 0, True
 
-    def ended(self, process: ServiceProcess, error: CrumbleError) -> bool:
-        """A process of the VM has ended; False when that is the VM's end, too."""
-        vm = self._vm
-        if process.row.name != "netd" or vm.state != "running":
-            return False  # before that the guest may not have seen its network
-        if vm.saving is not None and not vm.saving.done:
-            # Pages that are being saved are not to be written by one who does not know of it.
-            vm.saving.then(lambda _: self._go_on(process, error))
-        else:
-            self._go_on(process, error)
-        return True
-
-    def _go_on(self, process: ServiceProcess, error: CrumbleError) -> None:
-        vm = self._vm
-        if not vm.alive:
-            return
-        successor = self._succeed(process, error)
-        if successor is None:
-            vm.fail(_too_often(error))
-            return
-        vm.services.remove(process)
-        vm.adopt(successor)
-
-    def _succeed(self, process: ServiceProcess, error: CrumbleError) -> ServiceProcess | None:
-        """Another one in the place of `process`, which died; None when that is no use. Tells `vmm`."""
-        now = self._vm.host.loop.now()
+    def succeed(self, error: CrumbleError, **given: int) -> ServiceProcess:
+        """As start, after a process has died of `error`; raises it when another one is no use."""
+        now = self._host.loop.now()
         self._deaths.append(now)
         often = len(self._deaths) == _TOO_MANY and now - self._deaths[0] < _WITHIN
         if often or self._stillborn >= _STILLBORN:
-            return None
-        log.warning("service is replaced", service=process.name, why=error)
-        vmm = self._vm.service("vmm")
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            try:
-                successor = self.start(theirs.fileno())
-                vmm.give("net", ours.fileno())
-            except CrumbleError as failure:
-                log.error("service cannot be replaced", service=process.name, why=failure)
-                return None
-        vmm.request(NetReconnect("net"))
-        return successor
+            raise _too_often(error)
+        log.warning("service is replaced", service=self._name, why=error)
+        return self.start(**given)
 
     def close(self) -> None:
         """Nobody needs it any more."""
@@ -124,8 +95,51 @@ class Netd:
 
     def _unwatch(self) -> None:
         if self._watched >= 0:
-            self._vm.host.loop.remove_fd(self._watched)
+            self._host.loop.remove_fd(self._watched)
             self._watched = -1
+
+
+class Netd:
+    """The `netd` of one VM. fds: see Line."""
+
+    def __init__(self, vm: Vm, config: NetConfig, fds: dict[str, int]) -> None:
+        self._vm = vm
+        self._line = Line(vm.host, f"netd.{vm.name}", config, vm.event, fds)
+        self.close = self._line.close
+
+    def start(self, front_end: int) -> ServiceProcess:
+        """A process, for the front end that is connected to `front_end`, which stays the caller's."""
+        return self._line.start(net=front_end)
+
+    def ended(self, process: ServiceProcess, error: CrumbleError) -> bool:
+        """A process of the VM has ended; False when that is the VM's end, too."""
+        vm = self._vm
+        if process.row.name != "netd" or vm.state != "running" or not self._line.has_lived:
+            return False  # before that the guest may not have seen its network
+        if vm.saving is not None and not vm.saving.done:
+            # Pages that are being saved are not to be written by one who does not know of it.
+            vm.saving.then(lambda _: self._go_on(process, error))
+        else:
+            self._go_on(process, error)
+        return True
+
+    def _go_on(self, process: ServiceProcess, error: CrumbleError) -> None:
+        """Another one in the place of `process`, which died. Tells `vmm`."""
+        vm = self._vm
+        if not vm.alive:
+            return
+        vmm = vm.service("vmm")
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            try:
+                successor = self._line.succeed(error, net=theirs.fileno())
+                vmm.give("net", ours.fileno())
+            except CrumbleError as failure:
+                vm.fail(failure)
+                return
+        vmm.request(NetReconnect("net"))
+        vm.services.remove(process)
+        vm.adopt(successor)
 
 
 def _too_often(error: CrumbleError) -> CrumbleError:

@@ -191,6 +191,17 @@ def _go_on(connection: Connection, now: float) -> None:
     connection.resume(now)
 
 
+def drop(host: HostSide, ledger: Ledger, parked: dict[str, int], port: int) -> None:
+    """Ends every flow of a port that does not come back."""
+    for slot in list(ledger.flows()):
+        if _port(slot) == port:
+            name = f"flow:{slot.flow}"
+            slot.end()
+            if (fd := parked.pop(name, -1)) >= 0:
+                os.close(fd)
+                host.forget(name)
+
+
 def close_all(parked: dict[str, int], host: HostSide) -> None:
     """What nobody has taken is closed, and not kept any more."""
     for name, fd in parked.items():

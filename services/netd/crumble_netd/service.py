@@ -62,7 +62,7 @@ class NetdService(Service[NetConfig]):
         self._ports = 0
         self._do: dict[type, Callable[[Any], Any]] = {
             PortAdd: self._port_add,
-            PortRemove: lambda m: self._gone(self._guest(m.guest).port.number),
+            PortRemove: self._port_remove,
             ForwardAdd: lambda m: self._guest(m.guest).forward(m.forward),
             ForwardRemove: lambda m: self._guest(m.guest).unforward(m.forward),
             CaptureStart: self._capture_start,
@@ -137,6 +137,10 @@ class NetdService(Service[NetConfig]):
                 if name in fds:
                     os.close(fds[name])
         self._guests[self._ports].serving.start()
+
+    def _port_remove(self, message: PortRemove) -> None:
+        if not self._survival.forget(message.guest, self.host):
+            self._gone(self._guest(message.guest).port.number)
 
     def _gone(self, number: int) -> None:
         self._guests.pop(number).close()

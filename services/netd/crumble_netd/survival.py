@@ -100,3 +100,13 @@ class Survival:
         if not self._expected:
             revival.close_all(self._parked, host)
         host.settle()
+
+    def forget(self, guest: str, host: HostSide) -> bool:
+        """A guest of the predecessor does not come back; False when none of this name is waited for."""
+        found = self._expected.pop(guest, None)
+        if found is None or self.ledger is None:
+            return False
+        revival.drop(host, self.ledger, self._parked, found["port"])
+        if not self._expected:
+            revival.close_all(self._parked, host)
+        return True

@@ -181,6 +181,25 @@ def test_a_successor_goes_on_with_the_rings(server: EchoServer) -> None:
     made.close()
 
 
+def test_a_death_while_its_rings_are_taken_back_is_one_like_any_other(server: EchoServer) -> None:
+    made = Bench(server.connect(), kind=SucceededDevice)
+    assert isinstance(made.device, SucceededDevice)
+    boot(made)
+    queue = made.driver.add_queue(1)
+    made.driver.go()
+    server.call(server._drop)
+    with pytest.raises(HostError, match="is being replaced"):  # nobody has noticed before
+        made.driver.transport.halt()
+    made.driver.transport.go_on()
+    made.driver.settle()
+    queue.submit([b"after"], [16])
+    made.driver.kick(1)
+    made.device.reconnect(server.connect())
+    assert made.answers(queue, 1) == [b"AFTER"]
+    assert not made.lost
+    made.close()
+
+
 def test_left_its_rings_wait_for_any_other_back_end(server: EchoServer) -> None:
     made = Bench(server.connect(), kind=SucceededDevice)
     assert isinstance(made.device, SucceededDevice)

@@ -244,16 +244,21 @@ class VhostUserDevice(VirtioDevice):
         if self._resuming is not None:
             self._resuming.join()
         if self._away:
-            raise HostError(
-                f"The back end of device {self.name} is being replaced.",
-                code="vmm.vhost_user",
-                hint="Try again in a moment.",
-            )
+            raise self._replaced()
         try:
             self._stopped = self._frontend.stop_rings(self._active)
         except CrumbleError as error:
+            if isinstance(error, Disconnected) and self._leave():
+                raise self._replaced() from None
             self._fail(error)
             raise
+
+    def _replaced(self) -> HostError:
+        return HostError(
+            f"The back end of device {self.name} is being replaced.",
+            code="vmm.vhost_user",
+            hint="Try again in a moment.",
+        )
 
     def go_on(self) -> None:
         """Gives them again."""
