@@ -125,6 +125,7 @@ def test_a_workload_ends_as_if_nobody_had_captured_it(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # all examples are one test
 @settings(max_examples=int(os.environ.get("CRUMBLE_EXAMPLES", "40")), **COMMON)  # type: ignore[arg-type]
 @given(st.lists(STEPS, min_size=8, max_size=60), DELAYS)
 def test_many_workloads(

@@ -24,6 +24,7 @@ from crumble_fsd.listing import Listing
 _FIXED = struct.Struct("<IIIIIiQQQqqqqQ")
 FIXED_SIZE = _FIXED.size
 CAPTURED, SPARSE, PINNED, LISTED, UNCHANGED = 1, 2, 4, 8, 16
+_PLAIN: bytes = msgpack.packb([b"", {}])  # of most files
 _MAX_SIZE = 1 << 62
 _MAX_CHARGE = 1 << 32
 _KINDS = (
@@ -71,20 +72,24 @@ class NodeRecord:
 def pack_node(node: Inode, *, captured: bool, parent: int, graft: int) -> bytes:
     """The record. captured: its data is in the captured layer. parent: nodeid; graft: share's number."""
     flags = CAPTURED * captured | SPARSE * node.sparse | PINNED * node.pinned
-    tail: list[Any] = [node.target, node.xattrs or {}]
+    packed = _PLAIN
     if isinstance(node, Directory):
         flags |= LISTED * node.listed
         lowers = [number for place in node.lowers for number in place]
         if not node.pinned:
             flags |= UNCHANGED
-            tail = [parent, lowers]
+            tail: list[Any] = [parent, lowers]
         else:
-            tail += [parent, lowers, _pack_children(node), _pack_listing(node.listing)]
+            children, listing = _pack_children(node), _pack_listing(node.listing)
+            tail = [node.target, node.xattrs or {}, parent, lowers, children, listing]
+        packed = msgpack.packb(tail)
+    elif node.target or node.xattrs:
+        packed = msgpack.packb([node.target, node.xattrs or {}])
     fixed = _FIXED.pack(
         flags, node.mode, node.uid, node.gid, node.nlink, graft, node.size, node.rdev, max(0, node.charged),
         node.atime, node.mtime, node.ctime, node.btime, min(node.lookups, (1 << 64) - 1),
     )  # fmt: skip
-    return fixed + bytes(msgpack.packb(tail))
+    return fixed + packed
 
 
 def _pack_children(node: Directory) -> dict[bytes, int] | None:
