@@ -30,12 +30,12 @@ sys.path[:0] = [
     str(ROOT / room) for room in ("services/vmm", "services/ocid", "common", "native", "tools")
 ]
 
-from kvm_foreign import HOSTS, Foreign, Host, System  # noqa: E402
+from kvm_foreign import HOSTS, Foreign, Host, System  # noqa: E402  from the rooms above
 
-from crumble_native import kvm  # noqa: E402
-from crumble_ocid.kernel_provider import module_needs  # noqa: E402
-from crumble_vmm.boot.compression import unpack  # noqa: E402
-from crumble_vmm.boot.initramfs import Initramfs  # noqa: E402
+from crumble_native import kvm  # noqa: E402  from the rooms above
+from crumble_ocid.kernel_provider import module_needs  # noqa: E402  from the rooms above
+from crumble_vmm.boot.compression import unpack  # noqa: E402  from the rooms above
+from crumble_vmm.boot.initramfs import Initramfs  # noqa: E402  from the rooms above
 
 HOME = ROOT / "build" / "kvm-rig"
 MACHINE = [

@@ -188,7 +188,7 @@ class VmmService(Service[VmConfig]):
         """Counters of the vCPUs."""
         return {} if self._machine is None or self._ended else self._machine.vm.counters()
 
-    def stop(self, grace: float) -> None:  # noqa: ARG002
+    def stop(self, grace: float) -> None:  # noqa: ARG002  nothing here takes long
         """Ends the VM as it is: who wants it orderly asks for Shutdown first."""
         self._halt()
 

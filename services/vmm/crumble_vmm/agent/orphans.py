@@ -35,7 +35,7 @@ class OrphanProcess(Channel):
             raise self.unexpected(frame)
         yield from ()
 
-    def abandon(self, error: CrumbleError) -> Event | None:  # noqa: ARG002
+    def abandon(self, error: CrumbleError) -> Event | None:  # noqa: ARG002  it is nobody's
         """Nobody waits."""
         return None
 
@@ -53,6 +53,6 @@ class OrphanRequest(Channel):
         self.done()
         yield from ()
 
-    def abandon(self, error: CrumbleError) -> Event | None:  # noqa: ARG002
+    def abandon(self, error: CrumbleError) -> Event | None:  # noqa: ARG002  it is nobody's
         """Nobody waits."""
         return None

@@ -41,6 +41,6 @@ class GenerationId(RegisterDevice):
     def mmio_write(self, offset: int, size: int, value: int, /) -> None:
         """There is nothing to write."""
 
-    def set_state(self, state: NoState) -> None:  # noqa: ARG002
+    def set_state(self, state: NoState) -> None:  # noqa: ARG002  there is none
         """A new VM, with an identity of its own: says so."""
         self._line.set(True)

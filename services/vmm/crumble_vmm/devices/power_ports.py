@@ -20,7 +20,7 @@ class PowerPorts(RegisterDevice):
 
     name = "power"
 
-    def mmio_read(self, offset: int, size: int) -> int:  # noqa: ARG002
+    def mmio_read(self, offset: int, size: int) -> int:  # noqa: ARG002  it says the same at each
         """Nothing to be read: it never wakes up."""
         return 0
 
@@ -37,11 +37,11 @@ class KeyboardController(RegisterDevice):
 
     name = "i8042"
 
-    def mmio_read(self, offset: int, size: int) -> int:  # noqa: ARG002
+    def mmio_read(self, offset: int, size: int) -> int:  # noqa: ARG002  it says the same at each
         """Status: nothing waits in either direction."""
         return 0
 
-    def mmio_write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002
+    def mmio_write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002  a command is a byte
         """Raises GuestEnds for a reset."""
         if offset == _I8042_COMMAND and value == _PULSE_RESET:
             raise GuestEnds(Exit(ExitReason.RESET, "reboot"))

@@ -70,9 +70,9 @@ def _write(path: Path, image: bytes) -> None:
                 file.write(image)
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(file.name, path)  # noqa: PTH105
+                Path(file.name).replace(path)
             except BaseException:
-                os.unlink(file.name)  # noqa: PTH108
+                Path(file.name).unlink()
                 raise
     except OSError:
         pass
