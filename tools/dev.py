@@ -93,6 +93,7 @@ def setup() -> None:
         mark("setup", key)
         mark("native", native)
     build()
+    compile_modules()
 
 
 def plain_paths() -> None:
@@ -112,6 +113,17 @@ def build() -> None:
     jobs = str(os.cpu_count() or 1)
     run(BIN / "python", "setup.py", "-q", "build_ext", "--inplace", "-j", jobs)
     mark("native", key)
+
+
+def compile_modules() -> None:
+    """As pip does for who installs us: where PYTHONDONTWRITEBYTECODE is set, each command would compile anew."""
+    rooms = [
+        ROOT / "compose",
+        ROOT / "services",
+        ROOT / "common",
+        ROOT / "native" / "crumble_native",
+    ]
+    run(BIN / "python", "-m", "compileall", "-q", *rooms)
 
 
 def lint() -> None:
