@@ -53,7 +53,7 @@ class Host:
 
 
 class TcpNetwork:
-    """Probabilities a packet: loss, duplicate. delay, jitter: seconds, one way."""
+    """Probabilities a packet: loss, duplicate. delay, jitter: seconds, one way. iss: of client and server."""
 
     def __init__(
         self,
@@ -67,12 +67,13 @@ class TcpNetwork:
         control: Congestion | None = None,
         passive: bool = True,
         strip: Callable[[tcp.Segment], tcp.Segment] = lambda segment: segment,
+        iss: tuple[int, int] = (0xFFFFFF00, 77),
     ) -> None:
         self.random = random.Random(seed)
         self.loss, self.duplicate, self.delay, self.jitter = loss, duplicate, delay, jitter
         self.now = 1000.0
-        self.client = Host(Connection(0xFFFFFF00, settings, control), "client")
-        self.server = Host(Connection(77, settings, control), "server")
+        self.client = Host(Connection(iss[0], settings, control), "client")
+        self.server = Host(Connection(iss[1], settings, control), "server")
         self.packets = 0
         self.strip = strip
         self._passive = passive

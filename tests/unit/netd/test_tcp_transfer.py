@@ -40,6 +40,17 @@ def test_loss_reordering_and_duplication(seed: int, control: Congestion) -> None
     _exchange(network)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_where_the_numbers_start_makes_no_difference(seed: int) -> None:
+    """Not to what is sent when, either: every mark starts at the ISS, wherever that is (RFC 9293 §3.4)."""
+    courses = set()
+    for iss in ((0, 0), (0x7FFFFF00, 0x80000000), (0xC0000000, 0xFFFFFFFF), (0x80000001, 5)):
+        network = TcpNetwork(seed, loss=0.05, settings=SETTINGS, iss=iss)
+        _exchange(network)
+        courses.add((network.packets, network.now))
+    assert len(courses) == 1
+
+
 def test_heavy_loss() -> None:
     _exchange(TcpNetwork(9, loss=0.25, jitter=0.05, settings=SETTINGS), 60_000)
 
