@@ -25,7 +25,7 @@ from crumble_netd.tcp import congestion, transmit
 from crumble_netd.tcp.buffers import SendBuffer
 from crumble_netd.tcp.connection import Connection
 from crumble_netd.tcp.control_block import ControlBlock
-from crumble_netd.tcp.sequence import MASK, add, distance, latest
+from crumble_netd.tcp.sequence import MASK, add, at_most, distance, latest
 from crumble_netd.tcp.state import SYNCHRONIZED, State
 
 # States in which the guest's FIN is among what it sent.
@@ -142,7 +142,11 @@ def _from_guest(block: ControlBlock, slot: Slot, there: Progress) -> SendBuffer 
 
 
 def _to_guest(connection: Connection, slot: Slot, there: Progress) -> None:
-    """The send buffer: what was read and not acknowledged, all of it taken to be on its way and lost."""
+    """The send buffer: what was read and not acknowledged; as far as the window goes, on its way and lost.
+
+    What the window has no room for was not sent, or is not taken: were it counted as sent, a closed window
+    would be left to the retransmission timer, which backs off, instead of being probed.
+    """
     block, room = connection.block, slot.rooms[0]
     if room > len(slot.to_guest):
         raise ValueError("a ring is too large")
@@ -156,9 +160,10 @@ def _to_guest(connection: Connection, slot: Slot, there: Progress) -> None:
         add(end, -held), slot.to_guest, slot.enlarged_to_guest, room=room, size=held
     )
     if block.state in SYNCHRONIZED:
-        last = add(end, 1) if block.fin_sent else end
         block.snd_una = latest(block.snd_una, connection.buffer.start)
-        block.snd_nxt = last
+        edge = latest(block.snd_nxt, add(block.snd_una, block.snd_wnd))
+        last = end if at_most(end, edge) else edge
+        block.snd_nxt = add(end, 1) if block.fin_sent else last
 
 
 def _credit(stack: Stack, flow: TcpFlow, connection: Connection, slot: Slot) -> None:
