@@ -66,6 +66,8 @@ class _Wakeup:
     """An fd that another thread, or a signal handler, makes readable."""
 
     def __init__(self) -> None:
+        # Who sets it must not find it closed, or another's, by then. A signal's handler may come in between.
+        self._lock = threading.RLock()
         if hasattr(os, "eventfd"):
             self.reader = self.writer = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         else:
@@ -74,12 +76,13 @@ class _Wakeup:
             os.set_blocking(self.writer, False)
 
     def set(self) -> None:
-        if self.writer < 0:
-            return  # a signal that comes late: nobody serves it any more
-        try:
-            os.write(self.writer, (1).to_bytes(8, "little"))
-        except BlockingIOError:
-            pass  # full: readable already
+        with self._lock:
+            if self.writer < 0:
+                return  # it comes late: nobody serves it any more
+            try:
+                os.write(self.writer, (1).to_bytes(8, "little"))
+            except BlockingIOError:
+                pass  # full: readable already
 
     def clear(self) -> None:
         try:
@@ -88,9 +91,10 @@ class _Wakeup:
             pass
 
     def close(self) -> None:
-        fds, self.reader, self.writer = {self.reader, self.writer} - {-1}, -1, -1
-        for fd in fds:
-            os.close(fd)
+        with self._lock:
+            fds, self.reader, self.writer = {self.reader, self.writer} - {-1}, -1, -1
+            for fd in fds:
+                os.close(fd)
 
 
 class EventLoop:

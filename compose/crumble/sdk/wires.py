@@ -127,11 +127,11 @@ class ZmqWire:
 
         self._loop: EventLoop | None = None
         self._again = zmq.Again
-        self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 200)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.connect(address)
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 200)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.socket.setsockopt(zmq.RCVHWM, 0)
+        self.socket.connect(address)
 
     def attach(
         self,
@@ -141,22 +141,23 @@ class ZmqWire:
     ) -> None:
         """Serves what comes in on `loop`."""
         self._loop, self._on_frame = loop, on_frame
-        loop.add_socket(self._socket, "supervisor", self._serve)
+        loop.add_socket(self.socket, "supervisor", self._serve)
 
     def send(self, frame: bytes) -> None:
-        """Queues it."""
-        self._socket.send(frame)
+        """Queues it; a supervisor that has ended does not get it."""
+        with contextlib.suppress(self._again):  # its end is told by who runs it
+            self.socket.send(frame, 1)  # ZMQ_NOBLOCK
 
     def close(self) -> None:
         """Frees the socket."""
         if self._loop is not None:
-            self._loop.remove_socket(self._socket)
+            self._loop.remove_socket(self.socket)
             self._loop = None
-            self._socket.close()
+            self.socket.close()
 
     def _serve(self) -> None:
         try:
-            frame = self._socket.recv(1)  # ZMQ_NOBLOCK
+            frame = self.socket.recv(1)  # ZMQ_NOBLOCK
         except self._again:
             return
         self._on_frame(frame)

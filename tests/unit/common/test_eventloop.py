@@ -1,6 +1,7 @@
 """The event loop: who is called, when, in which thread; with a fake clock where time matters."""
 
 import gc
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -177,4 +178,23 @@ def test_what_comes_after_the_end_is_lost() -> None:
     loop = EventLoop()
     loop.close()
     loop.close()
+    loop.call_soon_threadsafe(lambda: None)
+
+
+def test_a_loop_is_not_closed_while_a_thread_wakes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fd would be another's by the time that it is written to."""
+    loop = EventLoop()
+    closer = threading.Thread(target=loop.close)
+    write = os.write
+
+    def late(fd: int, data: bytes) -> int:
+        closer.start()
+        closer.join(0.05)
+        os.fstat(fd)  # raises when it is closed
+        return write(fd, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", late)
+        loop.call_soon_threadsafe(lambda: None)
+    closer.join()
     loop.call_soon_threadsafe(lambda: None)

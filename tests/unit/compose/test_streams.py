@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crumble.cli import quick
+from crumble.sdk.wires import ZmqWire
 from crumble.supervisor.streams import Streams
 from crumble_common import wire
 from crumble_common.errors import UsageError
@@ -154,3 +156,17 @@ def test_the_quick_question_gets_plain_values_and_errors(
     finally:
         host.loop.stop()
         thread.join()
+
+
+def test_what_is_said_to_a_supervisor_that_has_ended_does_not_wait() -> None:
+    context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    router.bind("inproc://ended")
+    wire = ZmqWire(context, "inproc://ended")
+    wire.send(b"heard")
+    assert router.recv_multipart()[-1] == b"heard"
+    router.close(0)
+    while wire.socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+        pass  # ZeroMQ closes it in a thread of its own
+    wire.send(b"not heard")
+    context.destroy(0)
