@@ -5,10 +5,12 @@
 Wall time, ms, `crumble up` running and the snapshot there. The peers, crun and runc, run `true` of the
 same packages for this host's processor, unpacked; ours are a riscv64 guest's. Rows:
 
-  run          `crumble run IMAGE true`, the whole command as a shell sees it; the peers' `run`
+  run          `crumble run IMAGE true` once more after another one, as a shell sees it; the peers' `run`
+  run anew     the same for a VM that the one in reserve cannot be (--no-internet)
   python       `python3 -c pass`: what is in `run` before Crumble begins
   ready        asked for a VM → its agent answers, in a program with the SDK
   first        → it has run `true`, its first command: what `restore → command has run` is
+  ready anew, first anew   of a VM that the one in reserve cannot be
   again        `true` once more in that VM: the difference is what it costs that memory comes when touched
   answer       a shell that reads and writes files, first thing after `ready`
   answer warm  the same once more in that VM
@@ -63,15 +65,23 @@ def answer(vm: crumble.VM) -> float:
     return took(lambda: vm.run(["sh", "-c", ANSWER], check=True, capture_output=True))
 
 
+def true(vm: crumble.VM) -> float:
+    """A command that does nothing."""
+    return took(lambda: vm.run(["true"], check=True))
+
+
 def crumble_side(image: str) -> Sample:
     """One round of ours."""
-    sample = {"run": command(CRUMBLE, "run", image, "true")}
+    sample = {"run anew": command(CRUMBLE, "run", "--no-internet", image, "true")}
+    command(CRUMBLE, "run", image, "true")
+    sample["run"] = command(CRUMBLE, "run", image, "true")
     sample["python"] = command(sys.executable, "-c", "pass")
-    vm = crumble.VM(image)
-    sample["ready"] = took(vm.start)
-    sample["first"] = sample["ready"] + took(lambda: vm.run(["true"], check=True))
-    sample["again"] = took(lambda: vm.run(["true"], check=True))
-    vm.stop(0)
+    for kind, internet in (("", True), (" anew", False)):
+        vm = crumble.VM(image, internet=internet)
+        sample[f"ready{kind}"] = took(vm.start)
+        sample[f"first{kind}"] = sample[f"ready{kind}"] + true(vm)
+        sample["again"] = true(vm)
+        vm.stop(0)
     with crumble.VM(image) as vm:
         assert vm.info.snapshot, "it booted"
         sample["answer"], sample["answer warm"] = answer(vm), answer(vm)

@@ -39,6 +39,8 @@ class World:
             "CRUMBLE_RUNTIME_DIR": str(self.runtime),
             "CRUMBLE_DATA_DIR": str(self.data),
             "TMPDIR": str(self.scratch),
+            # Tests count processes; those of the reserve (test_reserve.py) turn it on.
+            "CRUMBLE_RESERVE": "0",
         }
         self.environment.pop("CRUMBLE_LOG", None)
         self._daemon: subprocess.Popen[bytes] | None = None

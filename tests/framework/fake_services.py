@@ -95,6 +95,8 @@ class FakeNetd(Unconfined):
         if isinstance(message, net.NetFreeze):
             os.close(self.context.take_fd(message.capture_fd))
             reply.ok(net.NetFrozen(b""))
+        elif isinstance(message, net.NetRename):
+            reply.ok()
         else:
             super().handle(message, reply)
 
@@ -205,7 +207,7 @@ class FakeVmm(Unconfined):
         if isinstance(message, vm.ProcessStart):
             self.start_process(message, reply)
             self.save()
-        elif isinstance(message, vm.Sync):
+        elif isinstance(message, vm.Sync | vm.Rename):
             reply.ok()
         elif isinstance(message, vm.FileRead | vm.FileWrite):
             with translated_errors():

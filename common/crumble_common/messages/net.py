@@ -133,6 +133,14 @@ class NetSever:
     guest: str = ""
 
 
+@message("net.rename")
+@dataclass(frozen=True)
+class NetRename:
+    """The only guest is NAME.internal from now on, for each of these; the first is its name here, too. Reply: Ok."""
+
+    names: list[str]
+
+
 @message("net.forward.add")
 @dataclass(frozen=True)
 class ForwardAdd:

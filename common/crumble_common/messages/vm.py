@@ -51,6 +51,15 @@ class NetDisconnect:
     """
 
 
+@message("vm.rename")
+@dataclass(frozen=True)
+class Rename:
+    """It is to be called this from now on; the guest is told its hostname before whatever is asked next. Reply: Ok."""
+
+    vm: str
+    hostname: str
+
+
 @message("vm.config")
 @dataclass(frozen=True)
 class VmConfig:

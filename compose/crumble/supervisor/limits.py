@@ -27,6 +27,15 @@ def host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def available_memory() -> int:
+    """Bytes of RAM that could be had (proc(5), MemAvailable)."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
 def written_files() -> int:
     """Bytes that the files a guest writes may take of this machine's RAM, where they are kept."""
     return min(host_memory() // 2, 8 << 30)

@@ -48,7 +48,8 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
         limit = min(limit, _WAKE)
         _check_origin(vm)
         await vm.host.captures.check(vm.origin)
-        _go_on(vm, vm.origin)
+        if not (vm.boot_key and await vm.host.reserve.take(vm)):
+            _go_on(vm, vm.origin)
     await limited(vm.host.loop, vm.agent, limit, lambda: _no_agent(limit))
     if vm.request.publish:
         await vm.host.networks.listening(vm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import secrets
@@ -38,12 +39,12 @@ Event = Callable[[Any], None]
 class ServiceProcess:
     """One process of a service. Everything is called in the supervisor's loop.
 
-    ready: its Ready, or the error. ended: why it ended. state: "starting", "running", "ended".
+    ready: its Ready, or the error. ended: why it ended. state: "starting", "running", "ended". called: what it calls itself.
     """
 
     def __init__(self, owner: Services, row: Row, name: str, on_event: Event) -> None:
         self.row = row
-        self.name = name
+        self.name = self.called = name
         self.identity = f"{name}-{secrets.token_hex(4)}".encode()
         self.state = "starting"
         self.ready: Future[messages.Ready] = Future()
@@ -102,6 +103,12 @@ class ServiceProcess:
         if self.state == "ended":
             raise self.ended.result()
         self.outbox.send(name, fd)
+
+    def rename(self, name: str, on_event: Event) -> None:
+        """It is another VM's from now on."""
+        with contextlib.suppress(OSError):
+            self._owner.log_path(self.name).rename(self._owner.log_path(name))
+        self.name, self._on_event = name, on_event
 
     def stop(self, grace: float) -> None:
         """Asks it to end; by force when it has not after `grace` seconds."""
@@ -300,7 +307,7 @@ class Services:
             log.warning("malformed heartbeat", problem=error)
             return
         for process in self:
-            if isinstance(beat, messages.Heartbeat) and process.name == beat.name:
+            if isinstance(beat, messages.Heartbeat) and process.called == beat.name:
                 process.last_beat = self.loop.now()
 
     def _watch(self) -> None:

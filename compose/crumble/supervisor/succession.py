@@ -81,6 +81,10 @@ class Line:
         log.warning("service is replaced", service=self._name, why=error)
         return self.start(**given)
 
+    def rename(self, name: str, config: NetConfig, on_event: Event) -> None:
+        """Another VM's from now on; the process there is has been told."""
+        self._name, self._config, self._on_event = name, config, on_event
+
     def close(self) -> None:
         """Nobody needs it any more."""
         self._unwatch()
@@ -110,6 +114,11 @@ class Netd:
     def start(self, front_end: int) -> ServiceProcess:
         """A process, for the front end that is connected to `front_end`, which stays the caller's."""
         return self._line.start(net=front_end)
+
+    def hand_over(self, vm: Vm) -> None:
+        """It serves `vm` from now on, whose network is of the same kind."""
+        self._vm = vm
+        self._line.rename(f"netd.{vm.name}", vm.network.netd_config(vm), vm.event)
 
     def ended(self, process: ServiceProcess, error: CrumbleError) -> bool:
         """A process of the VM has ended; False when that is the VM's end, too."""

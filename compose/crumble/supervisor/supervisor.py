@@ -28,6 +28,7 @@ from crumble.supervisor.materials import Materials
 from crumble.supervisor.networks import VM_REQUESTS as _NET_REQUESTS
 from crumble.supervisor.networks import Networks
 from crumble.supervisor.origin import Origin
+from crumble.supervisor.reserve import Reserve
 from crumble.supervisor.services import Services
 from crumble.supervisor.spawner import Spawner
 from crumble.supervisor.streams import StreamClient, Streams
@@ -87,6 +88,7 @@ class Supervisor:
         self.store = Store()
         self.captures = Captures(self, self.store)
         self.networks = Networks(self)
+        self.reserve = Reserve(self)
         self.vms: dict[str, Vm] = {}
         self._fetching: dict[Task[Any], Client] = {}
         self._started = time.time()
@@ -251,6 +253,7 @@ class Supervisor:
                 await self.captures.boot(vm)
             if request.detach and request.main is not None:
                 await self._start_main(vm, request.main)
+            self.reserve.started(vm)
         except (CrumbleError, Cancelled, OSError) as problem:
             error = vm.failure or recipe.boot_error(problem, vm)
             vm.fail(error)
@@ -269,6 +272,7 @@ class Supervisor:
         await MainProcess(vm).start(start, words)
 
     def _vm_ended(self, vm: Vm) -> None:
+        self.reserve.ended()
         if not vm.request.detach and self.vms.get(vm.name) is vm:
             self._remove(vm)
         ended = [vm for vm in self.vms.values() if vm.ended.done]
@@ -368,6 +372,7 @@ class Supervisor:
     async def _stop_all(self, grace: float) -> None:
         """VMs first, all at once; then what serves them."""
         ends = [vm.stop(grace) for vm in self.vms.values() if not vm.ended.done]
+        await self.reserve.close()
         for end in ends:
             await end
         await self.captures.finish()

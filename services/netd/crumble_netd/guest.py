@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from crumble_common.errors import UsageError
 from crumble_common.eventloop import EventLoop
@@ -126,6 +126,14 @@ class Guest:
         if self.device.capture is not None:
             self.device.capture.close()
             self.device.capture = None
+
+    def rename(self, names: Sequence[str]) -> None:
+        """It is called so from now on, here and by the DNS."""
+        if not names:
+            raise UsageError("A guest has a name.", code="net.name")
+        self.name = self.port.name = names[0]
+        self.port.aliases = tuple(names[1:])
+        self._stack.name_guests()
 
     def info(self) -> GuestInfo:
         """As it is now."""

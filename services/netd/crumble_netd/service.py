@@ -21,6 +21,7 @@ from crumble_common.messages.net import (
     NetFreeze,
     NetFrozen,
     NetInspect,
+    NetRename,
     NetSever,
     NetState,
     PortAdd,
@@ -71,6 +72,7 @@ class NetdService(Service[NetConfig]):
             NetInspect: self._state,
             NetFreeze: self._freeze,
             NetSever: lambda m: self._guest(m.guest).sever(m.connections),
+            NetRename: lambda m: self._guest("").rename(m.names),
         }
 
     def open(self, config: NetConfig) -> None:

@@ -90,14 +90,14 @@ class Stack:
     def add_port(self, port: Port) -> None:
         """A guest, whose names are known from now on."""
         self.ports[port.number] = port
-        self._name_all()
+        self.name_guests()
         if port.mac:
             self._expect(port)
 
     def heard(self, port: Port) -> None:
         """A guest's first frame has told its MAC."""
         self._expect(port)
-        self._name_all()
+        self.name_guests()
         self.neighbours.advertise(port)
 
     def _expect(self, port: Port) -> None:
@@ -113,9 +113,10 @@ class Stack:
         for flow in self.flows.all():
             if flow.port is port:
                 self.abandon(flow)
-        self._name_all()
+        self.name_guests()
 
-    def _name_all(self) -> None:
+    def name_guests(self) -> None:
+        """The DNS knows them by the names that they have now."""
         addresses = self.addresses
         names: dict[tuple[bytes, ...], tuple[bytes, ...]] = {}
         for port in self.ports.values():

@@ -10,6 +10,7 @@ Everything a VM needs is imported with this module: a forkserver that has it sta
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import os
 import socket
 import sys
@@ -214,9 +215,11 @@ class VmmService(Service[VmConfig]):
             case messages.ProcessSignal(process, signal):
                 session.signal(process, signal)
                 reply.ok()
-            case messages.Timeline():
-                slices = self.timeline.slices()
-                reply.ok(messages.TimelineSlices(slices, self.stats()))
+            case messages.Rename():
+                self._rename(message)
+                reply.ok()
+            case messages.Timeline() | messages.Digest():
+                reply.ok(self._report(message))
             case messages.Shutdown(grace):
                 self._shut_down(grace)
                 reply.ok()
@@ -228,11 +231,19 @@ class VmmService(Service[VmConfig]):
                 self._debugging is not None
             ):
                 self._debugging.handle(message, reply)
-            case messages.Digest():
-                reply.ok(digest(self._turns))
             case _:
                 if not ask_agent(session, message, reply):
                     super().handle(message, reply)
+
+    def _report(self, wanted: messages.Timeline | messages.Digest) -> Message:
+        if isinstance(wanted, messages.Digest):
+            return digest(self._turns)
+        return messages.TimelineSlices(self.timeline.slices(), self.stats())
+
+    def _rename(self, wanted: messages.Rename) -> None:
+        self.config = dataclasses.replace(self.config, name=wanted.vm, hostname=wanted.hostname)
+        self.session.hostname = wanted.hostname
+        self.session.setup(time.time_ns(), os.urandom(_SEED_SIZE))
 
     def _hold(self, message: Any, reply: Reply) -> None:
         """What stops the guest, and lets it go on."""
