@@ -6,9 +6,8 @@ from typing import Any
 
 from crumble_common.errors import UsageError
 from crumble_common.guest_memory import RamRegion
-from crumble_vmm.boards.base import Ends
+from crumble_vmm.boards.base import START_CMDLINE, Ends
 from crumble_vmm.boards.fdt import FdtBoard
-from crumble_vmm.boards.riscv64 import QUIET_START
 from crumble_vmm.boot.fdt import words
 from crumble_vmm.boot.kernel_image import ARM64
 from crumble_vmm.boot.modules import EM_AARCH64
@@ -27,7 +26,7 @@ UART_BASE, UART_LINE = 0x0900_0000, 1
 RTC_BASE, RTC_LINE = 0x0901_0000, 2
 VIRTIO_BASE = 0x0A00_0000
 RAM_BASE = 0x4000_0000
-BASE_CMDLINE = f"earlycon console=ttyAMA0 {QUIET_START}"
+BASE_CMDLINE = f"earlycon console=ttyAMA0 {START_CMDLINE}"
 
 
 class Arm64Board(FdtBoard):

@@ -90,7 +90,8 @@ class FdtBoard(Board):
     def _pci_node(self) -> PciNode | None:
         if self.pci is None:
             return None
-        return PciNode((self.ecam_base, ECAM_SIZE), self.pci_window, self.pci_lines)
+        edge = self.virtio_trigger is Trigger.EDGE
+        return PciNode((self.ecam_base, ECAM_SIZE), self.pci_window, self.pci_lines, edge)
 
     def _place_tree(
         self, config: MachineConfig, ram: Ram, initrd: tuple[int, int], seed: bytes

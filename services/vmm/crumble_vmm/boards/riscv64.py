@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from crumble_common.guest_memory import RamRegion
-from crumble_vmm.boards.base import Ends
+from crumble_vmm.boards.base import START_CMDLINE, Ends
 from crumble_vmm.boards.fdt import FdtBoard
 from crumble_vmm.boot.kernel_image import RISCV64
 from crumble_vmm.boot.modules import EM_RISCV
@@ -30,11 +30,8 @@ SOFT_HART = Hart(
 )
 # 8250 input clock of the board; the divisor is of no consequence.
 _UART_CLOCK = 3_686_400
-# panic=-1: reboot at once, which is how we learn of it. Not needed, and most of a boot: self-tests of
-# ciphers (1,000 million instructions) and of the jitter entropy source (70 million); the tree brings a seed.
-QUIET_START = "panic=-1 cryptomgr.notests initcall_blacklist=jent_mod_init"
 # earlycon: a panic before the UART has its driver is seen, too.
-BASE_CMDLINE = f"earlycon=sbi console=ttyS0 {QUIET_START}"
+BASE_CMDLINE = f"earlycon=sbi console=ttyS0 {START_CMDLINE}"
 
 
 class Riscv64Board(FdtBoard):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from crumble_common.guest_memory import GuestMemory, RamRegion
-from crumble_vmm.boards.base import Board, Ends, window
+from crumble_vmm.boards.base import START_CMDLINE, Board, Ends, window
 from crumble_vmm.boot import aml
 from crumble_vmm.boot.acpi import LOCAL_APIC, AcpiBoard, AcpiDevice, AcpiPci
 from crumble_vmm.boot.kernel_x86 import (
@@ -49,11 +49,7 @@ KVM_BASE, KVM_SIZE = 0xFFFB_C000, 0x4000
 UART_PORT, UART_SIZE, UART_LINE = 0x3F8, 8, 4
 POWER_PORT = 0x600
 _SEED_SIZE = 64
-# See boards/riscv64.py for those that both have.
-BASE_CMDLINE = (
-    "earlycon=uart8250,io,0x3f8 console=ttyS0 8250.nr_uarts=1 panic=-1 "
-    "cryptomgr.notests initcall_blacklist=jent_mod_init"
-)
+BASE_CMDLINE = f"earlycon=uart8250,io,0x3f8 console=ttyS0 8250.nr_uarts=1 {START_CMDLINE}"
 
 
 class X8664Board(Board):
