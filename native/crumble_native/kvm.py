@@ -149,15 +149,17 @@ class Vm:
         """Drives an input of the kernel's controllers."""
         _check(lib.crb_kvm_set_line(self.handle, gsi, level), "interrupt line")
 
-    def signal_msi(self, address: int, data: int) -> None:
-        """A message-signalled interrupt."""
-        _check(lib.crb_kvm_signal_msi(self.handle, address, data), "MSI")
+    def signal_msi(self, address: int, data: int, device: int = 0) -> None:
+        """A message-signalled interrupt. device: its requester ID, for an ITS."""
+        message = ffi.new("crb_kvm_message *", (address, data, device))
+        _check(lib.crb_kvm_signal_msi(self.handle, message), "MSI")
 
-    def set_msi_routes(self, routes: Sequence[tuple[int, int]]) -> None:
-        """Interrupt n becomes the MSI routes[n], (address, data); (0, 0): none."""
-        addresses = ffi.new("uint64_t[]", [address for address, _ in routes])
-        data = ffi.new("uint32_t[]", [value for _, value in routes])
-        _check(lib.crb_kvm_set_msi_routes(self.handle, addresses, data, len(routes)), "MSI routes")
+    def set_routes(self, pins: int, messages: Sequence[tuple[int, int, int]]) -> None:
+        """The first `pins` interrupts are the kernel's controller's; those after them become messages,
+        (address, data, device); an address of 0: none.
+        """
+        table = ffi.new("crb_kvm_message[]", list(messages))
+        _check(lib.crb_kvm_set_routes(self.handle, pins, table, len(messages)), "MSI routes")
 
     @property
     def clock(self) -> int:
@@ -204,18 +206,22 @@ class Vm:
         status = lib.crb_kvm_gic_create(handle, distributor, redistributors, cpu_interface, lines)
         return _check(status, "GIC")
 
+    def create_its(self, address: int) -> None:
+        """Version 3's translator of messages, before any vCPU."""
+        _check(lib.crb_kvm_its_create(self.handle, address), "ITS")
+
     def start_gic(self) -> None:
         """After the last vCPU."""
         _check(lib.crb_kvm_gic_start(self.handle), "GIC")
 
     def get_gic(self, group: int, attribute: int) -> int:
-        """A register of the GIC, in a KVM_DEV_ARM_VGIC_GRP_*; no vCPU is running."""
+        """A register of the GIC or its ITS, in a KVM_DEV_ARM_VGIC_GRP_*; no vCPU is running."""
         value = ffi.new("uint64_t *")
         _check(lib.crb_kvm_gic_get(self.handle, group, attribute, value), "GIC")
         return int(value[0])
 
     def set_gic(self, group: int, attribute: int, value: int) -> None:
-        """Sets one."""
+        """Sets one; or, of CTRL, does something."""
         _check(lib.crb_kvm_gic_set(self.handle, group, attribute, value), "GIC")
 
     def create_plic(self, address: int) -> None:

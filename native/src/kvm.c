@@ -67,7 +67,7 @@ static int open_vm(crb_kvm_vm *vm, int irqchip, int *stage, int *missing) {
 int crb_kvm_create(crb_kvm_vm **made, int irqchip, int *stage, int *missing) {
     crb_kvm_vm *vm = calloc(1, sizeof *vm);
     if (vm == NULL) return -ENOMEM;
-    vm->kvm = vm->fd = vm->gic = -1;
+    vm->kvm = vm->fd = vm->gic = vm->its = -1;
     install_kick();
     const int status = open_vm(vm, irqchip, stage, missing);
     if (status < 0) {
@@ -85,6 +85,7 @@ void crb_kvm_close(crb_kvm_vm *vm) {
         close(vm->vcpus[i]->fd);
         free(vm->vcpus[i]);
     }
+    if (vm->its >= 0) close(vm->its);
     if (vm->gic >= 0) close(vm->gic);
     if (vm->fd >= 0) close(vm->fd);
     if (vm->kvm >= 0) close(vm->kvm);
@@ -137,26 +138,40 @@ int crb_kvm_set_line(crb_kvm_vm *vm, uint32_t gsi, bool level) {
     return checked(ioctl(vm->fd, KVM_IRQ_LINE, &line));
 }
 
-int crb_kvm_signal_msi(crb_kvm_vm *vm, uint64_t address, uint32_t data) {
-    struct kvm_msi msi = {
-        .address_lo = (uint32_t)address, .address_hi = (uint32_t)(address >> 32), .data = data};
+int crb_kvm_signal_msi(crb_kvm_vm *vm, const crb_kvm_message *message) {
+    struct kvm_msi msi = {.address_lo = (uint32_t)message->address,
+                          .address_hi = (uint32_t)(message->address >> 32),
+                          .data = message->data,
+                          .flags = message->device != 0 ? KVM_MSI_VALID_DEVID : 0,
+                          .devid = message->device};
     return checked(ioctl(vm->fd, KVM_SIGNAL_MSI, &msi));
 }
 
-int crb_kvm_set_msi_routes(crb_kvm_vm *vm, const uint64_t *addresses, const uint32_t *data,
-                           uint32_t count) {
+static void route_message(struct kvm_irq_routing_entry *entry, const crb_kvm_message *message) {
+    entry->type = KVM_IRQ_ROUTING_MSI;
+    entry->flags = message->device != 0 ? KVM_MSI_VALID_DEVID : 0;
+    entry->u.msi.address_lo = (uint32_t)message->address;
+    entry->u.msi.address_hi = (uint32_t)(message->address >> 32);
+    entry->u.msi.data = message->data;
+    entry->u.msi.devid = message->device;
+}
+
+int crb_kvm_set_routes(crb_kvm_vm *vm, uint32_t pins, const crb_kvm_message *messages,
+                       uint32_t count) {
     const size_t size =
-        sizeof(struct kvm_irq_routing) + count * sizeof(struct kvm_irq_routing_entry);
+        sizeof(struct kvm_irq_routing) + (pins + count) * sizeof(struct kvm_irq_routing_entry);
     struct kvm_irq_routing *table = calloc(1, size);
     if (table == NULL) return -ENOMEM;
-    for (uint32_t i = 0; i < count; i++) {
-        if (addresses[i] == 0) continue;
+    for (uint32_t i = 0; i < pins; i++) {
         struct kvm_irq_routing_entry *entry = &table->entries[table->nr++];
-        entry->gsi = i;
-        entry->type = KVM_IRQ_ROUTING_MSI;
-        entry->u.msi.address_lo = (uint32_t)addresses[i];
-        entry->u.msi.address_hi = (uint32_t)(addresses[i] >> 32);
-        entry->u.msi.data = data[i];
+        entry->gsi = entry->u.irqchip.pin = i;
+        entry->type = KVM_IRQ_ROUTING_IRQCHIP;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        if (messages[i].address == 0) continue;
+        struct kvm_irq_routing_entry *entry = &table->entries[table->nr++];
+        entry->gsi = pins + i;
+        route_message(entry, &messages[i]);
     }
     const int status = checked(ioctl(vm->fd, KVM_SET_GSI_ROUTING, table));
     free(table);

@@ -35,6 +35,7 @@ struct crb_kvm_vm {
     int kvm;
     int fd;
     int gic;            // arm64's interrupt controller; -1: none
+    int its;            // and its ITS
     crb_kvm_plic *plic; // riscv64's; NULL: none
     uint32_t n_slots;
     uint32_t n_vcpus;

@@ -81,10 +81,17 @@ int crb_kvm_doorbell(crb_kvm_vm *vm, uint64_t address, uint32_t size, uint64_t v
 // A write to eventfd `fd` is an edge of interrupt `gsi`.
 int crb_kvm_irqfd(crb_kvm_vm *vm, uint32_t gsi, int fd, bool assign);
 int crb_kvm_set_line(crb_kvm_vm *vm, uint32_t gsi, bool level);
-int crb_kvm_signal_msi(crb_kvm_vm *vm, uint64_t address, uint32_t data);
-// Interrupt n of `count` is the MSI (addresses[n], data[n]); none where the address is 0.
-int crb_kvm_set_msi_routes(crb_kvm_vm *vm, const uint64_t *addresses, const uint32_t *data,
-                           uint32_t count);
+// A message of what has requester ID `device`, which an ITS asks for; 0: who asks not.
+typedef struct crb_kvm_message {
+    uint64_t address;
+    uint32_t data;
+    uint32_t device;
+} crb_kvm_message;
+int crb_kvm_signal_msi(crb_kvm_vm *vm, const crb_kvm_message *message);
+// The first `pins` interrupts are the kernel's controller's (arm64: shared ones); number pins + n
+// of `count` more is messages[n], none where the address is 0.
+int crb_kvm_set_routes(crb_kvm_vm *vm, uint32_t pins, const crb_kvm_message *messages,
+                       uint32_t count);
 
 // The kvmclock, ns.
 int crb_kvm_get_clock(crb_kvm_vm *vm, uint64_t *ns);
@@ -140,8 +147,11 @@ int crb_kvm_gic_create(crb_kvm_vm *vm, uint64_t distributor, uint64_t redistribu
                        uint64_t cpu_interface, uint32_t lines);
 // After the last vCPU.
 int crb_kvm_gic_start(crb_kvm_vm *vm);
-// One of its registers, in a KVM_DEV_ARM_VGIC_GRP_* (arm-vgic-v3.rst): 32 bits, or 64 of
-// CPU_SYSREGS.
+// Version 3's translator of messages, before any vCPU.
+int crb_kvm_its_create(crb_kvm_vm *vm, uint64_t address);
+// One of its registers, in a KVM_DEV_ARM_VGIC_GRP_* (arm-vgic-v3.rst, arm-vgic-its.rst): 32 bits,
+// or 64 of CPU_SYSREGS and ITS_REGS. Or, of CTRL, something that it does, where the value is
+// nothing.
 int crb_kvm_gic_get(crb_kvm_vm *vm, uint32_t group, uint64_t attribute, uint64_t *value);
 int crb_kvm_gic_set(crb_kvm_vm *vm, uint32_t group, uint64_t attribute, uint64_t value);
 // The CPU as the host has it, with PSCI; one that is off waits for CPU_ON.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from crumble_common.errors import UsageError
 from crumble_common.guest_memory import RamRegion
 from crumble_vmm.boards.base import START_CMDLINE, Ends
 from crumble_vmm.boards.fdt import FdtBoard
@@ -13,7 +12,6 @@ from crumble_vmm.boot.kernel_image import ARM64
 from crumble_vmm.boot.modules import EM_AARCH64
 from crumble_vmm.boot.tree_arm64 import CLOCK_PHANDLE, Arm64Tree
 from crumble_vmm.chipset.lines import Trigger
-from crumble_vmm.config import MachineConfig
 from crumble_vmm.devices import pl011, pl031
 from crumble_vmm.devices.pl011 import Pl011
 from crumble_vmm.devices.pl031 import Pl031
@@ -25,6 +23,7 @@ from crumble_vmm.hypervisor.kvm.arm64 import Arm64Machine
 UART_BASE, UART_LINE = 0x0900_0000, 1
 RTC_BASE, RTC_LINE = 0x0901_0000, 2
 VIRTIO_BASE = 0x0A00_0000
+ECAM_BASE, PCI_WINDOW_BASE, PCI_WINDOW_SIZE = 0x3F00_0000, 0x1000_0000, 0x0100_0000
 RAM_BASE = 0x4000_0000
 BASE_CMDLINE = f"earlycon console=ttyAMA0 {START_CMDLINE}"
 
@@ -41,6 +40,7 @@ class Arm64Board(FdtBoard):
     virtio_properties = (("dma-coherent", None),)
     line_count = arm64.LINES
     base_cmdline = BASE_CMDLINE
+    ecam_base, pci_window = ECAM_BASE, (PCI_WINDOW_BASE, PCI_WINDOW_SIZE)
     max_cmdline = 2047
 
     @classmethod
@@ -51,7 +51,8 @@ class Arm64Board(FdtBoard):
     @classmethod
     def reserve(cls, space: AddressSpace) -> None:
         """The GIC."""
-        for number, (base, size) in enumerate(_gic(3, _MAX_CPUS)):
+        places = (*_gic(3, _MAX_CPUS), (arm64.GIC_ITS, arm64.GIC_ITS_SIZE))
+        for number, (base, size) in enumerate(places):
             space.add_mmio(f"gic{number}", base, size)
 
     def add_platform(self, ends: Ends) -> None:
@@ -74,21 +75,13 @@ class Arm64Board(FdtBoard):
         clock = (("clocks", words(CLOCK_PHANDLE)), ("clock-names", "apb_pclk"))
         self.add_device(rtc, line, RTC_BASE, pl031.SIZE, "rtc", names, *clock)
 
-    def add_virtio(self, config: MachineConfig, ends: Ends) -> None:
-        """As every board; UsageError for PCI: without an ITS there is nothing to take its messages."""
-        if config.transport == "pci":
-            raise UsageError(
-                "Devices behind PCI are not to be had on arm64 yet.",
-                code="vmm.transport",
-                hint="Use --transport mmio.",
-            )
-        super().add_virtio(config, ends)
-
     def tree(self, **common: Any) -> Arm64Tree:
         """With the GIC that KVM made."""
         assert isinstance(self.vm, Arm64Machine)
         version = self.vm.gic_version
-        return Arm64Tree(gic_version=version, gic=_gic(version, common["cpus"]), **common)
+        its = (arm64.GIC_ITS, arm64.GIC_ITS_SIZE) if self.vm.has_its else None
+        gic = _gic(version, common["cpus"])
+        return Arm64Tree(gic_version=version, gic=gic, its=its, **common)
 
     def arguments(self, tree: int) -> tuple[int, ...]:
         """x0: the tree."""

@@ -191,7 +191,8 @@ class Board(ABC):
 
     def _add_function(self, pci: PciHost, device: VirtioDevice, line: VirtioInterrupt) -> None:
         """line: its INTA. With a message for each queue and for the configuration, where they can be had."""
-        found = [self.vm.message_interrupt() for _ in range(len(device.queue_sizes) + 1)]
+        requester = len(pci.functions) << 3
+        found = [self.vm.message_interrupt(requester) for _ in range(len(device.queue_sizes) + 1)]
         messages = [message for message in found if message is not None]
         transport = PciTransport(device, self.memory.memory, line, messages)
         pci.add(transport.function)

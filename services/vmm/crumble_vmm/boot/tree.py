@@ -31,12 +31,13 @@ class DeviceNode:
 @dataclass(frozen=True, slots=True)
 class PciNode:
     """A PCI host bridge (bindings/pci/host-generic-pci.yaml). ecam, window: (base, size). lines: INTA of
-    devices 1, 2, ...
+    devices 1, 2, ..., and whether they are edges.
     """
 
     ecam: tuple[int, int]
     window: tuple[int, int]
     lines: Sequence[int]
+    edge: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +100,12 @@ class BoardTree(ABC):
         node.set("interrupt-map-mask", words(_PCI_DEVICE_MASK, 0, 0, _PCI_PIN_MASK))
         entries = (
             words(number << _PCI_DEVICE_SHIFT, 0, 0, _PCI_INTA, CONTROLLER_PHANDLE)
-            + self.interrupt(line, edge=False)
+            + self.interrupt(line, edge=pci.edge)
             for number, line in enumerate(pci.lines, start=1)
         )
         node.set("interrupt-map", b"".join(entries))
+        if (controller := self.messages()) is not None:  # requester IDs as they are
+            node.set("msi-map", words(0, controller, 0, 1 << 16))
 
     @abstractmethod
     def add_cpus(self, cpus: Node) -> None:
@@ -114,6 +117,10 @@ class BoardTree(ABC):
     @abstractmethod
     def add_controller(self, soc: Node) -> None:
         """The interrupt controller, CONTROLLER_PHANDLE."""
+
+    def messages(self) -> int | None:
+        """The phandle of what takes messages of PCI devices; None: nothing does."""
+        return None
 
     @abstractmethod
     def interrupt(self, line: int, *, edge: bool) -> bytes:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from crumble_vmm.boot.fdt import Node, cells, words
 from crumble_vmm.boot.tree import CONTROLLER_PHANDLE, BoardTree
 
-CLOCK_PHANDLE = 2
+CLOCK_PHANDLE, MESSAGES_PHANDLE = 2, 3
 _CLOCK_HZ = 24_000_000
 # interrupt-controller/arm,gic-v3.yaml: kind; flags.
 _SHARED, _PRIVATE = 0, 1
@@ -24,12 +24,16 @@ def mpidr(index: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm64Tree(BoardTree):
-    """The machine's CPUs, PSCI, timer and GIC. gic: version; distributor and the other part, (base, size)."""
+    """The machine's CPUs, PSCI, timer and GIC.
+
+    gic: version; distributor and the other part, (base, size). its: what takes messages.
+    """
 
     compatible: ClassVar[str] = "linux,dummy-virt"
 
     gic_version: int
     gic: tuple[tuple[int, int], tuple[int, int]]
+    its: tuple[int, int] | None = None
 
     def add_cpus(self, cpus: Node) -> None:
         """Numbers, and PSCI to start them."""
@@ -59,6 +63,14 @@ class Arm64Tree(BoardTree):
         gic.set("compatible", name).set("reg", cells(*self.gic[0], *self.gic[1]))
         gic.set("interrupt-controller").set("#interrupt-cells", 3).set("#address-cells", 0)
         gic.set("phandle", CONTROLLER_PHANDLE)
+        if self.its is not None:
+            its = soc.add(f"msi-controller@{self.its[0]:x}")
+            its.set("compatible", "arm,gic-v3-its").set("reg", cells(*self.its))
+            its.set("msi-controller").set("#msi-cells", 1).set("phandle", MESSAGES_PHANDLE)
+
+    def messages(self) -> int | None:
+        """The ITS."""
+        return MESSAGES_PHANDLE if self.its is not None else None
 
     def interrupt(self, line: int, *, edge: bool) -> bytes:
         """A shared one."""

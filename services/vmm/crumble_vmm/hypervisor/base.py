@@ -181,8 +181,11 @@ class VirtualMachine(ABC):
         Loads and stores there may be served by the back end and never reach the bus.
         """
 
-    def message_interrupt(self) -> MessageInterrupt | None:
-        """One of its own for whoever asks; None where nothing takes messages."""
+    def message_interrupt(self, device: int) -> MessageInterrupt | None:  # noqa: ARG002
+        """One of its own for a function, before any vCPU; None where nothing takes messages.
+
+        device: the function's requester ID (PCI Express Base 4.0, §2.2.6.2).
+        """
         return None
 
     @abstractmethod

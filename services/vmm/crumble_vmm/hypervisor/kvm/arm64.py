@@ -8,16 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from crumble_common.errors import UsageError
 from crumble_native import kvm
 from crumble_native.memory import Memory
-from crumble_vmm.hypervisor.base import MmioHandler, VirtioInterrupt, VirtualCPU
+from crumble_vmm.hypervisor.base import (
+    MessageInterrupt,
+    MmioHandler,
+    VirtioInterrupt,
+    VirtualCPU,
+)
 from crumble_vmm.hypervisor.kvm import arm64_state
 from crumble_vmm.hypervisor.kvm.base import KvmCpu, KvmInterrupt, KvmMachine, failed
+from crumble_vmm.hypervisor.kvm.messages import Routes
 
 # QEMU's "virt" board has them there. The CPU interface is that of version 2.
 GIC_DISTRIBUTOR, GIC_DISTRIBUTOR_SIZE = 0x0800_0000, 0x1_0000
 GIC_CPU_INTERFACE, GIC_CPU_INTERFACE_SIZE = 0x0801_0000, 0x2_0000
+GIC_ITS, GIC_ITS_SIZE = 0x0808_0000, 0x2_0000
 GIC_REDISTRIBUTORS, GIC_REDISTRIBUTOR_SIZE = 0x080A_0000, 0x2_0000
 LINES = 63
 
@@ -43,6 +49,8 @@ class Arm64Machine(KvmMachine):
         except OSError as error:
             self._vm.close()
             raise failed(error) from None
+        self._routes = Routes(self._vm, LINES + 1)
+        self.has_its = False
 
     def create_cpu(
         self,
@@ -85,6 +93,18 @@ class Arm64Machine(KvmMachine):
         self.set_line(source, True)
         self.set_line(source, False)
 
+    def message_interrupt(self, device: int) -> MessageInterrupt | None:
+        """By an ITS, which version 2 has none of."""
+        if self.gic_version != 3:
+            return None
+        if not self.has_its:
+            try:
+                self._vm.create_its(GIC_ITS)
+            except OSError as error:
+                raise failed(error) from None
+            self.has_its = True
+        return self._routes.add(device)
+
     @property
     def time(self) -> int:
         """The virtual counter."""
@@ -98,22 +118,16 @@ class Arm64Machine(KvmMachine):
         return self._made[0].vcpu
 
     def get_controller(self) -> bytes:
-        """The GIC; UsageError for version 2."""
-        self._capturable()
-        return arm64_state.get_gic(self._vm, LINES + 1, self._cpus)
+        """The GIC."""
+        return arm64_state.get_gic(self._vm, self._registers())
 
     def set_controller(self, state: bytes) -> None:
         """As get_controller."""
-        self._capturable()
-        arm64_state.set_gic(self._vm, LINES + 1, self._cpus, state)
+        arm64_state.set_gic(self._vm, self._registers(), state)
 
-    def _capturable(self) -> None:
-        if self.gic_version != 3:
-            raise UsageError(
-                "A VM with a GICv2 cannot be captured.",
-                code="vm.capture",
-                hint="Run it with --hv soft to take snapshots of it.",
-            )
+    def _registers(self) -> list[tuple[int, int]]:
+        count = LINES + 1
+        return arm64_state.gic_registers(self.gic_version, count, self._cpus, its=self.has_its)
 
 
 class Arm64Cpu(KvmCpu):

@@ -1,7 +1,8 @@
 """What a vCPU and the GIC are on arm64, in plain values, for snapshots.
 
 A vCPU is every register KVM lists for it, among them what its ID registers say: a host whose CPU cannot be
-that one refuses. The GIC: Linux, Documentation/virt/kvm/devices/arm-vgic-v3.rst; registers: Arm IHI 0069.
+that one refuses. The GIC: Linux, Documentation/virt/kvm/devices/arm-vgic*.rst; registers: Arm IHI 0069 and,
+of version 2, IHI 0048.
 """
 
 from __future__ import annotations
@@ -14,12 +15,23 @@ from crumble_native import kvm
 from crumble_vmm.boot.tree_arm64 import mpidr
 
 # KVM_DEV_ARM_VGIC_GRP_*
-_DISTRIBUTOR, _REDISTRIBUTOR, _CPU_INTERFACE, _LEVELS = 1, 5, 6, 7
+_DISTRIBUTOR, _CONTROL, _REDISTRIBUTOR, _CPU_INTERFACE, _LEVELS, _ITS = 1, 4, 5, 6, 7, 8
+# KVM_DEV_ARM_ITS_SAVE_TABLES, KVM_DEV_ARM_ITS_RESTORE_TABLES, KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES
+_SAVE_TABLES, _RESTORE_TABLES, _SAVE_PENDING = 1, 2, 3
 _PRIVATE = 32
 # (first register, bits of each interrupt)
 _BANKS = ((0x80, 1), (0x100, 1), (0x200, 1), (0x300, 1), (0x400, 8), (0xC00, 2))
 _ROUTES = 0x6000
 _SGI_FRAME = 0x1_0000
+# Of a redistributor, halves: GICR_PROPBASER, GICR_PENDBASER, GICR_CTLR, which lets LPIs in. Of the ITS:
+# GITS_IIDR, GITS_CBASER, GITS_CREADR, GITS_CWRITER, GITS_BASER<n>; and, after its tables, GITS_CTLR.
+_LPI = (0x70, 0x74, 0x78, 0x7C, 0x00)
+_ITS_REGISTERS = (0x4, 0x80, 0x90, 0x88, *(0x100 + 8 * number for number in range(8)))
+_ITS_CONTROL = 0
+# Of version 2. GICD_IIDR comes first, which lets groups be set. GICC: CTLR, PMR, BPR, ABPR, APR0 to 3.
+_V2_CPU_INTERFACE = 2
+_IIDR, _TARGETS, _SOFTWARE_PENDING = 0x8, (0x800, 8), range(0xF20, 0xF30, 4)
+_V2_INTERFACE = (0x00, 0x04, 0x08, 0x1C, 0xD0, 0xD4, 0xD8, 0xDC)
 # op0, op1, CRn, CRm, op2 of ICC_*: SRE, PMR, BPR0, BPR1, AP0R0, AP1R0, CTLR, IGRPEN0, IGRPEN1
 _INTERFACE = (
     (12, 12, 5), (4, 6, 0), (12, 8, 3), (12, 12, 3), (12, 8, 4), (12, 9, 0), (12, 12, 4), (12, 12, 6),
@@ -70,15 +82,48 @@ def _private(cpu: int) -> Iterator[tuple[int, int]]:
     yield _LEVELS, cpu
 
 
-def get_gic(vm: kvm.Vm, lines: int, cpus: int) -> bytes:
-    """64 bits of each register."""
-    values = [vm.get_gic(*register) for register in _registers(lines, cpus)]
+def _messages(cpus: int) -> Iterator[tuple[int, int]]:
+    """What there is with an ITS, up to its tables (arm-vgic-its.rst, "ITS Restore Sequence")."""
+    for index in range(cpus):
+        yield from ((_REDISTRIBUTOR, mpidr(index) << 32 | offset) for offset in _LPI)
+    yield from ((_ITS, offset) for offset in _ITS_REGISTERS)
+
+
+def _version2(lines: int, cpus: int) -> Iterator[tuple[int, int]]:
+    """(group, attribute) of all that a GICv2 is: its CPUs share addresses."""
+    yield _DISTRIBUTOR, _IIDR
+    yield _DISTRIBUTOR, 0
+    count = _PRIVATE + lines
+    for first, bits in (*_BANKS, _TARGETS):
+        for number in range(_PRIVATE * bits // 32, count * bits // 32):
+            yield _DISTRIBUTOR, first + 4 * number
+    for cpu in (index << 32 for index in range(cpus)):
+        for first, bits in _BANKS:
+            for number in range(_PRIVATE * bits // 32):
+                yield _DISTRIBUTOR, cpu | first + 4 * number
+        yield from ((_DISTRIBUTOR, cpu | offset) for offset in _SOFTWARE_PENDING)
+        yield from ((_V2_CPU_INTERFACE, cpu | offset) for offset in _V2_INTERFACE)
+
+
+def gic_registers(version: int, lines: int, cpus: int, *, its: bool) -> list[tuple[int, int]]:
+    """(group, attribute) of all that a GIC is, as they are set; `lines` shared ones."""
+    if version == 2:
+        return list(_version2(lines, cpus))
+    more = [*_messages(cpus), (_CONTROL, _RESTORE_TABLES), (_ITS, _ITS_CONTROL)] if its else []
+    return [*_registers(lines, cpus), *more]
+
+
+def get_gic(vm: kvm.Vm, registers: list[tuple[int, int]]) -> bytes:
+    """64 bits of each register. An ITS puts its tables, and what is pending, into guest memory first."""
+    if (_CONTROL, _RESTORE_TABLES) in registers:
+        vm.set_gic(_CONTROL, _SAVE_TABLES, 0)
+        vm.set_gic(_CONTROL, _SAVE_PENDING, 0)
+    values = [vm.get_gic(*register) if register[0] != _CONTROL else 0 for register in registers]
     return struct.pack(f"<{len(values)}Q", *values)
 
 
-def set_gic(vm: kvm.Vm, lines: int, cpus: int, state: bytes) -> None:
+def set_gic(vm: kvm.Vm, registers: list[tuple[int, int]], state: bytes) -> None:
     """Sets what get_gic gave; ValueError."""
-    registers = list(_registers(lines, cpus))
     try:
         values = struct.unpack(f"<{len(registers)}Q", state)
         for register, value in zip(registers, values, strict=True):

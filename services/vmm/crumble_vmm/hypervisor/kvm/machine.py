@@ -21,6 +21,7 @@ from crumble_vmm.hypervisor.base import (
 )
 from crumble_vmm.hypervisor.kvm import cpuid, x86, x86_state
 from crumble_vmm.hypervisor.kvm.base import KvmCpu, KvmInterrupt, KvmMachine, failed
+from crumble_vmm.hypervisor.kvm.messages import Routes
 
 IOAPIC_BASE = 0xFEC0_0000
 _CAP_TSC_DEADLINE_TIMER = 72
@@ -32,9 +33,8 @@ class X86Machine(KvmMachine):
     def __init__(self, memory: Memory, cpus: int, cpu_model: str = "host") -> None:
         super().__init__(memory, kvm.IRQCHIP_SPLIT)
         self._cpus, self._model = cpus, cpu_model
-        self._routes = [ioapic.NONE] * ioapic.PINS
-        self._fds: list[int] = [0] * ioapic.PINS  # call fds of each pin
-        self._ioapic = Ioapic(lambda message: self._vm.signal_msi(*message), self._route)
+        self._routes = Routes(self._vm, 0, ioapic.PINS)
+        self._ioapic = Ioapic(self._routes.send, self._routes.set)
         self._cpuid = cpuid.unpack(self._vm.supported_cpuid())
         try:
             cpuid.check_model(cpu_model, self._cpuid)
@@ -43,14 +43,6 @@ class X86Machine(KvmMachine):
             raise
         self._msrs = self._vm.msr_list()
         self._deadline = bool(self._vm.capability(_CAP_TSC_DEADLINE_TIMER))
-
-    def _route(self, pin: int, message: ioapic.Message) -> None:
-        """The kernel sends it for call fds; one that rang while there was no message is made up for."""
-        unmasked = self._routes[pin] == ioapic.NONE != message
-        self._routes[pin] = message
-        self._vm.set_msi_routes(self._routes)
-        if unmasked and self._fds[pin]:
-            self._vm.signal_msi(*message)
 
     def create_cpu(
         self,
@@ -79,13 +71,11 @@ class X86Machine(KvmMachine):
     def virtio_interrupt(self, source: int, status: int, acknowledge: int) -> VirtioInterrupt:
         """Registers in C, edges by the kernel."""
         slot = self._vm.add_slot(status, acknowledge)
-        return _Interrupt(self._vm, self._ioapic, self._fds, source, slot)
+        return _Interrupt(self._vm, self._ioapic, self._routes, source, slot)
 
-    def message_interrupt(self) -> MessageInterrupt:
+    def message_interrupt(self, device: int) -> MessageInterrupt:  # noqa: ARG002  no LAPIC asks
         """The numbers after the IOAPIC's pins."""
-        self._routes.append(ioapic.NONE)
-        self._fds.append(0)
-        return _Message(self._vm, self._fds, self._route, len(self._routes) - 1)
+        return self._routes.add()
 
     @property
     def time(self) -> int:
@@ -126,46 +116,17 @@ class _WithIoapic:
 
 
 class _Interrupt(KvmInterrupt):
-    """A virtio slot's pin. fds: how many call fds each pin has."""
+    """A virtio slot's pin."""
 
-    def __init__(self, vm: kvm.Vm, controller: Ioapic, fds: list[int], pin: int, slot: int) -> None:
+    def __init__(self, vm: kvm.Vm, controller: Ioapic, routes: Routes, pin: int, slot: int) -> None:
         super().__init__(vm, pin, slot, lambda: controller.pulse(pin))
-        self._fds = fds
+        self._routes = routes
 
-    def add_call_fd(self, fd: int, queue: int = 0) -> None:
-        super().add_call_fd(fd, queue)
-        self._fds[self._line] += 1
-
-    def remove_call_fd(self, fd: int) -> None:
-        super().remove_call_fd(fd)
-        self._fds[self._line] -= 1
-
-
-class _Message(MessageInterrupt):
-    """An entry of the kernel's routing table. fds: how many call fds each has."""
-
-    def __init__(
-        self, vm: kvm.Vm, fds: list[int], route: Callable[[int, ioapic.Message], None], gsi: int
-    ) -> None:
-        self._vm, self._fds, self._change, self._gsi = vm, fds, route, gsi
-        self._message = ioapic.NONE
-
-    def route(self, address: int, data: int) -> None:
-        if (address, data) != self._message:
-            self._message = address, data
-            self._change(self._gsi, self._message)
-
-    def send(self) -> None:
-        if self._message != ioapic.NONE:
-            self._vm.signal_msi(*self._message)
-
-    def add_call_fd(self, fd: int) -> None:
-        self._vm.irqfd(self._gsi, fd)
-        self._fds[self._gsi] += 1
+    def add_call_fd(self, fd: int, queue: int = 0) -> None:  # noqa: ARG002  a slot has one line
+        self._routes.irqfd(self._line, fd, on=True)
 
     def remove_call_fd(self, fd: int) -> None:
-        self._vm.irqfd(self._gsi, fd, on=False)
-        self._fds[self._gsi] -= 1
+        self._routes.irqfd(self._line, fd, on=False)
 
 
 class X86Cpu(KvmCpu):
