@@ -67,8 +67,11 @@ class NetClient:
         for _ in range(size):
             self.rx.submit([], [buffer], kick=False)
         self.rx.kick()
-        self.mtu = 65_520 if self.features & virtio_net.F_MTU else 1500
+        self._begin(self.features, 65_520 if self.features & virtio_net.F_MTU else 1500)
         self.guest = Guest(self)  # type: ignore[arg-type]  # it needs `frame` only
+
+    def _begin(self, features: int, mtu: int) -> None:
+        self.features, self.mtu = features, mtu
         self.streams: dict[tuple[bytes, int, int], Stream] = {}
         self.packets: deque[Packet] = deque()
         self.listening: dict[int, deque[Stream]] = {}
