@@ -10,6 +10,7 @@ from crumble_native.vring import Virtqueue
 
 BURST: int = lib.CRB_BURST_CHAINS
 MAX_FRAME: int = lib.CRB_FRAME_MAX
+JOINED: int = lib.CRB_FRAME_JOINED
 TOO_LARGE = 2
 _PIECES: int = lib.CRB_FRAME_PIECES
 _AT, _SIZE, _FRAMES, _HEADER = range(4)

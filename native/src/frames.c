@@ -5,12 +5,14 @@
 
 #include <string.h>
 
-#define NET_HDR    12u // struct virtio_net_hdr with num_buffers
-#define ETH        14u
-#define TCP        20u
-#define IP4        20u
-#define IP6        40u
-#define HEADS      134u // Ethernet's, and the longest of IPv4 and TCP
+#define NET_HDR 12u // struct virtio_net_hdr with num_buffers
+#define ETH     14u
+#define TCP     20u
+#define IP4     20u
+#define IP6     40u
+#define HEADS   134u // Ethernet's, and the longest of IPv4 and TCP
+// The most payload of one IP packet, whatever its headers.
+#define LARGEST    65415u
 #define PROTO_TCP  6u
 #define FIN        0x01u
 #define PSH        0x08u
@@ -18,6 +20,7 @@
 #define CWR        0x80u
 #define NEEDS_CSUM 1u
 #define DATA_VALID 2u
+#define GSO_TCPV4  1u
 #define GSO_TCPV6  4u
 #define GSO_ECN    0x80u
 
@@ -127,8 +130,7 @@ static bool follows(const uint8_t *last, const stream *open, const uint8_t *next
     return size != 0 && at->end != at->data &&
            be32(next + tcp + 4) == be32(last + tcp + 4) + size &&
            same(last, next, tcp + 8, tcp + 12) && same(last, next, tcp + 14, tcp + 16) &&
-           same(last, next, tcp + TCP, at->data) &&
-           open->at.end - ETH + (at->end - at->data) <= 65535;
+           same(last, next, tcp + TCP, at->data);
 }
 
 // An ACK, and nothing else, that says more than the last one: only that is passed on. Options other
@@ -169,18 +171,23 @@ static bool sums_up(const uint8_t *heads, const segment *at, const uint8_t *data
     return crb_checksum_sum(data, at->end - at->data, head) == 0xffff;
 }
 
+// The length field of an IP header: 0 when it cannot say it, as in Linux' BIG TCP.
+static void set_length(uint8_t *ip, bool six, uint32_t length) {
+    if (six) {
+        put16(ip + 4, length - IP6 > 65535 ? 0 : length - IP6);
+    } else {
+        put16(ip + 2, length > 65535 ? 0 : length);
+        sum_ip4(ip, (ip[0] & 15u) * 4);
+    }
+}
+
 // The header of the frame that has grown by `size` bytes.
 static void grow(uint8_t *last, stream *open, uint32_t size, bool push) {
-    uint8_t *ip = last + ETH;
     open->at.end += size;
     open->frame->size += size;
+    open->frame->flags |= CRB_FRAME_JOINED;
     if (push) last[open->at.tcp + 13] |= PSH;
-    if (open->at.six) {
-        put16(ip + 4, be16(ip + 4) + size);
-    } else {
-        put16(ip + 2, be16(ip + 2) + size);
-        sum_ip4(ip, IP4);
-    }
+    set_length(last + ETH, open->at.six, open->at.end - ETH);
 }
 
 // Whether the frame in the chain became part of the last one.
@@ -211,7 +218,7 @@ static crb_frame *add(crb_burst *burst, const uint8_t *header, uint32_t size) {
     *frame = (crb_frame){.at = burst->end,
                          .size = size,
                          .frames = 1,
-                         .flags = header[0] & ~DATA_VALID & 0xffu,
+                         .flags = header[0] & NEEDS_CSUM,
                          .gso_type = header[1],
                          .hdr_len = le16(header + 2),
                          .gso_size = le16(header + 4),
@@ -230,8 +237,8 @@ static void take_frame(crb_burst *burst, stream *open, const uint8_t *mac, bool 
     const uint32_t have = size < HEADS ? size : HEADS;
     chain_read(&burst->chain, NET_HDR, heads, have);
     const bool left = (header[0] & NEEDS_CSUM) != 0;
-    bool joins =
-        mac != NULL && header[1] == 0 && is_segment(heads, size, &at) && memcmp(heads, mac, 6) == 0;
+    bool joins = mac != NULL && is_segment(heads, size, &at) && memcmp(heads, mac, 6) == 0;
+    if (header[1] != 0) joins = joins && left && header[1] == (at.six ? GSO_TCPV6 : GSO_TCPV4);
     if (left) joins = joins && may_leave && le16(header + 6) == at.tcp && le16(header + 8) == 16;
     if (joins && join(burst, open, heads, &at, left)) return;
     crb_frame *frame = add(burst, header, size);
@@ -385,29 +392,49 @@ static int put_filled(crb_vring *ring, crb_frame_out *out) {
     return put_frame(ring, out, header, &whole, 1);
 }
 
-static int put_whole(crb_vring *ring, crb_frame_out *out) {
-    uint8_t header[NET_HDR] = {out->flags, out->gso_type};
-    const uint16_t fields[4] = {out->hdr_len, out->gso_size, out->csum_start, out->csum_offset};
+// The frame's virtio_net_hdr. small: it is no large segment (any more).
+static void net_header(const crb_frame_out *out, bool small, uint8_t *header) {
+    const uint16_t fields[4] = {out->hdr_len, small ? 0 : out->gso_size, out->csum_start,
+                                out->csum_offset};
+    header[0] = out->flags;
+    header[1] = small ? 0 : out->gso_type;
     memcpy(header + 2, fields, sizeof fields);
+}
+
+static int put_whole(crb_vring *ring, crb_frame_out *out) {
+    uint8_t header[NET_HDR];
+    if (total(out) > CRB_FRAME_MAX) return 2;
+    net_header(out, out->gso_type == 0, header);
     return put_frame(ring, out, header, out->pieces, out->n_pieces);
 }
 
-// Lengths, numbers, flags and checksums of a piece of a large segment, which is in the scratch.
+// What the bytes [from, from + size) of the frame lie in; how many pieces.
+static uint32_t slice(const crb_frame_out *out, uint64_t from, uint64_t size, crb_segment *found) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < out->n_pieces && size != 0; i++) {
+        const crb_segment piece = out->pieces[i];
+        if (from >= piece.length) {
+            from -= piece.length;
+            continue;
+        }
+        const uint64_t run = piece.length - from < size ? piece.length - from : size;
+        found[n++] = (crb_segment){.at = piece.at + from, .length = run};
+        size -= run;
+        from = 0;
+    }
+    return n;
+}
+
+// Lengths, numbers and flags of a piece of a large segment: of its headers, which are at `frame`.
 static void number(uint8_t *frame, const segment *at, uint32_t from, uint32_t index, bool last) {
     uint8_t *ip = frame + ETH, *tcp = frame + at->tcp;
     put32(tcp + 4, be32(tcp + 4) + from);
     if (!last) tcp[13] &= (uint8_t)~(FIN | PSH);
     if (from != 0) tcp[13] &= (uint8_t)~CWR; // of the first only: RFC 3168 section 6.1.2
-    if (at->six) {
-        put16(ip + 4, at->end - ETH - IP6);
-    } else {
-        put16(ip + 2, at->end - ETH);
-        put16(ip + 4, be16(ip + 4) + index);
-        sum_ip4(ip, at->tcp - ETH);
-    }
-    put16(tcp + 16, 0);
-    const uint32_t length = at->end - at->tcp;
-    put16(tcp + 16, crb_checksum_sum(tcp, length, pseudo(ip, at->six, length)) ^ 0xffff);
+    if (!at->six) put16(ip + 4, be16(ip + 4) + index);
+    set_length(ip, at->six, at->end - ETH);
+    // What is left to the driver is the pseudo-header's sum.
+    put16(tcp + 16, pseudo(ip, at->six, at->end - at->tcp));
 }
 
 // Where the parts of a large segment are; false when it is none.
@@ -419,31 +446,52 @@ static bool large(const crb_frame_out *out, segment *at, uint64_t size) {
                     .tcp = out->csum_start,
                     .data = out->hdr_len};
     if (at->tcp < ETH + (at->six ? IP6 : IP4) || at->tcp + TCP > at->data) return false;
-    at->end = ETH + be16(heads + ETH + (at->six ? 4 : 2)) + (at->six ? IP6 : 0);
-    return at->end >= at->data && at->end <= size && size <= CRB_FRAME_MAX;
+    const uint32_t length = be16(heads + ETH + (at->six ? 4 : 2));
+    at->end = length == 0 ? (uint32_t)size : ETH + length + (at->six ? IP6 : 0);
+    return at->end >= at->data && at->end <= size && size <= CRB_SEGMENT_MAX;
+}
+
+// A piece that the driver is given with its checksum.
+static int put_small(crb_vring *ring, crb_frame_out *out, const segment *at, uint32_t from) {
+    static const uint8_t header[NET_HDR];
+    uint8_t *tcp = out->scratch + at->tcp;
+    gather(out, at->data + from, out->scratch + at->data, at->end - at->data);
+    const uint32_t sum = crb_checksum_sum(tcp, at->end - at->tcp, 0);
+    put16(tcp + 16, sum ^ 0xffff);
+    const crb_segment whole = {.at = out->scratch, .length = at->end};
+    return put_frame(ring, out, header, &whole, 1);
+}
+
+// A piece that it takes as a large segment.
+static int put_large(crb_vring *ring, crb_frame_out *out, const segment *at, uint32_t from) {
+    crb_segment pieces[1 + CRB_FRAME_PIECES] = {{.at = out->scratch, .length = at->data}};
+    const uint32_t size = at->end - at->data;
+    const uint32_t n = 1 + slice(out, at->data + from, size, pieces + 1);
+    uint8_t header[NET_HDR];
+    net_header(out, size <= out->gso_size, header);
+    return put_frame(ring, out, header, pieces, n);
 }
 
 static int put_cut(crb_vring *ring, crb_frame_out *out) {
-    static const uint8_t header[NET_HDR];
     segment at;
     if (!large(out, &at, total(out))) return 2;
     const uint32_t payload = at.end - at.data;
+    uint32_t step = out->gso_size < LARGEST ? out->gso_size : LARGEST;
+    if (!out->cut) step = LARGEST - LARGEST % step;
     int result = 1;
     do {
         const uint32_t from = out->done, left = payload - from;
-        const uint32_t run = left < out->gso_size ? left : out->gso_size;
+        const uint32_t run = left < step ? left : step;
         gather(out, 0, out->scratch, at.data);
-        gather(out, at.data + from, out->scratch + at.data, run);
         at.end = at.data + run;
         number(out->scratch, &at, from, from / out->gso_size, from + run == payload);
-        const crb_segment whole = {.at = out->scratch, .length = at.end};
-        result = put_frame(ring, out, header, &whole, 1);
+        result = out->cut ? put_small(ring, out, &at, from) : put_large(ring, out, &at, from);
         if (result > 0) out->done = from + run;
     } while (result > 0 && out->done < payload);
     return result;
 }
 
 int crb_frames_put(crb_vring *ring, crb_frame_out *out) {
-    if (out->cut) return put_cut(ring, out);
+    if (out->cut || (out->gso_type != 0 && total(out) > CRB_FRAME_MAX)) return put_cut(ring, out);
     return out->fill ? put_filled(ring, out) : put_whole(ring, out);
 }

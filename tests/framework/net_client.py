@@ -28,7 +28,7 @@ from crumble_netd.header import checksum, ethernet, ipv4, ipv6, tcp, virtio_net
 from crumble_netd.header.virtio_net import NOTHING, Offload
 from crumble_netd.tcp.connection import Connection
 from crumble_netd.tcp.outputs import Data, Ended, Established, Freed, PeerClosed, Send
-from crumble_netd.tcp.settings import Settings
+from crumble_netd.tcp.settings import LARGEST, Settings
 from framework.netd_guest import GATEWAY_MAC, GUEST, GUEST6, MAC, Guest, Packet, parse
 from framework.vhost_user_master import Master
 
@@ -292,7 +292,7 @@ class Stream:
         self.remote, self.remote_port, self.port = remote, remote_port, port
         headers = 60 if len(remote) == 16 else 40
         settings = Settings(
-            mss=client.mtu - headers, max_segment=65_535, rcv_start=1 << 20, rcv_max=1 << 20
+            mss=client.mtu - headers, max_segment=LARGEST, rcv_start=1 << 20, rcv_max=1 << 20
         )
         self.connection = Connection(port * 7919, settings)
         self.received: deque[bytes] = deque()

@@ -13,12 +13,18 @@
 #define CRB_BURST_CHAINS 256
 #define CRB_BURST_BYTES  327680
 #define CRB_FRAME_MAX    65589
+// In `flags` of a frame that was made of several: its IP header's length is 0 when it is beyond
+// that.
+#define CRB_FRAME_JOINED 0x80
+// The largest segment for the driver; its IP header's length is 0 when it is more than a packet.
+#define CRB_SEGMENT_MAX 1048576
 // Pieces that a frame for the driver may lie in, and buffers that it may take.
 #define CRB_FRAME_PIECES  4
 #define CRB_FRAME_BUFFERS 1024
 
 // One frame, and its virtio_net_hdr. DATA_VALID in `flags` means that the TCP checksum was verified
-// here; the guest's own is cleared. 32-bit members only, so that Python unpacks it in one call.
+// here; of the guest's own only NEEDS_CSUM is kept. 32-bit members only, so that Python unpacks it
+// in one call.
 typedef struct crb_frame {
     uint32_t at; // in the area
     uint32_t size;
@@ -56,7 +62,8 @@ int crb_frames_give(crb_vring *ring, const crb_burst *burst);
 // A frame for the driver. The caller fills in the first part.
 typedef struct crb_frame_out {
     bool merge; // it may take several buffers (VIRTIO_NET_F_MRG_RXBUF)
-    bool cut;   // a large segment, of a gso_type that the driver does not take
+    bool cut;   // a large segment, of a gso_type that the driver does not take. One that is more
+                // than a packet is cut into such as it takes
     bool fill;  // the driver wants checksums
     uint8_t flags;
     uint8_t gso_type;

@@ -14,9 +14,10 @@ from crumble_netd import events
 from crumble_netd.host_sockets import Tell, family, socket_address
 from crumble_netd.tcp.buffers import SendBuffer
 from crumble_netd.tcp.sequence import MASK, add
+from crumble_netd.tcp.settings import LARGEST
 
 # Bytes read from one socket until others get their turn: four of the largest segments.
-_CHUNK = 4 * 65_280
+_CHUNK = 4 * LARGEST
 # What a peer may take to read what was left when its connection had ended, s.
 LINGER = 60.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)

@@ -10,6 +10,10 @@ from crumble_netd.header import ipv6, virtio_net
 from crumble_netd.policy import Policy
 from crumble_netd.rate import Rate
 from crumble_netd.resolved import Resolved
+from crumble_netd.tcp.settings import LARGEST
+
+# Several packets in one go: TCP's work is for each segment, not for each byte.
+_CUT = 4 * LARGEST
 
 
 @dataclass(slots=True)
@@ -47,6 +51,12 @@ class Port:
         """TCP segments may be larger than its MTU: the driver takes them, or the device cuts them."""
         wanted = virtio_net.F_GUEST_TSO6 if ipv6 else virtio_net.F_GUEST_TSO4
         return self.cuts or bool(self.features & wanted)
+
+    def largest(self, *, ipv6: bool) -> int:
+        """Payload of the largest such segment; 0: there are none. A rate is kept to a packet."""
+        if self.cuts and not self.rate_in.limited:
+            return _CUT
+        return LARGEST if self.segments(ipv6=ipv6) else 0
 
     def allows(self, address: bytes, number: int, kind: str, now: float) -> bool:
         """Whether policy lets the guest reach an address outside of its network."""

@@ -22,6 +22,7 @@ from crumble_common.vhost_user import (
 from crumble_common.virtqueue import RingError, Virtqueue
 from crumble_native import frames
 from crumble_native.frames import Incoming, Outgoing
+from crumble_netd import segment
 from crumble_netd.commands import Frame
 from crumble_netd.header import virtio_net
 from crumble_netd.header.virtio_net import Offload
@@ -174,7 +175,8 @@ class NetDevice:
             counts["tx.dropped"] += 1
             return
         if self.capture is not None:
-            self.capture.frame((frame.head, *frame.payload))
+            for part in segment.packets(frame):
+                self.capture.frame((part.head, *part.payload))
         counts["tx.frames"] += 1
         counts["tx.bytes"] += frame.size
         now = self._loop.now()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from crumble_netd.commands import Frame
 from crumble_netd.header import Malformed, checksum, ethernet, ipv6, tcp, virtio_net
 from crumble_netd.header.virtio_net import NOTHING, Offload
+from crumble_netd.layers.ethernet import MAX_FRAME
 from crumble_netd.port import Port
 
 _FIN_PSH, _CWR, _FLAGS = 0x09, 0x80, 13
@@ -28,6 +29,16 @@ def fit(frame: memoryview, offload: Offload, port: Port) -> list[Frame]:
     if port.checksums and port.segments(ipv6=six):
         return [_whole(frame, offload._replace(hdr_len=end))]
     return _cut(frame, start, end, offload.gso_size, six)
+
+
+def packets(frame: Frame) -> list[Frame]:
+    """A frame of ours, for who wants to see packets."""
+    offload = frame.offload
+    if frame.size <= MAX_FRAME:
+        return [frame]
+    whole = memoryview(frame.head + b"".join(frame.payload))
+    six = offload.gso_type == virtio_net.GSO_TCPV6
+    return _cut(whole, offload.csum_start, offload.hdr_len, offload.gso_size, six)
 
 
 def _whole(frame: memoryview, offload: Offload) -> Frame:
@@ -64,7 +75,7 @@ def _tcp_header(frame: memoryview, offload: Offload, six: bool) -> tuple[int, in
 
 
 def _cut(frame: memoryview, start: int, end: int, size: int, six: bool) -> list[Frame]:
-    payload = frame[end : _packet_end(frame, six)]
+    payload = frame[end : _packet_end(frame, six) or len(frame)]
     found = []
     for at in range(0, len(payload), size) or [0]:
         piece = payload[at : at + size]
@@ -85,9 +96,11 @@ def _cut(frame: memoryview, start: int, end: int, size: int, six: bool) -> list[
 
 
 def _packet_end(frame: memoryview, six: bool) -> int:
-    """Where IP says that it ends: frames may be padded."""
+    """Where IP says that it ends: frames may be padded. 0: it does not say."""
     at = ethernet.SIZE + (4 if six else 2)
     length = frame[at] << 8 | frame[at + 1]
+    if not length:
+        return 0
     return ethernet.SIZE + length + (ipv6.SIZE if six else 0)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crumble_native.frames import BURST, MAX_FRAME, TOO_LARGE, Incoming, Outgoing, Taken
+from crumble_native.frames import BURST, JOINED, MAX_FRAME, TOO_LARGE, Incoming, Outgoing, Taken
 from crumble_native.memory import PAGE_SIZE, Memory
 from crumble_native.vring import MalformedRingError, Virtqueue, inflight_size
 from crumble_netd.commands import Frame
@@ -18,6 +18,7 @@ from crumble_netd.header.virtio_net import DATA_VALID, NEEDS_CSUM, NOTHING, Offl
 from crumble_netd.policy import Policy
 from crumble_netd.port import Port
 from crumble_netd.segment import fit
+from framework.netd_guest import parse
 from framework.virtqueue_driver import VirtqueueDriver
 
 RAM = 0x8000_0000
@@ -88,7 +89,7 @@ def test_segments_in_order_become_one(six: bool) -> None:
     whole = frame(b"".join(pieces), 0xFFFFFFF0, six=six, flags=tcp.ACK | tcp.PSH, options=stamps(1))
     sums = (14 + (40 if six else 20) + 16, 2)
     assert blank(taken.data, sums) == blank(whole, sums)
-    assert (taken.frames, taken.header[0]) == (3, DATA_VALID)
+    assert (taken.frames, taken.header[0]) == (3, DATA_VALID | JOINED)
 
 
 def blank(data: bytes | memoryview, where: tuple[int, int]) -> bytes:
@@ -128,12 +129,9 @@ def test_what_does_not_follow_comes_by_itself(second: bytes) -> None:
     assert (bytes(first.data), bytes(other.data)) == (frame(b"data"), second)
 
 
-def test_padding_is_taken_off_and_a_segment_has_an_end() -> None:
+def test_padding_is_taken_off() -> None:
     (taken,) = send([(NOTHING, frame(b"ab") + bytes(4)), (NOTHING, frame(b"cd", 2) + bytes(4))])
     assert bytes(taken.data[54:]) == b"abcd"
-    size = 1460
-    found = send([(NOTHING, frame(bytes(size), n * size)) for n in range(100)])
-    assert [taken.frames for taken in found] == [44, 44, 12]
 
 
 def test_nothing_is_joined_when_nobody_asks() -> None:
@@ -150,7 +148,7 @@ def test_checksums_that_were_left_to_us() -> None:
     assert len(send([frames[0], (NOTHING, frame(b"next", 4))], left=True)) == 2
     assert len(send([(o._replace(csum_start=35), f) for o, f in frames], left=True)) == 2
     # A guest cannot say that its checksums were verified.
-    (taken,) = send([(Offload(DATA_VALID), frame(b"data")[:-1] + b"X")])
+    (taken,) = send([(Offload(DATA_VALID | JOINED), frame(b"data")[:-1] + b"X")])
     assert taken.header[0] == 0
 
 
@@ -181,6 +179,26 @@ def test_a_burst_ends_when_its_memory_does_and_a_broken_ring_is_told_after_what_
     assert counts == [5, 1]
     with pytest.raises(MalformedRingError, match="head"):
         incoming.take(queue, BURST, HERE, left=False)
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_large_segments_are_joined_too(six: bool) -> None:
+    """What they make is longer than an IP header can say; the stack takes it whole."""
+    start, size = (54, 60_000) if six else (34, 60_000)
+    kind = virtio_net.GSO_TCPV6 if six else virtio_net.GSO_TCPV4
+    offload = Offload(NEEDS_CSUM, kind, start + 20, 1000, start, 16)
+    frames = [(offload, frame(bytes([n]) * size, n * size, six=six, left=True)) for n in range(3)]
+    (taken,) = send(frames, left=True)
+    assert taken.header[0] == NEEDS_CSUM | JOINED
+    packet = taken.data[14:]
+    head = ipv6.parse(packet, joined=True) if six else ipv4.parse(packet, joined=True)
+    assert bytes(taken.data[start + 20 :]) == b"".join(bytes([n]) * size for n in range(3))
+    assert (head.end if isinstance(head, ipv6.IPv6) else head.length) == len(packet)
+    with pytest.raises(Malformed):
+        ipv4.parse(packet)
+    assert len(send(frames, left=False)) == 3
+    other = frames[1][0]._replace(gso_type=3)
+    assert len(send([frames[0], (other, frames[1][1])], left=True)) == 2
 
 
 # The same in Python, a frame at a time.
@@ -256,14 +274,12 @@ def joined(last: bytes, data: bytes) -> bytes | None:
     if not follows or (a.ack, a.window, options) != (b.ack, b.window, others):
         return None
     size = len(last) + len(b.payload) - 14
-    if size > 65_535:
-        return None
     whole = bytearray(last + bytes(b.payload))
     whole[start + 13] |= b.flags
     if six:
-        whole[18:20] = (size - 40).to_bytes(2, "big")
+        whole[18:20] = (size - 40 if size - 40 <= 65_535 else 0).to_bytes(2, "big")
     else:
-        whole[16:18] = size.to_bytes(2, "big")
+        whole[16:18] = (size if size <= 65_535 else 0).to_bytes(2, "big")
         whole[24:26] = bytes(2)
         whole[24:26] = checksum.internet([whole[14:34]]).to_bytes(2, "big")
     return bytes(whole)
@@ -274,7 +290,7 @@ def bursts(draw: st.DrawFn) -> list[bytes]:
     """Mostly segments in order of one stream or two, some of them broken."""
     frames, seq, ack = [], 0xFFFF_F000, 7
     for _ in range(draw(st.integers(1, 12))):
-        data = bytes(draw(st.sampled_from([0, 0, 1, 2, 7, 100, 1448, 9000])))
+        data = bytes(draw(st.sampled_from([0, 0, 1, 2, 7, 100, 1448, 30_000])))
         ack += draw(st.sampled_from([0, 0, 1, 1 << 31]))
         built = bytearray(
             frame(
@@ -357,6 +373,37 @@ def test_large_segments_are_cut_as_in_python(
     got = received(driver)
     assert [data for _, data in got] == [f.head + b"".join(f.payload) for f in expected]
     assert all(header[:10] == bytes(10) for header, _ in got)
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_a_segment_larger_than_a_packet_is_cut_into_what_the_driver_takes(six: bool) -> None:
+    size, mss, start = 200_000, 1448, 54 if six else 34
+    data = bytes(i % 251 for i in range(size))
+    whole = frame(data, six=six, flags=24, left=True, options=stamps(1))
+    kind = virtio_net.GSO_TCPV6 if six else virtio_net.GSO_TCPV4
+    offload = Offload(NEEDS_CSUM, kind, start + 32, mss, start, 16)
+    driver, queue = ring()
+    for _ in range(200):
+        driver.submit([], [2000])
+    parts = [whole[: start + 32], memoryview(whole)[start + 32 : 70_000], whole[70_000:]]
+    assert Outgoing(merge=True).put(queue, parts, offload, cut=False, fill=False)[0] == 1
+    got, seq = b"", 0
+    for header, raw in received(driver):
+        found = Offload(*struct.unpack_from("<BBHHHH", header))
+        packet = parse(Frame(raw, [], found))  # verifies lengths, and the sums that were left
+        segment = packet.message
+        assert isinstance(segment, tcp.Segment)
+        assert segment.seq == seq
+        assert found == offload
+        got, seq = got + bytes(segment.payload), seq + len(segment.payload)
+        assert bool(segment.flags & tcp.PSH) == (seq == size)
+    assert got == data
+    expected = fit(memoryview(whole), offload, Port(1, b"", b"", 1500, Policy()))
+    small, queue = ring()
+    for _ in range(200):
+        small.submit([], [2000])
+    assert Outgoing(merge=False).put(queue, parts, offload, cut=True, fill=True)[0] == 1
+    assert [raw for _, raw in received(small)] == [f.head + b"".join(f.payload) for f in expected]
 
 
 def test_a_checksum_is_filled_in() -> None:

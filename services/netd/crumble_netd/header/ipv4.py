@@ -32,12 +32,17 @@ class IPv4(NamedTuple):
     length: int
 
 
-def parse(data: memoryview) -> IPv4:
-    """The header at the start of `data`, its checksum verified; raises Malformed."""
+def parse(data: memoryview, *, joined: bool = False) -> IPv4:
+    """The header at the start of `data`, its checksum verified; raises Malformed.
+
+    joined: it has been looked at, and the packet is as long as `data`.
+    """
     if len(data) < SIZE:
         raise Malformed("ipv4.short")
     first, _, length, ident, fragment, ttl, protocol, _, source, target = _LAYOUT.unpack_from(data)
     size = (first & 0xF) * 4
+    if joined:
+        return IPv4(source, target, protocol, ttl, ident, 0, False, True, size, len(data))
     if first >> 4 != 4 or size < SIZE or length < size or len(data) < length:
         raise Malformed("ipv4.length")
     if not checksum.valid([data[:size]]):
@@ -77,8 +82,9 @@ def build(
     dont_fragment: bool = False,
     ttl: int = 64,
 ) -> bytes:
-    """The header of a packet with `payload` bytes behind it."""
+    """The header of a packet with `payload` bytes behind it; its length is 0 when it is too large."""
+    length = SIZE + payload if SIZE + payload <= MAX_PACKET else 0
     flags = (_MORE if more else 0) | (_DONT if dont_fragment else 0) | offset // 8
-    fields = (0x45, 0, SIZE + payload, identification, flags, ttl, protocol)
+    fields = (0x45, 0, length, identification, flags, ttl, protocol)
     total = checksum.internet([_LAYOUT.pack(*fields, 0, source, destination)])
     return _LAYOUT.pack(*fields, total, source, destination)

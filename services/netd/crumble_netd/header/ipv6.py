@@ -8,6 +8,7 @@ from typing import NamedTuple
 from crumble_netd.header import Malformed
 
 SIZE = 40
+MAX_PAYLOAD = 65_535
 _LAYOUT = struct.Struct("!IHBB16s16s")
 _FRAGMENT = struct.Struct("!BBHI")
 HOP_BY_HOP, ROUTING, FRAGMENT, NO_NEXT, DESTINATION = 0, 43, 44, 59, 60
@@ -37,12 +38,15 @@ class IPv6(NamedTuple):
     fragment: Fragment | None
 
 
-def parse(data: memoryview) -> IPv6:
-    """The headers at the start of `data`; raises Malformed."""
+def parse(data: memoryview, *, joined: bool = False) -> IPv6:
+    """The headers at the start of `data`; raises Malformed.
+
+    joined: they have been looked at, and the packet is as long as `data`.
+    """
     if len(data) < SIZE:
         raise Malformed("ipv6.short")
     first, length, following, hops, source, destination = _LAYOUT.unpack_from(data)
-    end = SIZE + length
+    end = len(data) if joined else SIZE + length
     if first >> 28 != 6 or len(data) < end:
         raise Malformed("ipv6.length")
     at, fragment = SIZE, None
@@ -84,7 +88,8 @@ def _fragment(
 def build(
     source: bytes, destination: bytes, protocol: int, payload: int, *, hop_limit: int = 64
 ) -> bytes:
-    """The header of a packet with `payload` bytes behind it."""
+    """The header of a packet with `payload` bytes behind it; its length is 0 when it is too large."""
+    payload = payload if payload <= MAX_PAYLOAD else 0
     return _LAYOUT.pack(6 << 28, payload, protocol, hop_limit, source, destination)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from crumble_native.frames import JOINED
+
 _LAYOUT = struct.Struct("<BBHHHHH")
 SIZE = _LAYOUT.size
 NEEDS_CSUM, DATA_VALID = 1, 2
@@ -39,6 +41,11 @@ class Offload(NamedTuple):
     def checked(self) -> bool:
         """The transport checksum need not be looked at: left out, or verified (by `crumble_native.frames`)."""
         return bool(self.flags & (NEEDS_CSUM | DATA_VALID))
+
+    @property
+    def joined(self) -> bool:
+        """Made of several frames (by `crumble_native.frames`): may be longer than its IP header can say."""
+        return bool(self.flags & JOINED)
 
 
 NOTHING = Offload()

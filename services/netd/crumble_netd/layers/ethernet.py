@@ -24,7 +24,7 @@ class EthernetLayer:
 
     def receive(self, port: Port, frame: memoryview, offload: Offload) -> None:
         """A frame from a guest; raises Malformed."""
-        if not ethernet.SIZE <= len(frame) <= MAX_FRAME:
+        if not ethernet.SIZE <= len(frame) <= MAX_FRAME and not offload.joined:
             raise Malformed("ethernet.length")
         _check_offload(offload, len(frame), port)
         destination, source = bytes(frame[:6]), bytes(frame[6:12])

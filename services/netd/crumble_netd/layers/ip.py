@@ -75,7 +75,7 @@ class IpLayer:
 
     def receive4(self, port: Port, data: memoryview, offload: Offload) -> None:
         """An IPv4 packet from a guest; raises Malformed."""
-        head = ipv4.parse(data)
+        head = ipv4.parse(data, joined=offload.joined)
         self.check_source(port, head.source, head.destination)
         payload = data[head.size : head.length]
         if head.offset or head.more:
@@ -92,7 +92,7 @@ class IpLayer:
 
     def receive6(self, port: Port, data: memoryview, offload: Offload) -> None:
         """An IPv6 packet from a guest; raises Malformed."""
-        head = ipv6.parse(data)
+        head = ipv6.parse(data, joined=offload.joined)
         if head.protocol == ipv6.NO_NEXT:
             return
         self.check_source(port, head.source, head.destination)

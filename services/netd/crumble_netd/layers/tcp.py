@@ -298,7 +298,7 @@ class TcpLayer:
         six = len(key.guest) == 16
         settings = Settings(
             mss=port.mtu - (_HEADERS6 if six else _HEADERS4),
-            max_segment=65_535 if port.segments(ipv6=six) else 0,
+            max_segment=port.largest(ipv6=six),
         )
         offset = int.from_bytes(digest[4:], "big")
         if flow.slot is None and stack.ledger is not None and flow.service != "dns":

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# The most payload of one packet, whatever its headers.
+LARGEST = 65_535 - 60 - 60
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

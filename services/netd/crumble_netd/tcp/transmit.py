@@ -14,9 +14,6 @@ from crumble_netd.tcp.state import RECEIVING, SENDING, SYNCHRONIZED, Event, Stat
 if TYPE_CHECKING:
     from crumble_netd.tcp.connection import Connection
 
-# Header and options that a device may have to put before a segment it is given to cut.
-_MAX_SUPER = 65_535 - 60 - 40
-
 
 def timestamp(conn: Connection, now: float) -> int:
     """TSval: milliseconds from an offset of the connection's own (RFC 7323 §5.4, §7.1)."""
@@ -161,8 +158,7 @@ def _after_idle(conn: Connection, now: float) -> None:
 
 def _limit(conn: Connection) -> int:
     """The most payload of one Send."""
-    largest = conn.settings.max_segment
-    return max(conn.block.mss, min(largest, _MAX_SUPER)) if largest else conn.block.mss
+    return max(conn.block.mss, conn.settings.max_segment)
 
 
 def _new_data(conn: Connection, now: float) -> None:
