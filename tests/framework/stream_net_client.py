@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import select
 import socket
 import struct
@@ -21,7 +23,11 @@ class StreamNetClient(NetClient):
         self._begin(PLAIN, mtu)
         self.guest = Guest(self)  # type: ignore[arg-type]  # it needs `frame` only
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(path)
+        end = time.monotonic() + 5
+        while code := self._socket.connect_ex(path):
+            if code != errno.ECONNREFUSED or time.monotonic() > end:  # bound, and not yet listening
+                raise OSError(code, os.strerror(code))
+            time.sleep(0.001)
         self._socket.setblocking(False)
         self._out = bytearray()
         self._in = bytearray()
