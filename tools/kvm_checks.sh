@@ -40,6 +40,11 @@ level() {
     run --cpu-model x86-64-v2 oci:/image true 2>&1
     return 0
 }
+# A kernel that is told to restart by a triple fault.
+triple() {
+    run --cmdline reboot=t oci:/image sh -c 'echo b > /proc/sysrq-trigger; sleep 100' 2>&1
+    echo "status $?"
+}
 # Without a file system there is nothing to run, which the agent says. pci: by MSI-X.
 elf() {
     for module in /data/store/kernels/$architecture/*/virtio_mmio.ko; do
@@ -98,6 +103,7 @@ check status 3 status
 check booted $machine crumble run --no-snapshot --hv kvm -m 256m --boot-timeout 200 oci:/image uname -m
 if [ $machine = x86_64 ]; then
     check level "*is not x86-64-v2: it lacks cx16*" level
+    check triple '*The guest crashed: triple fault at 0x*' triple
     check 'pci run' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier
     check 'pci restored' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier
 fi

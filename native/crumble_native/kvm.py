@@ -84,8 +84,23 @@ class Exit:
     size: int = 0
     address: int = 0
     data: int = 0
+    extra: int = 0
     instruction: bytes = b""
     sbi: tuple[int, ...] = ()
+
+
+def _exit(stop: Any) -> Exit:
+    code = bytes(stop.bytes)[: stop.size] if stop.reason == EXIT_EMULATION else b""
+    call = tuple(stop.sbi) if stop.reason == EXIT_SBI else ()
+    return Exit(stop.reason, stop.size, stop.address, stop.data, stop.extra, code, call)
+
+
+def decode(run: bytes, error: int = 0) -> Exit:
+    """What a vCPU's end is: its struct kvm_run, as far as `run` goes, and KVM_RUN's errno (0: none)."""
+    made = ffi.new("crb_kvm_exit *")
+    raw = ffi.from_buffer(run)
+    _check(lib.crb_kvm_decode(raw, len(run), error, made), "exit")
+    return _exit(made)
 
 
 def _check(status: int, what: str) -> int:
@@ -274,9 +289,7 @@ class Vcpu:
         stop.data = answer & 0xFFFF_FFFF_FFFF_FFFF
         stop.extra = error & 0xFFFF_FFFF_FFFF_FFFF
         _check(lib.crb_kvm_run(self._handle, stop), "vCPU")
-        code = bytes(stop.bytes)[: stop.size] if stop.reason == EXIT_EMULATION else b""
-        call = tuple(stop.sbi) if stop.reason == EXIT_SBI else ()
-        return Exit(stop.reason, stop.size, stop.address, stop.data, code, call)
+        return _exit(stop)
 
     def cancel(self) -> None:
         """Makes `run` return EXIT_CANCELED soon, also when it is called only later."""

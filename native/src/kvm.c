@@ -304,6 +304,10 @@ int crb_kvm_register_list(crb_kvm_vcpu *vcpu, uint64_t *ids, uint32_t count) {
 
 // ---- Exits
 
+// KVM_EXIT_MEMORY_FAULT and where its address is, which headers before Linux 6.8 have not.
+#define EXIT_MEMORY_FAULT 39
+#define MEMORY_FAULT_GPA  8
+
 static uint8_t *port_data(crb_kvm_vcpu *vcpu) {
     struct kvm_run *run = vcpu->run;
     return (uint8_t *)run + run->io.data_offset + (size_t)vcpu->element * run->io.size;
@@ -363,11 +367,13 @@ static bool answer(crb_kvm_vcpu *vcpu, uint64_t data, uint64_t extra) {
     return ++vcpu->element < run->io.count;
 }
 
-static int internal_exit(struct kvm_run *run, crb_kvm_exit *stop) {
+static int internal_exit(const struct kvm_run *run, crb_kvm_exit *stop) {
     stop->reason = CRB_KVM_EXIT_INTERNAL;
     stop->data = run->internal.suberror;
+    if (run->internal.ndata > 0) stop->extra = run->internal.data[0];
     if (run->internal.suberror != KVM_INTERNAL_ERROR_EMULATION) return 0;
     stop->reason = CRB_KVM_EXIT_EMULATION;
+    stop->extra = 0;
 #if defined(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES)
     if (run->emulation_failure.ndata >= 3 &&
         run->emulation_failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) {
@@ -380,7 +386,7 @@ static int internal_exit(struct kvm_run *run, crb_kvm_exit *stop) {
     return 0;
 }
 
-static int final_exit(struct kvm_run *run, crb_kvm_exit *stop) {
+static int final_exit(const struct kvm_run *run, crb_kvm_exit *stop) {
     switch (run->exit_reason) {
     case KVM_EXIT_HLT:
         stop->reason = CRB_KVM_EXIT_HALT;
@@ -427,12 +433,14 @@ static int take_exit(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop) {
     }
 }
 
-// KVM_RUN failed with `error`. 1: go on.
-static int take_error(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop, int error) {
-    if (error == EAGAIN) return 1; // a vCPU that is not started yet was woken
-    if (error == EFAULT) {
+// An error of KVM_RUN that the guest does not survive.
+static int final_error(const struct kvm_run *run, crb_kvm_exit *stop, int error) {
+    if (error == EFAULT || error == EHWPOISON) {
         stop->reason = CRB_KVM_EXIT_MEMORY;
         stop->data = (uint64_t)error;
+        stop->extra = run->exit_reason == EXIT_MEMORY_FAULT;
+        if (stop->extra)
+            memcpy(&stop->address, run->padding + MEMORY_FAULT_GPA, sizeof stop->address);
         return 0;
     }
     // arm64: a load or store that says nothing of itself; riscv64: code where nothing is
@@ -440,7 +448,29 @@ static int take_error(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop, int error) {
         stop->reason = CRB_KVM_EXIT_EMULATION;
         return 0;
     }
-    if (error != EINTR) return -error;
+    return -error;
+}
+
+int crb_kvm_decode(const void *run, size_t size, int error, crb_kvm_exit *stop) {
+    struct kvm_run whole = {0};
+    memcpy(&whole, run, size < sizeof whole ? size : sizeof whole);
+    memset(stop, 0, sizeof *stop);
+    if (error != 0) return final_error(&whole, stop, error);
+    switch (whole.exit_reason) {
+    case KVM_EXIT_MMIO:
+    case KVM_EXIT_IO:
+    case KVM_EXIT_RISCV_SBI:
+    case KVM_EXIT_INTR:
+        return -EINVAL;
+    default:
+        return final_exit(&whole, stop);
+    }
+}
+
+// KVM_RUN failed with `error`. 1: go on.
+static int take_error(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop, int error) {
+    if (error == EAGAIN) return 1; // a vCPU that is not started yet was woken
+    if (error != EINTR) return final_error(vcpu->run, stop, error);
     // In this order: a cancel after the first line is seen by the second or by the next KVM_RUN.
     __atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
     if (!atomic_exchange(&vcpu->cancel, false)) return 1;

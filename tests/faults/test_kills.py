@@ -106,6 +106,18 @@ def test_a_service_under_exec(box: RealWorld, service: str) -> None:
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
+def test_a_host_that_takes_a_guests_memory_away(
+    box: RealWorld, daemon: subprocess.Popen[bytes]
+) -> None:
+    """What is left of a file in /dev/shm that was cut off is a SIGBUS for whoever touches it."""
+    process = begun(box, "exec", "box")
+    held = Path(f"/proc/{daemon.pid}/fd")
+    (memory,) = [fd for fd in held.iterdir() if "crumble-memory" in str(fd.readlink())]
+    os.truncate(memory, 0)
+    ends(process, "which the host has lost.*Look whether /dev/shm")
+    no_vms(box)
+
+
 @pytest.mark.parametrize("service", ["vmm.box", "fsd.box"])
 def test_a_service_while_its_vm_stops(box: RealWorld, service: str) -> None:
     script = "trap '' TERM; echo ready; while :; do sleep 1; done"

@@ -100,7 +100,8 @@ class VmConfig:
 @dataclass(frozen=True)
 class VmEvent:
     """Event: a change in a VM's life. `detail` is one sentence for a person; the back end's name
-    when it is booting. code: of the error that it failed with, if that has one.
+    when it is booting. code: of what it died of (crumble_common.vm_faults), or of the error that it
+    failed with, if that has one.
     """
 
     vm: str

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from crumble_common import paths
-from crumble_common.errors import CrumbleError, GuestError, InternalError, UsageError
+from crumble_common.errors import CrumbleError, GuestError, UsageError
 from crumble_common.messages.fs import Share
 from crumble_common.messages.vm import VmEvent
+from crumble_common.vm_faults import fault_of
 
 Volumes = Mapping[str, str] | Iterable[str]
 
@@ -64,12 +65,12 @@ def failure_of(event: Any) -> CrumbleError | None:
         return event
     if not isinstance(event, VmEvent):
         return None
-    if event.kind in ("panic", "crash"):
-        return GuestError(event.detail, code=f"guest.{event.kind}")
+    if event.kind in ("panic", "crash", "failed"):
+        fault = fault_of(event)
+        fault.hint = ""  # the supervisor's sentence has it already
+        return fault
     if event.kind == "stopped":
         return GuestError(event.detail, code="vm.stopped", hint="Start it again to use it.")
-    if event.kind == "failed":
-        return InternalError(event.detail, code="vm.failed")
     if event.kind in ("poweroff", "reset"):
         how = "powered off" if event.kind == "poweroff" else "was reset"
         text = f"The guest {how} from inside."

@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from crumble.supervisor.services import ServiceProcess
-from crumble_common.errors import CrumbleError, GuestError, InternalError
+from crumble_common.errors import CrumbleError, InternalError
 from crumble_common.eventloop import EventLoop, Timer
 from crumble_common.messages.vm import VmEvent
+from crumble_common.vm_faults import fault_of
 
 # What failed within this time is judged together, s.
 _SETTLE = 0.2
@@ -17,7 +18,6 @@ _SETTLE = 0.2
 _PATIENCE = 3.0
 # `vmm`'s word for that.
 _BACK_END_LEFT = "vmm.vhost_user"
-SEE_DMESG = "Run with --dmesg to see what its kernel printed."
 
 
 class Causes:
@@ -41,7 +41,7 @@ class Causes:
     def guest_failed(self, vmm: ServiceProcess, event: VmEvent, dmesg: bool) -> None:
         """`vmm` says that the VM is over. dmesg: the user sees what the kernel prints."""
         self._blamed = event.code == _BACK_END_LEFT
-        self._add(vmm, _guest_failure(event, dmesg))
+        self._add(vmm, fault_of(event, dmesg=dmesg))
 
     def _add(self, service: ServiceProcess, error: CrumbleError) -> None:
         self._found.append((service, error))
@@ -61,16 +61,6 @@ class Causes:
             message = f"The VM {self._vm} failed: {error.message}"
             error = InternalError(message, code=error.code, hint=error.hint, service=service.name)
         self._fail(error)
-
-
-def _guest_failure(event: VmEvent, dmesg: bool) -> CrumbleError:
-    if event.kind == "failed":
-        return InternalError(event.detail or "The VM failed.", code="vm.failed")
-    return GuestError(
-        event.detail or f"The guest had a {event.kind}.",
-        code=f"guest.{event.kind}",
-        hint="" if dmesg else SEE_DMESG,
-    )
 
 
 def _rank(service: ServiceProcess, error: CrumbleError) -> tuple[bool, bool]:

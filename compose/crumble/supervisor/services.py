@@ -22,6 +22,7 @@ from crumble_common.eventloop import EventLoop
 from crumble_common.inbox import Outbox
 from crumble_common.messages import service as messages
 from crumble_common.messages.client import ServiceInfo
+from crumble_common.vm_faults import memory_lost
 
 # A service's failure is a message and its end is a report from elsewhere: which may come first, s.
 _FAILED_MAY_FOLLOW = 0.5
@@ -173,6 +174,8 @@ class ServiceProcess:
 
     def _describe(self, status: int) -> CrumbleError:
         number = max(0, -status)
+        if number == signal.SIGBUS:
+            return memory_lost(self.name)
         if number:
             how = f"was killed by signal {number} ({signal.Signals(number).name})"
         else:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from crumble.supervisor import backend, capture, debug, limits
-from crumble.supervisor.causes import SEE_DMESG, Causes
+from crumble.supervisor.causes import Causes
 from crumble.supervisor.command import with_defaults
 from crumble.supervisor.network import NETWORKS, Network
 from crumble.supervisor.services import ServiceProcess
@@ -29,6 +29,7 @@ from crumble_common.messages.client import VmCreate, VmInfo
 from crumble_common.messages.fs import FsCaptured
 from crumble_common.messages.image import Image
 from crumble_common.messages.vm import VmEvent
+from crumble_common.vm_faults import SEE_DMESG
 
 if TYPE_CHECKING:
     from crumble.snapshots.manifest import Manifest
@@ -256,10 +257,10 @@ class Vm:
             self.detail = error.message
             self.agent.fail(error)
             log.error("vm failed", vm=self.name, error=error)
-            panicked = error.code == "guest.panic"
+            kind: Literal["panic", "failed"] = "panic" if error.code == "guest.panic" else "failed"
             self.trial_failed = self.on_trial
             if not self.trial_failed:
-                self._tell(VmEvent(self.name, "panic" if panicked else "failed", str(error)))
+                self._tell(VmEvent(self.name, kind, str(error), error.code))
             self.stop(0)
 
     def stop(self, grace: float) -> Future[None]:

@@ -33,12 +33,14 @@
 #define CRB_KVM_EXIT_SHUTDOWN   6 // x86: a triple fault
 #define CRB_KVM_EXIT_SYSTEM     7 // data: KVM_SYSTEM_EVENT_*; extra: its first word
 #define CRB_KVM_EXIT_EMULATION  8 // an instruction it cannot emulate: `size` of `bytes`, 0: unknown
-#define CRB_KVM_EXIT_INTERNAL   9 // data: KVM_INTERNAL_ERROR_*
+#define CRB_KVM_EXIT_INTERNAL   9 // data: KVM_INTERNAL_ERROR_*; extra: the first word of more, or 0
 #define CRB_KVM_EXIT_ENTRY      10 // the CPU refuses the state: data is its reason
-#define CRB_KVM_EXIT_MEMORY     11 // host memory behind the guest's is gone: data is an errno
-#define CRB_KVM_EXIT_EOI        12 // split irqchip: data is the vector of a level interrupt
-#define CRB_KVM_EXIT_OTHER      13 // data: KVM_EXIT_*
-#define CRB_KVM_EXIT_SBI        14 // riscv64: a call that KVM does not serve, in `sbi`
+#define CRB_KVM_EXIT_MEMORY                                                                        \
+    11                        // host memory behind the guest's is gone: data is an errno;
+                              // address: where, when `extra` is 1
+#define CRB_KVM_EXIT_EOI   12 // split irqchip: data is the vector of a level interrupt
+#define CRB_KVM_EXIT_OTHER 13 // data: KVM_EXIT_*
+#define CRB_KVM_EXIT_SBI   14 // riscv64: a call that KVM does not serve, in `sbi`
 
 typedef struct crb_kvm_vm crb_kvm_vm;
 typedef struct crb_kvm_vcpu crb_kvm_vcpu;
@@ -106,6 +108,9 @@ uint32_t crb_kvm_slot_clear(crb_kvm_vm *vm, uint32_t slot, uint32_t bits); // th
 int crb_kvm_create_vcpu(crb_kvm_vm *vm, uint32_t index, crb_kvm_vcpu **vcpu);
 // Runs until the caller must do something. Only by the vCPU's thread. -errno when KVM_RUN fails.
 int crb_kvm_run(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop);
+// What a vCPU's end is, from the first `size` bytes of its struct kvm_run, and KVM_RUN's errno (0:
+// it succeeded); -EINVAL for what is no end. What crb_kvm_run does with them.
+int crb_kvm_decode(const void *run, size_t size, int error, crb_kvm_exit *stop);
 // Makes run return CANCELED soon, also when it is called only later. Any thread.
 void crb_kvm_cancel(crb_kvm_vcpu *vcpu);
 void crb_kvm_get_counters(const crb_kvm_vcpu *vcpu, crb_kvm_counters *counters);

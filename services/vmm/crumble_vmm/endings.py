@@ -7,6 +7,16 @@ from crumble_vmm.console_log import ConsoleLog
 from crumble_vmm.guest.protocol import INIT_FAILED
 from crumble_vmm.hypervisor.base import Exit, ExitReason
 
+# What a vCPU came back for, as VmEvent's code, and as a sentence's beginning.
+_CRASHES = {
+    ExitReason.TRIPLE_FAULT: ("guest.triple_fault", "The guest crashed"),
+    ExitReason.STUCK: ("guest.halted", "The guest stopped"),
+    ExitReason.EMULATION: ("guest.emulation", "The guest cannot go on"),
+    ExitReason.INTERNAL: ("host.kvm", "The guest cannot go on"),
+    ExitReason.ENTRY: ("host.kvm_entry", "The guest cannot go on"),
+    ExitReason.MEMORY: ("host.memory", "The guest cannot go on"),
+}
+
 
 def panic(name: str, console: ConsoleLog) -> VmEvent:
     """The kernel of VM `name` panicked, in its own words."""
@@ -24,7 +34,10 @@ def ending(name: str, stop: Exit, console: ConsoleLog) -> VmEvent:
         return VmEvent(name, "poweroff", "The guest powered off.")
     if stop.reason is ExitReason.RESET:
         return VmEvent(name, "reset", f"The guest asked for a {stop.detail}.")
-    return VmEvent(name, "crash", f"The guest crashed: {stop.detail}.")
+    if stop.reason is ExitReason.FAILED:
+        return VmEvent(name, "failed", f"The VM's monitor failed: {stop.detail}.", "vm.failed")
+    code, what = _CRASHES.get(stop.reason, ("guest.crash", "The guest crashed"))
+    return VmEvent(name, "crash", f"{what}: {stop.detail}.", code)
 
 
 def no_agent(name: str, limit: float) -> VmEvent:

@@ -184,7 +184,7 @@ class Machine:
                     break
         except Exception as error:  # noqa: BLE001  a bug here must end the VM, with a report
             log.exception("vcpu failed", error, vcpu=cpu.index)
-            self._end(Exit(ExitReason.CRASH, f"the monitor failed: {error!r}"))
+            self._end(Exit(ExitReason.FAILED, repr(error)))
         with self._turn:
             self._parked += 1
             self._turn.notify_all()

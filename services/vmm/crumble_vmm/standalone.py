@@ -30,6 +30,7 @@ from crumble_common.messages.vm import (
 )
 from crumble_common.service import Context, service_main
 from crumble_common.vhost_user import connect
+from crumble_common.vm_faults import fault_of
 from crumble_common.wire import Message
 from crumble_vmm.config import MEMORY_UNIT, MachineConfig
 from crumble_vmm.service import VmmService
@@ -124,10 +125,9 @@ class TerminalService(VmmService):
                 self.quit()
             case VmEvent(_, "agent_ready"):
                 self._ready()
-            case VmEvent(_, kind, detail):
-                if kind not in ("booting", "poweroff", "reset"):
-                    type(self).status = _FAILED
-                    _say(detail)
+            case VmEvent(_, "panic" | "crash" | "failed"):
+                type(self).status = _FAILED
+                _say(str(fault_of(event)))
             case ProcessCredit(_, 0, size):
                 self._ahead -= size
                 self._listen()

@@ -139,6 +139,14 @@ def test_a_killed_service_fails_what_waits_for_it(host: Host) -> None:
         answer.result()
 
 
+def test_a_service_whose_memory_is_gone_is_told_from_one_that_was_killed(host: Host) -> None:
+    process = host.running()
+    os.kill(process.pid, signal.SIGBUS)
+    error = host.ended(process)
+    assert (error.code, error.fault) == ("host.memory", "host")
+    assert error.message.startswith("echo.a touched memory")
+
+
 def test_a_bug_is_told_with_the_end_of_the_log(host: Host) -> None:
     process = host.start(fail="bug in start")
     error = host.ended(process)

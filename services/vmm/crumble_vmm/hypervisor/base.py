@@ -37,6 +37,18 @@ class ExitReason(enum.Enum):
     """In lockstep: the host wants to say something; `Exit.met` says where that is."""
     TRIPLE_FAULT = "triple_fault"
     """x86's way to crash, which some kernels use to reboot."""
+    STUCK = "stuck"
+    """It halted, and nothing can wake it."""
+    EMULATION = "emulation"
+    """An instruction that the back end cannot emulate; the detail has its bytes where they are known."""
+    INTERNAL = "internal"
+    """The back end failed in a way of its own."""
+    ENTRY = "entry"
+    """The CPU refuses the guest's state."""
+    MEMORY = "memory"
+    """The host has lost the memory behind the guest's."""
+    FAILED = "failed"
+    """We did: an error of ours while an access was served."""
 
 
 @dataclass(frozen=True, slots=True)

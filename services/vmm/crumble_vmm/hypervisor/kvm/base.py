@@ -18,9 +18,7 @@ from crumble_vmm.hypervisor.base import (
     VirtualCPU,
     VirtualMachine,
 )
-
-# KVM_SYSTEM_EVENT_*
-_SYSTEM_EVENTS = {1: ExitReason.POWER_OFF, 2: ExitReason.RESET, 3: ExitReason.CRASH}
+from crumble_vmm.hypervisor.kvm.faults import SYSTEM_EVENTS, fault
 
 
 class KvmMachine(VirtualMachine):
@@ -142,27 +140,12 @@ class KvmCpu(VirtualCPU):
 
     def _outcome(self, stop: kvm.Exit) -> Exit:
         """What an exit means for the machine."""
-        match stop.reason:
-            case kvm.EXIT_CANCELED:
-                return Exit(ExitReason.CANCELED)
-            case kvm.EXIT_SHUTDOWN:
-                return Exit(ExitReason.TRIPLE_FAULT, f"triple fault {self._where()}")
-            case kvm.EXIT_SYSTEM if stop.data in _SYSTEM_EVENTS:
-                return Exit(_SYSTEM_EVENTS[stop.data], "reset")
-            case kvm.EXIT_EMULATION:
-                code = stop.instruction.hex(" ") or "unknown"
-                detail = f"KVM cannot emulate an instruction ({code})"
-            case kvm.EXIT_INTERNAL:
-                detail = f"KVM failed (internal error {stop.data})"
-            case kvm.EXIT_ENTRY:
-                detail = f"the CPU refuses the guest's state (reason {stop.data:#x})"
-            case kvm.EXIT_MEMORY:
-                detail = "the memory behind the guest's is gone"
-            case kvm.EXIT_HALT:
-                detail = "it halted, and nothing can wake it"
-            case _:
-                detail = f"KVM stopped it for reason {stop.data}"
-        return Exit(ExitReason.CRASH, f"{detail} {self._where()}")
+        if stop.reason == kvm.EXIT_CANCELED:
+            return Exit(ExitReason.CANCELED)
+        if stop.reason == kvm.EXIT_SYSTEM and stop.data in SYSTEM_EVENTS:
+            return SYSTEM_EVENTS[stop.data]
+        reason, detail = fault(stop)
+        return Exit(reason, f"{detail} {self._where()}")
 
     def _where(self) -> str:
         try:
