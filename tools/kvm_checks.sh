@@ -22,8 +22,10 @@ riscv64) architecture=riscv64 ;;
 esac
 crumble() { timeout 300 python3 -m crumble.cli.main "$@"; }
 run() { crumble run --hv kvm -m 256m --boot-timeout 200 "$@"; }
+# The short form captures nothing on the way.
 stays() {
-    crumble up --detach >/dev/null && run -d --name box oci:/image sleep 1000 >/dev/null
+    [ -e /short ] && set -- --no-snapshot
+    crumble up --detach >/dev/null && run -d "$@" --name box oci:/image sleep 1000 >/dev/null
 }
 changes() {
     crumble exec box sh -c 'echo kept > /root/file' && crumble exec box cat /root/file
@@ -77,14 +79,16 @@ quest() {
     tail -1 /tmp/quest
     return $passed
 }
-check doctor "*kvm*usable*$architecture*" crumble doctor
-check run "hello Linux $machine" run oci:/image sh -c 'echo hello $(uname -sm)'
+if [ ! -e /short ]; then
+    check doctor "*kvm*usable*$architecture*" crumble doctor
+    check run "hello Linux $machine" run oci:/image sh -c 'echo hello $(uname -sm)'
+fi
 check detached '' stays
 check exec kept changes
 check snapshot kept snapshot
 check restore kept restored
-check 'run on' kept crumble exec box cat /root/file
 [ -e /short ] && exit
+check 'run on' kept crumble exec box cat /root/file
 check fork 'kept
 kept' forked
 check network up crumble exec box cat /sys/class/net/eth0/operstate
@@ -104,9 +108,9 @@ check booted $machine crumble run --no-snapshot --hv kvm -m 256m --boot-timeout 
 if [ $machine = x86_64 ]; then
     check level "*is not x86-64-v2: it lacks cx16*" level
     check triple '*The guest crashed: triple fault at 0x*' triple
-    check 'pci run' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier
-    check 'pci restored' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier
 fi
+check 'pci run' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier
+check 'pci restored' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier
 check auto $machine crumble run -m 256m oci:/image uname -m
 check eight "1
 2

@@ -49,11 +49,14 @@ def SharedMemory(*_, **__): raise Error
 
 @dataclass(frozen=True)
 class Foreign:
-    """An architecture. triplet: of the cross compiler. modules: of its kernel, for KVM, with their options."""
+    """An architecture. triplet: of the cross compiler. cpu: that programs are emulated on. modules: of its
+    kernel, for KVM, with their options.
+    """
 
     architecture: str
     machine: str
     triplet: str
+    cpu: str
     modules: dict[str, str] = field(default_factory=dict)
 
 
@@ -70,15 +73,19 @@ class Host:
 
 
 # -cx16: QEMU 7.2 corrupts the flags around cmpxchg16b. One CPU: the emulation of SVM is at its best.
+# cortex-a76: has no pointer authentication, whose emulation makes Debian's programs four times slower.
 HOSTS = {
     "x86_64": Host("amd64", "qemu-system-x86_64", "qemu-system-x86", ("-cpu", "EPYC,-cx16"),
                    "console=ttyS0 tsc=reliable"),
     "arm64": Host("arm64", "qemu-system-aarch64", "qemu-system-arm",
                   ("-M", "virt,virtualization=on,gic-version=3", "-cpu", "cortex-a76"),
-                  "console=ttyAMA0", Foreign("arm64", "aarch64", "aarch64-linux-gnu")),
+                  "console=ttyAMA0", Foreign("arm64", "aarch64", "aarch64-linux-gnu", "cortex-a76")),
+    "arm64-gicv2": Host("arm64", "qemu-system-aarch64", "qemu-system-arm",
+                        ("-M", "virt,virtualization=on,gic-version=2", "-cpu", "cortex-a76"),
+                        "console=ttyAMA0", Foreign("arm64", "aarch64", "aarch64-linux-gnu", "cortex-a76")),
     "riscv64": Host("riscv64", "qemu-system-riscv64", "qemu-system-misc",
                     ("-M", "virt", "-cpu", "rv64,h=true"), "console=ttyS0",
-                    Foreign("riscv64", "riscv64", "riscv64-linux-gnu", {"kvm": "CONFIG_KVM"})),
+                    Foreign("riscv64", "riscv64", "riscv64-linux-gnu", "rv64", {"kvm": "CONFIG_KVM"})),
 }  # fmt: skip
 
 
@@ -187,7 +194,9 @@ class System:
             "-m",
             "compileall",
         ]
-        env = {**os.environ, "PYTHONHOME": str(self.root / "usr")}
+        env = {
+            **os.environ, "PYTHONHOME": str(self.root / "usr"), "QEMU_CPU": self._foreign.cpu
+        }  # fmt: skip
         places = [str(self.root / folder.lstrip("/")) for folder in folders]
         words = [str(word) for word in python]
         subprocess.run([*words, "-q", *places], env=env, check=False)
