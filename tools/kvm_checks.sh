@@ -47,6 +47,21 @@ triple() {
     run --cmdline reboot=t oci:/image sh -c 'echo b > /proc/sysrq-trigger; sleep 100' 2>&1
     echo "status $?"
 }
+# The host takes the guest's memory away.
+lost() {
+    stays
+    for fd in /proc/[0-9]*/fd/*; do
+        case $(readlink $fd) in /dev/shm/crumble-memory-*) truncate -s 0 $fd ;; esac
+    done
+    crumble exec box true 2>&1
+    crumble down >&2
+}
+# No device is found so; what counts is that CPUs are.
+noacpi() {
+    timeout 200 python3 -m crumble_vmm --hv kvm --cpus 2 --memory 256M --kernel /vmlinux \
+        --cmdline 'acpi=off ignore_loglevel' 2>&1
+    return 0
+}
 # Without a file system there is nothing to run, which the agent says. pci: by MSI-X.
 elf() {
     for module in /data/store/kernels/$architecture/*/virtio_mmio.ko; do
@@ -107,6 +122,8 @@ check status 3 status
 check booted $machine crumble run --no-snapshot --hv kvm -m 256m --boot-timeout 200 oci:/image uname -m
 if [ $machine = x86_64 ]; then
     check level "*is not x86-64-v2: it lacks cx16*" level
+    check lost "*the host's memory behind the guest's is gone*" lost
+    [ -e /vmlinux ] && check noacpi '*smp: Brought up 1 node, 2 CPUs*' noacpi
     check triple '*The guest crashed: triple fault at 0x*' triple
 fi
 check 'pci run' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier

@@ -99,9 +99,9 @@ def test_an_internal_error_gives_its_number_and_the_first_word_of_more() -> None
 
 def test_memory_is_named_where_kvm_says_which() -> None:
     run = run_of(MEMORY_FAULT, struct.pack("<QQQ", 0, 0x1234_5000, 4096))
-    assert "behind that of 0x12345000 is gone" in told(kvm.decode(run, errno.EFAULT)).message
-    assert "behind that of 0x12345000 is damaged" in told(kvm.decode(run, EHWPOISON)).message
-    assert "behind that is gone" in told(kvm.decode(run_of(SHUTDOWN), errno.EFAULT)).message
+    assert "behind the guest's (0x12345000) is gone" in told(kvm.decode(run, errno.EFAULT)).message
+    assert "behind the guest's (0x12345000) is damaged" in told(kvm.decode(run, EHWPOISON)).message
+    assert "behind the guest's is gone" in told(kvm.decode(run_of(SHUTDOWN), errno.EFAULT)).message
 
 
 def test_a_guest_that_reports_a_crash_is_not_taken_for_a_reset() -> None:

@@ -18,6 +18,7 @@ from crumble_vmm.boot.kernel_x86 import (
     seed_data,
 )
 from crumble_vmm.boot.modules import EM_X86_64
+from crumble_vmm.boot.mptable import mp_table
 from crumble_vmm.chipset.builder import RegisterDevice
 from crumble_vmm.chipset.bus import Mapping as BusMapping
 from crumble_vmm.chipset.ioapic import PINS
@@ -37,7 +38,7 @@ from crumble_vmm.timeline import Timeline
 GDT_BASE, BOOT_PARAMS_BASE, SETUP_DATA_BASE = 0x500, 0x7000, 0x8000
 PAGE_TABLES_BASE, CMDLINE_BASE = 0x9000, 0x2_0000
 LOW_END = 0x9_FC00
-ACPI_BASE, ACPI_END = 0xE_0000, 0x10_0000
+ACPI_BASE, MP_TABLE_BASE, ACPI_END = 0xE_0000, 0xF_0000, 0x10_0000
 # RAM below 4 GiB ends here at the latest; devices follow.
 HOLE_START, HOLE_END = 0xC000_0000, 1 << 32
 VIRTIO_BASE = 0xD000_0000
@@ -127,6 +128,7 @@ class X8664Board(Board):
             PAGE_TABLES_BASE: page_tables(PAGE_TABLES_BASE),
             CMDLINE_BASE: self.cmdline(config).encode() + b"\0",
             ACPI_BASE: self._acpi(config.cpus).tables(ACPI_BASE),
+            MP_TABLE_BASE: mp_table(MP_TABLE_BASE, config.cpus, IOAPIC_BASE, PINS),
         }
         for address, data in pieces.items():
             window(ram, address, len(data))[:] = data

@@ -37,8 +37,8 @@ def fault(stop: kvm.Exit) -> tuple[ExitReason, str]:
             return ExitReason.ENTRY, f"the CPU refuses its state (reason {stop.data:#x})"
         case kvm.EXIT_MEMORY:
             lost = "is damaged" if stop.data == EHWPOISON else "is gone"
-            address = f" of {stop.address:#x}" if stop.extra else ""
-            return ExitReason.MEMORY, f"the host's memory behind that{address} {lost}"
+            address = f" ({stop.address:#x})" if stop.extra else ""
+            return ExitReason.MEMORY, f"the host's memory behind the guest's{address} {lost}"
         case kvm.EXIT_HALT:
             return ExitReason.STUCK, "it halted, and nothing can wake it"
         case _:
