@@ -117,10 +117,10 @@ class NetClient:
         if self._spin:
             end = time.perf_counter() + min(seconds, self._spin / 1e6)
             while time.perf_counter() < end:
-                if self.rx.driver.used_idx() != self.rx.driver._used_seen:
+                if self.rx.driver.more:
                     return
         self.rx.driver.interrupts(wanted=True)
-        if self.rx.driver.used_idx() != self.rx.driver._used_seen:
+        if self.rx.driver.more:
             return
         from framework.ready import readable
 

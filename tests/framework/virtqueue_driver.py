@@ -177,10 +177,15 @@ class VirtqueueDriver:
         """The device's used index."""
         return self._used_words[1]
 
+    @property
+    def more(self) -> bool:
+        """`collect` would give something."""
+        return self._used_seen != self.used_idx()
+
     def collect(self) -> list[tuple[int, int, bytes]]:
         """Chains the device gave back since the last call: head, bytes written, those bytes."""
         done: list[tuple[int, int, bytes]] = []
-        while self._used_seen != self.used_idx():
+        while self.more:
             slot = 4 + 8 * (self._used_seen % self.size)
             head, written = _USED.unpack_from(self._used, slot)
             self._used_seen = (self._used_seen + 1) & 0xFFFF
