@@ -19,7 +19,6 @@ BYTES = os.fsdecode(b"\xff\xfe")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealWorld]:
     with real_world(tmp_path_factory.mktemp("arguments") / "w") as made:
-        made.environment["CRUMBLE_NETWORK_TIMEOUT"] = "0.5"
         yield made
 
 

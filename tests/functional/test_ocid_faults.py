@@ -57,7 +57,8 @@ def test_killed_in_a_download_and_resumed(registry: Registry, tmp_path: Path) ->
     registry.faults = {sha256(layer): Fault("stall")}
     store = tmp_path / "store"
     process = start(store, "pull", reference)
-    wait_for(lambda: partial_size(store) >= len(layer) // 2, process)
+    written = len(layer) // 2 - (64 << 10)  # of what has come the last may be in a buffer
+    wait_for(lambda: partial_size(store) >= written, process)
     process.kill()
     process.communicate()
     assert files(store, "references", "layers") == []
@@ -68,7 +69,7 @@ def test_killed_in_a_download_and_resumed(registry: Registry, tmp_path: Path) ->
     assert process.returncode == 0, errors
     (request,) = [headers for _, path, headers in registry.requests if sha256(layer) in path]
     start_of_range = int(request["Range"].removeprefix("bytes=").rstrip("-"))
-    assert start_of_range >= len(layer) // 2
+    assert start_of_range >= written
     assert files(store, "work", "leases") == []
 
 
