@@ -4,7 +4,6 @@ import os
 import resource
 import signal
 
-import pytest
 from hypothesis import settings
 
 # Guests, services and trees of the tests hold many files; a shell's soft limit is often 1,024.
@@ -22,8 +21,3 @@ os.environ.setdefault("CRUMBLE_NETWORK_TIMEOUT", "120")
 settings.register_profile("same", derandomize=True, database=None, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes comes first: beside it there is much else to do."""
-    items.sort(key=lambda item: "test_kvm_rig" not in item.nodeid)

@@ -202,8 +202,7 @@ def test(arguments: list[str]) -> None:
     lint()
     sanitize()
     run(
-        BIN / "python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-m", "not long",
-        "tests",
+        BIN / "python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", "not long", "tests"
     )  # fmt: skip
 
 
