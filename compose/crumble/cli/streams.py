@@ -7,22 +7,27 @@ is writable, at most PIPE_BUF bytes at once, which then cannot block; files are 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections import deque
 from collections.abc import Callable
 
+from crumble_common.errors import HostError
 from crumble_common.eventloop import EventLoop
 
 # Linux's PIPE_BUF: a writable pipe takes this much.
 _AT_ONCE = 4096
 _READ = 64 << 10
+# There is a reader, but no place for more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Writer:
     """Writes what comes, in order; says what was written, so that more may come.
 
     on_broken: called once, when the reader has gone; what comes then is thrown away.
+    HostError from the loop when what it writes to is full: output would be lost unseen.
     """
 
     def __init__(
@@ -78,10 +83,21 @@ class Writer:
             return os.write(self._fd, view[:_AT_ONCE] if self._waits else view)
         except BlockingIOError:
             return 0  # somebody else made it non-blocking
-        except OSError:
+        except OSError as error:
             self._broken = True
+            if error.errno in _FULL:
+                raise _full(self._fd, error) from None
             self._on_broken()
             return len(view)
+
+
+def _full(fd: int, error: OSError) -> HostError:
+    name = {1: "stdout", 2: "stderr"}.get(fd, f"descriptor {fd}")
+    return HostError(
+        f"The command's output cannot be written to {name}: {error.strerror}.",
+        code="output.full",
+        hint="Free some space there; the command was ended.",
+    )
 
 
 class Reader:
