@@ -28,7 +28,11 @@ BOOT_TIMEOUT = 120.0
 
 
 class AgentGuest:
-    """files: more for the initramfs. root: socket of the vhost-user back end with the root file system."""
+    """files: more for the initramfs. root: socket of the vhost-user back end with the root file system.
+
+    Without ioeventfd, QEMU takes what the port is given before the guest goes on: else a guest that powers off in that
+    moment loses its last words.
+    """
 
     def __init__(
         self,
@@ -38,7 +42,7 @@ class AgentGuest:
         cmdline: str = "",
         root: Path | None = None,
         port_name: str = protocol.PORT_NAME,
-        serial: str = "virtio-serial-pci",
+        serial: str = "virtio-serial-pci,ioeventfd=off",
     ) -> None:
         if shutil.which("qemu-system-riscv64") is None:
             pytest.skip("qemu-system-riscv64 is not installed")

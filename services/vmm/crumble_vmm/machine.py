@@ -19,6 +19,8 @@ from crumble_common import log
 from crumble_common.errors import InternalError
 from crumble_common.guest_memory import GuestMemory
 from crumble_vmm.chipset.builder import Chipset
+from crumble_vmm.devices.virtio.local import LocalDevice
+from crumble_vmm.devices.virtio.transport import Transport
 from crumble_vmm.devices.virtio.vhost_user_net import NetworkLink
 from crumble_vmm.hypervisor.base import Exit, ExitReason, VirtualCPU, VirtualMachine
 
@@ -85,6 +87,12 @@ class Machine:
     def link(self) -> NetworkLink:
         """Its network device's."""
         return NetworkLink(self.chipset.devices.values())
+
+    def finish(self) -> None:
+        """The guest is off: what it said last is heard, before its end is."""
+        for device in self.chipset.devices.values():
+            if isinstance(device, Transport) and isinstance(device.device, LocalDevice):
+                device.device.finish()
 
     @property
     def stopping(self) -> bool:

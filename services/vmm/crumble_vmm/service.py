@@ -384,6 +384,7 @@ class VmmService(Service[VmConfig]):
 
     def _guest_ended(self, stop: Exit) -> None:
         """A vCPU came back for good."""
+        self.machine.finish()
         self.console.flush()
         self._end(ending(self.config.name, stop, self.console))
 

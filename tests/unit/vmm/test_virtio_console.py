@@ -34,7 +34,8 @@ class Guest(MmioDriver):
             lambda data: self.log.append(("agent", data)),
             lambda is_open: self.log.append(("open", is_open)),
         )
-        super().__init__(Console("console", [self.hvc, self.agent], loop), loop)
+        self.device = Console("console", [self.hvc, self.agent], loop)
+        super().__init__(self.device, loop)
         self.queues: list[VirtqueueDriver] = []
 
     def boot(self) -> None:
@@ -115,6 +116,15 @@ def test_bytes_from_the_guest(guest: Guest) -> None:
     assert guest.log[0] == ("hvc", b"Linux version")
     assert [len(data) for who, data in guest.log[1:]] == [32768, 32768, 4464]  # type: ignore[misc]
     assert len(guest.queues[5].collect()) == 1
+
+
+def test_the_last_bytes_of_a_guest_that_is_off_are_heard(guest: Guest) -> None:
+    """Its vCPU's end can reach the loop before the kick that came first."""
+    guest.queues[5].submit([b"the end"], [])
+    guest.device.finish()
+    assert guest.log == [("agent", b"the end")]
+    guest.device.finish()
+    assert len(guest.log) == 1
 
 
 def test_bytes_for_the_guest_fill_buffers_as_they_come(guest: Guest) -> None:

@@ -175,6 +175,12 @@ class LocalDevice(VirtioDevice):
         for queue in queues:
             self._serve_later(queue.index)
 
+    def finish(self) -> None:
+        """The guest is off: serves what its driver queued last, whose kick the loop may not have heard yet."""
+        for index in tuple(self.queues):
+            if index not in self.sources:
+                self.serve(index)
+
     def reset(self) -> None:
         """Closes the rings."""
         self.queues = {}
