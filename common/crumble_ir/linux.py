@@ -127,6 +127,9 @@ MS_BIND = 0x1000
 MS_RELATIME = 1 << 21
 MNT_DETACH = 2
 
+# linux/prctl.h
+PR_SET_NAME = 15
+
 # sys/stat.h
 S_IFCHR = 0o020000
 

@@ -170,9 +170,11 @@ class AgentHost:
 
 
 @contextmanager
-def agent(arch: str) -> Iterator[AgentHost]:
-    """An agent of `arch` that has said READY; must end by itself when the host's end closes."""
-    words = runner(arch)
+def agent(arch: str, *under: str) -> Iterator[AgentHost]:
+    """An agent of `arch` that has said READY; must end by itself when the host's end closes. under: a command that
+    executes it.
+    """
+    words = [*under, *runner(arch)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "init")
         path.write_bytes(build(arch))

@@ -121,6 +121,15 @@ class ConsoleOutput:
     data: bytes
 
 
+# Commands that are of no use but as PID 1.
+INIT_PROGRAMS = (
+    "/sbin/init",
+    "/usr/sbin/init",
+    "/lib/systemd/systemd",
+    "/usr/lib/systemd/systemd",
+)
+
+
 @message("vm.process.start")
 @dataclass(frozen=True)
 class ProcessStart:
@@ -129,7 +138,8 @@ class ProcessStart:
     Errors: "exec.not_found" (exit status 127), "exec.not_executable" (126), "exec.failed", "exec.user".
     user: "", "name", "uid", "uid:gid", "name:group". env: added to the guest's default. tty: a pty of
     rows × cols as stdin, stdout and stderr. stdin: false gives /dev/null. credit: bytes of output the
-    caller is ready to take before it sends ProcessCredit, for each stream.
+    caller is ready to take before it sends ProcessCredit, for each stream. systemd: it becomes PID 1, as root, and
+    ends with status 0 when it powers off or resets the guest; "auto": if it is one of INIT_PROGRAMS. "exec.init".
     """
 
     argv: list[str]
@@ -141,6 +151,7 @@ class ProcessStart:
     cols: int = 80
     stdin: bool = False
     credit: int = 1 << 20
+    systemd: Literal["auto", "always", "never"] = "never"
 
 
 @message("vm.process.started")

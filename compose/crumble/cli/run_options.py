@@ -39,12 +39,13 @@ def run_parser() -> Parser:
         help="the guest's host name (default: the VM's name)",
     )
     add("-d", "--detach", action="store_true", help="leave it running under `crumble up`")
+    add("--systemd", choices=("auto", "always", "never"), default="auto", metavar="WHEN",
+        help="make it PID 1: auto (default, what is an init), always or never")  # fmt: skip
     add("--rm", action="store_true", help=argparse.SUPPRESS)  # an attached VM always is
     add("-m", "--memory", default="512m", metavar="SIZE", help="guest memory (default: 512m)")
     add("-c", "--cpus", type=int, default=1, metavar="N", help="virtual CPUs (default: 1)")
-    add(
-        "--pull", choices=("missing", "always", "never"), default="missing", help="when to fetch it"
-    )
+    add("--pull", choices=("missing", "always", "never"), default="missing", metavar="WHEN",
+        help="fetch it if missing (default), always or never")  # fmt: skip
     add("--kernel", default="", metavar="FILE", help="boot this kernel")
     add("--boot-timeout", type=_seconds, default=120.0, metavar="S", help="for its kernel and init")
     add("--cmdline", default="", metavar="WORDS", help="append to the kernel's command line")

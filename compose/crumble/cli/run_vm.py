@@ -64,6 +64,7 @@ def _process(options: argparse.Namespace) -> ProcessStart:
         rows=rows,
         cols=cols,
         stdin=options.interactive,
+        systemd=options.systemd,
     )
 
 

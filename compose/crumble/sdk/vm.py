@@ -181,11 +181,12 @@ class VM:
         cwd: str = "",
         user: str = "",
         tty: tuple[int, int] | None = None,
+        systemd: Literal["auto", "always", "never"] = "auto",
     ) -> Process:
         """Starts a command: a list, or a string for the guest's /bin/sh; nothing runs the image's own.
 
         stdout, stderr: PIPE, DEVNULL, an fd of ours, or None for our own. tty: (rows, columns).
-        env: added to the image's. Raises GuestError "exec.not_found", "exec.not_executable".
+        env: added to the image's. systemd: it becomes PID 1; "auto": if it is an init. Raises GuestError "exec.not_found", "exec.not_executable".
         """
         link = self._connected()
         args = self._arguments(command)
@@ -200,6 +201,7 @@ class VM:
             rows=tty[0] if tty else 24,
             cols=tty[1] if tty else 80,
             stdin=stdin == PIPE,
+            systemd=systemd,
         )
         self._start(link, start, process)
         return process

@@ -386,7 +386,11 @@ class VmmService(Service[VmConfig]):
         """A vCPU came back for good."""
         self.machine.finish()
         self.console.flush()
-        self._end(ending(self.config.name, stop, self.console))
+        event = ending(self.config.name, stop, self.console)
+        if event.kind in ("poweroff", "reset"):
+            for last in self.session.power_off():
+                self._agent_event(last)
+        self._end(event)
 
     def _end(self, event: VmEvent) -> None:
         """The VM is over: says so, once, and ends this process."""

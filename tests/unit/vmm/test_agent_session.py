@@ -142,6 +142,32 @@ def test_a_command_that_cannot_start(agent: FakeAgent, stage: int, number: int, 
     assert "/bin/x" in event.error.message or "/nowhere" in event.error.message
 
 
+@pytest.mark.parametrize(
+    ("argv", "systemd", "init"),
+    [
+        ("/sbin/init", "auto", True),
+        ("/usr/lib/systemd/systemd", "auto", True),
+        ("/bin/init", "auto", False),
+        ("/sbin/init", "never", False),
+        ("/etc/s6-init", "always", True),
+    ],
+)
+def test_what_becomes_pid_1(agent: FakeAgent, argv: str, systemd: str, init: bool) -> None:
+    frame = spawn(agent, ProcessStart([argv], systemd=systemd))  # type: ignore[arg-type]
+    flags = parse_spawn(frame.payload)["flags"]
+    assert flags == (protocol.SPAWN_INIT if init else 0)
+    agent.say(ToHost.STARTED, frame.channel, 1)
+    assert agent.session.power_off() == ([Exited(frame.channel, 0, 0)] if init else [])
+
+
+def test_pid_1_is_taken(agent: FakeAgent) -> None:
+    frame = spawn(agent, ProcessStart(["/sbin/init"], systemd="auto"))
+    assert agent.session.power_off() == [], "it had not started"
+    (event,) = agent.say(ToHost.FAILED, frame.channel, errno.EBUSY, Stage.SETUP)
+    assert isinstance(event, Refused)
+    assert (event.error.code, event.token) == ("exec.init", "t")
+
+
 def test_death_by_signal(agent: FakeAgent) -> None:
     channel = run(agent)
     agent.session.signal(channel, 9)

@@ -13,18 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from crumble_common.errors import CrumbleError, GuestError, HostError, UsageError
-from crumble_common.messages.vm import ProcessStart
-from crumble_vmm.agent import users
 from crumble_vmm.agent.events import Event, Exited, InputTaken, Output, Refused, Started
 from crumble_vmm.guest import protocol
 from crumble_vmm.guest.protocol import Frame, Spawn, Stage, ToHost
 
-# The largest /etc/passwd or /etc/group that is read; what is beyond it does not exist.
-MAX_LOOKUP = 1 << 20
 # Input a client may send ahead of what the process takes.
 MAX_INPUT = 4 << 20
 _SHOWN = 80  # characters of a name in a message
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Session(Protocol):
@@ -173,6 +168,11 @@ class Process(Channel):
         self.credits[stream] += size
         self.session.send(protocol.encode_credit(self.number, stream, size))
 
+    def power_off(self) -> Iterator[Event]:
+        """The guest is off, in order: that is how PID 1 ends."""
+        if self.started and self._spawn.init:
+            yield Exited(self.number, 0, 0)
+
     def abandon(self, error: CrumbleError) -> Event | None:
         """A process that had started gets no event: its VM's end says it all."""
         return None if self.started else Refused(self._token, error)
@@ -198,6 +198,12 @@ def spawn_error(spawn: Spawn, stage: int, number: int) -> CrumbleError:
             f"Command {program!r} cannot be executed in the guest: {reason}.",
             code="exec.not_executable",
             hint="Check its permissions, and that it is for the guest's architecture.",
+        )
+    if spawn.init and number == errno.EBUSY:
+        return UsageError(
+            f"{program!r} cannot become PID 1: the guest has an init, or other processes, already.",
+            code="exec.init",
+            hint="Start it first in a VM, or with --systemd=never.",
         )
     if stage == Stage.CHDIR:
         return UsageError(
@@ -340,58 +346,3 @@ def file_error(path: str, number: int) -> CrumbleError:
     message = f"{path}: {os.strerror(number)} (in the guest)."
     kind = HostError if number in (errno.ENOSPC, errno.EDQUOT) else UsageError
     return kind(message, code=code, hint="Check the path, and what the guest has there.")
-
-
-class Launch:
-    """Starts a process: reads the guest's user and group files, both at once, then spawns."""
-
-    def __init__(self, session: Session, request: ProcessStart, token: Any) -> None:
-        self._session, self._request, self._token = session, request, token
-        self._files: dict[bytes, bytes] = {}
-        self._refused = False
-        for path in (users.PASSWD, users.GROUP):
-            FileReader(session, path, 0, MAX_LOOKUP, self._receiver(path), self._refuse)
-
-    def _receiver(self, path: bytes) -> Callable[[bytes, bool, int], list[Event]]:
-        def receive(data: bytes, _eof: bool, number: int) -> list[Event]:
-            # A file that cannot be read holds nobody: an image need not have either.
-            self._files[path] = b"" if number else data
-            return self._spawn() if len(self._files) == 2 else []
-
-        return receive
-
-    def _spawn(self) -> list[Event]:
-        request, files = self._request, self._files
-        try:
-            identity = users.resolve(request.user, files[users.PASSWD], files[users.GROUP])
-            Process(self._session, _spawn(request, identity, self._session.hostname), self._token)
-        except CrumbleError as error:
-            return [Refused(self._token, error)]
-        return []
-
-    def _refuse(self, error: CrumbleError) -> Event | None:
-        """Of two readers that are given up, only the first answers."""
-        first, self._refused = not self._refused, True
-        return Refused(self._token, error) if first else None
-
-
-def _spawn(request: ProcessStart, identity: users.Identity, hostname: str) -> Spawn:
-    env = {"PATH": _DEFAULT_PATH, "HOME": identity.home}
-    if hostname:
-        env["HOSTNAME"] = hostname
-    if request.tty:
-        env["TERM"] = "xterm"
-    env.update(request.env)
-    return Spawn(
-        argv=[os.fsencode(word) for word in request.argv],
-        env=[os.fsencode(f"{name}={value}") for name, value in env.items()],
-        cwd=os.fsencode(request.cwd or "/"),
-        tty=request.tty,
-        stdin=request.stdin,
-        rows=request.rows,
-        cols=request.cols,
-        uid=identity.uid,
-        gid=identity.gid,
-        groups=identity.groups,
-        credit=max(0, min(request.credit, protocol.CREDIT_MASK)),
-    )

@@ -25,7 +25,6 @@ from crumble_vmm.agent.channels import (
     Channel,
     FileReader,
     FileWriter,
-    Launch,
     Process,
     Syncer,
     file_error,
@@ -42,6 +41,7 @@ from crumble_vmm.agent.events import (
     Refused,
     Synced,
 )
+from crumble_vmm.agent.launch import Launch
 from crumble_vmm.agent.orphans import OrphanProcess, OrphanRequest
 from crumble_vmm.guest import protocol
 from crumble_vmm.guest.protocol import Frame, FrameReader, ToHost
@@ -117,6 +117,11 @@ class AgentSession:
             if channel is None:
                 raise violation(f"frame {frame.type} on channel {frame.channel}, which is not open")
             yield from channel.receive(frame)
+
+    def power_off(self) -> list[Event]:
+        """What the guest's end means to its PID 1."""
+        processes = [item for item in self._channels.values() if isinstance(item, Process)]
+        return [event for process in processes for event in process.power_off()]
 
     def close(self, error: CrumbleError) -> list[Event]:
         """The agent is gone: `Refused` for every request that waits."""

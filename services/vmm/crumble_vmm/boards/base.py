@@ -47,7 +47,8 @@ from crumble_vmm.timeline import Timeline
 QUIET_CMDLINE = "quiet loglevel=1"
 # panic=-1: reboot at once, which is how we learn of it. Not needed, and most of a boot: self-tests of
 # ciphers (1,000 million instructions) and of the jitter entropy source (70 million); each board brings a seed.
-START_CMDLINE = "panic=-1 cryptomgr.notests initcall_blacklist=jent_mod_init"
+# The last two are for an image's systemd: eth0 keeps its name, and nobody logs in where the kernel's messages go.
+START_CMDLINE = "panic=-1 cryptomgr.notests initcall_blacklist=jent_mod_init net.ifnames=0 systemd.getty_auto=no"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from crumble_ir.dialect import (
     u32,
     u64,
 )
-from crumble_vmm.guest import files, port, protocol, spawn, state, streams, system
+from crumble_vmm.guest import files, handover, port, protocol, spawn, state, streams, system
 from crumble_vmm.guest.protocol import ToGuest, ToHost
 from crumble_vmm.guest.state import Process, Timespec
 
@@ -99,7 +99,8 @@ def run() -> None:
         port.flush()
         if system.phase != 0:
             _reap_all(now)
-            system.continue_shutdown(now, _alone and (_abandoned or not state.any_open()))
+            over = _alone and not state.beside and (_abandoned or not state.any_open())
+            system.continue_shutdown(now, over)
     _drain()
 
 
@@ -330,6 +331,8 @@ def _dispatch_process(
         streams.resize(process, argument >> 16, argument & 0xFFFF)
     elif argument == 0 or argument > 64:
         port.log(format_into(port.line, f"there is no signal {argument}"))
+    elif process.pid == handover.INIT:
+        handover.signal(i32(argument))
     elif not process.reaped:
         system.signal_group(process.pid, i32(argument))
 

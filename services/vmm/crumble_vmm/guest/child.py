@@ -51,7 +51,9 @@ def close_ends() -> None:
 def run(tty: bool, failure_fd: i32) -> None:
     """The child's whole life here. Does not return."""
     linux.setsid()
-    _connect(tty)
+    connect(tty)
+    if tty:
+        linux.ioctl(0, linux.TIOCSCTTY, 0)
     _limit()
     linux.umask(UMASK)
     # As root first: the directory may be one that only root can enter.
@@ -67,7 +69,7 @@ def run(tty: bool, failure_fd: i32) -> None:
     mask: array[u64, 1]
     mask[0] = 0
     linux.rt_sigprocmask(linux.SIG_SETMASK, mask, None, linux.SIGSET_SIZE)
-    _give_up(failure_fd, protocol.Stage.EXEC, _execute())
+    _give_up(failure_fd, protocol.Stage.EXEC, execute())
 
 
 def _give_up(failure_fd: i32, stage: u32, error: u32) -> None:
@@ -78,13 +80,11 @@ def _give_up(failure_fd: i32, stage: u32, error: u32) -> None:
     linux.exit_group(127)
 
 
-def _connect(tty: bool) -> None:
+def connect(tty: bool) -> None:
     """stdin, stdout, stderr; all other descriptors close on exec."""
     for number in range(3):
         end = ends[0] if tty else ends[number]
         linux.dup3(end if end >= 0 else state.null_fd, number, 0)
-    if tty:
-        linux.ioctl(0, linux.TIOCSCTTY, 0)
 
 
 def _limit() -> None:
@@ -114,7 +114,7 @@ def _identify() -> u32:
 # -- the program ------------------------------------------------------------------------------
 
 
-def _execute() -> u32:
+def execute() -> u32:
     """execvpe(3) with the child's own PATH; gives the errno when nothing could be executed."""
     program = ptr[u8](arguments[SPARE])
     if program[0] == 0:

@@ -31,6 +31,7 @@ BASE_HOSTNAME = b"crumble"
 def main(stack: ptr[u64]) -> i32:
     """PID 1 of a guest, or with --port FD an agent on an inherited descriptor."""
     state.null_fd = state.NONE
+    state.name = ptr[u8](stack[1])
     if stack[0] == 3 and memory.same(ptr[u8](stack[2]), b"--port"):
         return _agent_only(ptr[u8](stack[3]))
     if linux.getpid() != 1:

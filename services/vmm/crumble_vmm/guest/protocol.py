@@ -87,6 +87,7 @@ class ToHost(IntEnum):
 SPAWN_MORE = 1
 SPAWN_TTY = 1
 SPAWN_STDIN = 2
+SPAWN_INIT = 4  # it becomes PID 1, as root; the agent goes on in another process
 FILE_EOF = 1
 STDIN_EOF = 1
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -166,7 +167,8 @@ class Spawn:
     """A process to start. Strings are bytes, as the guest's kernel sees them.
 
     env holds NAME=value. argv[0] without a slash is looked up in env's PATH. credit: bytes of each
-    output stream the guest may send before a CREDIT. cwd must exist.
+    output stream the guest may send before a CREDIT. cwd must exist. init: it becomes PID 1, as root and in /, or FAILED
+    says EBUSY.
     """
 
     argv: Sequence[bytes]
@@ -180,6 +182,7 @@ class Spawn:
     gid: int = 0
     groups: Sequence[int] = ()
     credit: int = DEFAULT_CREDIT
+    init: bool = False
 
 
 def _string(data: bytes) -> bytes:
@@ -201,7 +204,7 @@ def encode_spawn(channel: int, spawn: Spawn) -> bytes:
 
     Raises UsageError when the command is too large for the agent.
     """
-    flags = (SPAWN_TTY if spawn.tty else 0) | (SPAWN_STDIN if spawn.stdin else 0)
+    flags = SPAWN_TTY * spawn.tty | SPAWN_STDIN * spawn.stdin | SPAWN_INIT * spawn.init
     groups = list(spawn.groups)[:MAX_GROUPS]
     payload = struct.pack(
         f"<IHHIII{len(groups)}II",

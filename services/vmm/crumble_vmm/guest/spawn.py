@@ -21,7 +21,7 @@ from crumble_ir.dialect import (
     u64,
 )  # fmt: skip
 from crumble_ir.runtime import memory
-from crumble_vmm.guest import child, port, protocol, state
+from crumble_vmm.guest import child, handover, port, protocol, state
 from crumble_vmm.guest.state import Process
 
 TTY_GROUP = 5
@@ -81,18 +81,26 @@ def _start(channel: u32, data: ptr[u8], count: i64) -> None:
         port.log(format_into(port.line, f"malformed SPAWN on channel {channel}"))
         _fail(channel, protocol.Stage.SETUP, linux.EINVAL)
         return
+    init = child.request.flags & protocol.SPAWN_INIT != 0
+    if init and not handover.possible():
+        _fail(channel, protocol.Stage.SETUP, linux.EBUSY)
+        return
     process = state.allocate()
     if process is None:
         _fail(channel, protocol.Stage.SETUP, linux.EAGAIN)
         return
     _reset(process, channel)
+    stage: u16 = protocol.Stage.SETUP
     error = _open_streams(process)
-    if error == 0:
+    if error == 0 and init:
+        stage = protocol.Stage.EXEC
+        error = _hand_over(process)
+    elif error == 0:
         error = _fork(process)
     child.close_ends()
     if error != 0:
         state.release(process)
-        _fail(channel, protocol.Stage.SETUP, error)
+        _fail(channel, stage, error)
 
 
 def _reset(process: ptr[Process], channel: u32) -> None:
@@ -238,3 +246,16 @@ def _fork(process: ptr[Process]) -> u32:
     linux.close(failure_fd)
     process.pid = i32(pid)
     return state.error_of(pid)
+
+
+def _hand_over(process: ptr[Process]) -> u32:
+    """It becomes PID 1: whoever comes back without an error is the agent beside it."""
+    error = handover.hand_over(process.tty)
+    if error == 0:
+        process.pid = handover.INIT
+        process.state = state.RUNNING
+        if process.tty:
+            # Kept open: init closes it, and opens it as /dev/console when it has something to say.
+            child.ends[0] = state.NONE
+        port.send(protocol.ToHost.STARTED, 0, process.channel, handover.INIT)
+    return error

@@ -51,8 +51,12 @@ rings = static(array[u8, protocol.MAX_PROCESSES * RING])
 # Slots from here on have never been used.
 used = static(i64)
 
-# Whether this is the guest's PID 1, with power over the machine, or a test's child.
+# Whether this is a guest's agent, with power over the machine, or a test's child.
 is_init = static(bool)
+# A program of the image is PID 1, and the agent lives beside it.
+beside = static(bool)
+# argv[0], where the kernel shows it to others.
+name = static(ptr[u8])
 null_fd = static(i32)
 finished = static(bool)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from crumble_ir import linux
 from crumble_ir.dialect import array, format_into, i32, i64, ptr, static, struct, u8, u32, u64
 from crumble_ir.runtime import memory
-from crumble_vmm.guest import network, port, protocol, state
+from crumble_vmm.guest import handover, network, port, protocol, state
 from crumble_vmm.guest.state import Timespec
 
 SECOND = 1000000000
@@ -125,8 +125,12 @@ def begin_shutdown(grace_ms: u32) -> None:
     if phase == 0:
         phase = TERMINATING
         deadline = due
-        signal_all(linux.SIGTERM)
-        signal_all(linux.SIGCONT)
+        if state.beside:
+            # It ends everything else in its own order, and then powers off.
+            linux.kill(handover.INIT, handover.POWER_OFF)
+        else:
+            signal_all(linux.SIGTERM)
+            signal_all(linux.SIGCONT)
     if phase == TERMINATING:
         deadline = min(deadline, due)
 
@@ -134,7 +138,7 @@ def begin_shutdown(grace_ms: u32) -> None:
 def continue_shutdown(now: i64, over: bool) -> None:
     """Called on every round of a shutdown; `over` when no child is left and all is reported."""
     global phase, deadline
-    if phase == TERMINATING and now >= deadline and not over:
+    if phase == TERMINATING and now >= deadline and not over and not state.beside:
         phase = KILLING
         deadline = now + KILL_PATIENCE
         signal_all(linux.SIGKILL)
