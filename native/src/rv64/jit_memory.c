@@ -53,7 +53,7 @@ crb_host_operand crb_jit_lookup(crb_translation *t, const crb_op *op, uint32_t s
     crb_emit *e = &t->e;
     const int base = crb_jit_host[op->rs1];
     const int32_t bytes = (int32_t)size;
-    if (t->group_end != 0 && t->group_base == op->rs1 && t->group_write == write)
+    if (t->group_end != 0 && t->group_base == op->rs1 && (t->group_write || !write))
         return (crb_host_operand){.base = RDX, .index = base, .disp = op->imm};
     if (base >= 0) {
         uint8_t *miss = lookup_range(t, base, op->imm, op->imm + bytes, write, RCX);
@@ -95,7 +95,8 @@ static void store(crb_translation *t, const crb_op *op) {
 
 // ---- Groups: accesses by the same base register, which nothing changes in between, look the TLB
 // up once for all of them. When they are not in one page, or when anything in between is done out
-// of line, it goes on in another version of the same code that looks up each (COLD_GROUP).
+// of line, it goes on in another version of the same code that looks up each (COLD_GROUP). Where
+// something is stored all look for a page to write: it can be read there, too (mmu.c).
 
 #define GROUP_SPAN 1024
 
@@ -112,10 +113,14 @@ static int32_t access_size(const crb_op *op) {
     return size == CRB_SIZE_FW ? 4 : 1 << (size & 3);
 }
 
+static bool is_branch(uint32_t kind) {
+    return kind >= CRB_OP_BEQ_U && kind <= CRB_OP_BGEU_X;
+}
+
 // Leaves RDX alone, and is translated in place?
 static bool is_safe(const crb_translation *t, const crb_op *op) {
     if (is_access(op->kind)) return crb_jit_host[op->rs1] >= 0;
-    if (op->kind >= CRB_OP_BEQ_U && op->kind <= CRB_OP_BGEU_X) return !crb_jit_jumps_inside(t, op);
+    if (is_branch(op->kind)) return !crb_jit_jumps_inside(t, op);
     if ((op->kind >= CRB_OP_FP && op->kind <= CRB_OP_FNMADD_D) || op->kind == CRB_OP_CSR)
         return crb_jit_float_in_place(op);
     return op->kind < CRB_OP_MULH || op->kind == CRB_OP_MULW ||
@@ -130,21 +135,26 @@ static bool writes(const crb_op *op, uint32_t x) {
 typedef struct range {
     int32_t low, high;
     uint32_t count, end;
+    bool write;
 } range;
 
+// A store behind a branch that may never get there does not make readers look for a page to write.
 static range find_group(const crb_translation *t, uint32_t slot) {
     const crb_op *first = t->entry + slot;
-    const bool write = is_store(first->kind);
-    range found = {first->imm, first->imm + access_size(first), 1, slot + 1};
+    range found = {first->imm, first->imm + access_size(first), 1, slot + 1, is_store(first->kind)};
+    bool certain = true;
     while (!writes(&t->entry[slot], first->rs1)) {
         const crb_op *op = t->entry + ++slot;
         if (slot >= t->n_slots || crb_jit_is_join(t, slot) || !is_safe(t, op)) break;
-        if (!is_access(op->kind) || op->rs1 != first->rs1 || is_store(op->kind) != write) continue;
+        if (is_branch(op->kind)) certain = false;
+        if (!is_access(op->kind) || op->rs1 != first->rs1) continue;
+        const bool write = found.write || is_store(op->kind);
+        if (write != found.write && !certain) continue;
         const int32_t end = op->imm + access_size(op);
         const int32_t low = op->imm < found.low ? op->imm : found.low;
         const int32_t high = end > found.high ? end : found.high;
         if (high - low > GROUP_SPAN) break;
-        found = (range){low, high, found.count + 1, slot + 1};
+        found = (range){low, high, found.count + 1, slot + 1, write};
     }
     return found;
 }
@@ -156,8 +166,8 @@ void crb_jit_group(crb_translation *t, uint32_t slot) {
     if (!is_access(op->kind) || crb_jit_host[op->rs1] < 0) return;
     const range group = find_group(t, slot);
     if (group.count < 2) return;
-    const bool write = is_store(op->kind);
-    uint8_t *miss = lookup_range(t, crb_jit_host[op->rs1], group.low, group.high, write, RDX);
+    uint8_t *miss =
+        lookup_range(t, crb_jit_host[op->rs1], group.low, group.high, group.write, RDX);
     crb_cold *cold = crb_jit_cold(t, miss, COLD_GROUP, slot);
     memcpy(cold->cached, t->cached, sizeof cold->cached);
     cold->next_cached = t->next_cached;
@@ -166,7 +176,7 @@ void crb_jit_group(crb_translation *t, uint32_t slot) {
     cold->slot = group.end;
     t->group_end = group.end;
     t->group_base = op->rs1;
-    t->group_write = write;
+    t->group_write = group.write;
 }
 
 // ---- Atomics: aligned, or the interpreter's
