@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from crumble_common.messages.vm import DebugCount, DebugCounted, DebugTrace, DebugTraced, VmEvent
+from crumble_common.messages.debug import DebugCount, DebugCounted, DebugTrace, DebugTraced
+from crumble_common.messages.vm import VmEvent
 from crumble_vmm.debug.packets import encode
 from crumble_vmm.debug.server import DebugServer
 from framework.guest_root import fsd, make_root

@@ -15,13 +15,13 @@ from crumble.cli.main import say
 from crumble.cli.phases import Phases
 from crumble.cli.progress import Bars
 from crumble.cli.signals import Interrupted, Signals
-from crumble.sdk.options import image_reference, memory_size, shares
+from crumble.sdk.options import image_reference, memory_size, policy, shares
 from crumble.supervisor.command import argv
 from crumble.supervisor.names import invent
 from crumble_common import paths
 from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.messages import client as messages
-from crumble_common.messages.net import Forward, NetPolicy
+from crumble_common.messages.net import Forward
 from crumble_common.messages.vm import ConsoleOutput, Digest, ProcessStart, VmEvent
 
 if TYPE_CHECKING:
@@ -97,13 +97,11 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
         record=options.record and paths.absolute(options.record),
         replay=options.replay and paths.absolute(options.replay),
         publish=_forwards(options.publish),
-        policy=NetPolicy(
+        policy=policy(
             options.allow,
             options.deny,
             internet=not options.no_internet,
-            rate_out=memory_size(options.rate_out),
-            rate_in=memory_size(options.rate_in),
-            rate_flows=max(0, options.rate_flows),
+            rates=(options.rate_out, options.rate_in, options.rate_flows),
         ),
         capture=options.pcap and paths.absolute(options.pcap),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from crumble_common import paths
 from crumble_common.errors import CrumbleError, GuestError, UsageError
 from crumble_common.messages.fs import Share
+from crumble_common.messages.net import NetPolicy
 from crumble_common.messages.vm import VmEvent
 from crumble_common.vm_faults import fault_of
 
@@ -49,6 +50,18 @@ def _share(text: str) -> Share:
             hint="Write HOST_PATH:GUEST_PATH, or HOST_PATH:GUEST_PATH:ro.",
         )
     return Share(paths.absolute(source), target, mode == "ro")
+
+
+def policy(
+    allow: Iterable[str],
+    deny: Iterable[str],
+    *,
+    internet: bool,
+    rates: tuple[int | str, int | str, int],
+) -> NetPolicy:
+    """rates: bytes a second out and in, as sizes; new flows a second. UsageError "usage.size"."""
+    out, back = memory_size(rates[0]), memory_size(rates[1])
+    return NetPolicy(list(allow), list(deny), internet, out, back, max(0, rates[2]))
 
 
 def image_reference(text: str) -> str:

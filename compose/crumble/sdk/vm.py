@@ -14,7 +14,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from crumble.sdk.options import Volumes, failure_of, image_reference, memory_size, shares
+from crumble.sdk import files
+from crumble.sdk.options import Volumes, failure_of, image_reference, memory_size, policy, shares
 from crumble.sdk.process import PIPE, CommandError, Process
 from crumble.sdk.session import Session, session
 from crumble.supervisor.command import argv as image_argv
@@ -23,7 +24,6 @@ from crumble_common.errors import CrumbleError, UsageError
 from crumble_common.lockstep import DEFAULT_SEED
 from crumble_common.messages import client as messages
 from crumble_common.messages import vm as guest
-from crumble_common.messages.net import NetPolicy
 from crumble_common.publish import parse_forward
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 Command = str | Sequence[str]
 OnEvent = Callable[[Any], None]
-
-_FILE_CHUNK = 1 << 20
 
 
 class VM:
@@ -108,14 +106,7 @@ class VM:
             network=network or ("none" if deterministic else "user"),
             seed=(seed or DEFAULT_SEED) if deterministic else "",
             publish=[parse_forward(text) for text in publish],
-            policy=NetPolicy(
-                list(allow),
-                list(deny),
-                internet=internet,
-                rate_out=memory_size(rate_out),
-                rate_in=memory_size(rate_in),
-                rate_flows=rate_flows,
-            ),
+            policy=policy(allow, deny, internet=internet, rates=(rate_out, rate_in, rate_flows)),
             capture=str(Path(capture).absolute()) if os.fspath(capture) else "",
         )
         self._on_event = on_event
@@ -186,7 +177,8 @@ class VM:
         """Starts a command: a list, or a string for the guest's /bin/sh; nothing runs the image's own.
 
         stdout, stderr: PIPE, DEVNULL, an fd of ours, or None for our own. tty: (rows, columns).
-        env: added to the image's. systemd: it becomes PID 1; "auto": if it is an init. Raises GuestError "exec.not_found", "exec.not_executable".
+        env: added to the image's. systemd: it becomes PID 1; "auto": if it is an init.
+        Raises GuestError "exec.not_found", "exec.not_executable".
         """
         link = self._connected()
         args = self._arguments(command)
@@ -248,23 +240,12 @@ class VM:
 
     def read_file(self, path: str) -> bytes:
         """The contents of a file in the guest; GuestError "file.ENOENT" and the like."""
-        link = self._connected()
-        parts: list[bytes] = []
-        offset = 0
-        while True:
-            got = link.call(guest.FileRead(path, offset, _FILE_CHUNK), to=self._target)
-            parts.append(got.data)
-            offset += len(got.data)
-            if got.eof or not got.data:
-                return b"".join(parts)
+        return files.read(self._connected(), self._target, path)
 
     def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
         """Creates or replaces a file in the guest."""
-        link = self._connected()
-        view = memoryview(data.encode() if isinstance(data, str) else data)
-        for offset in range(0, max(1, len(view)), _FILE_CHUNK):
-            chunk = bytes(view[offset : offset + _FILE_CHUNK])
-            link.call(guest.FileWrite(path, chunk, offset, mode), to=self._target)
+        content = data.encode() if isinstance(data, str) else data
+        files.write(self._connected(), self._target, path, content, mode)
 
     def dial(self, kind: Kind, port: int, timeout: float | None = None) -> socket.socket:
         """A socket connected to a port of the guest. Where nobody listens, it ends at once."""
@@ -412,8 +393,5 @@ class VM:
 
 
 def _not_running() -> UsageError:
-    return UsageError(
-        "This VM is not running.",
-        code="vm.not_running",
-        hint="Call start(), or use it in a with block.",
-    )
+    hint = "Call start(), or use it in a with block."
+    return UsageError("This VM is not running.", code="vm.not_running", hint=hint)

@@ -25,7 +25,6 @@ from crumble.supervisor.images import REQUESTS as IMAGE_REQUESTS
 from crumble.supervisor.images import Images
 from crumble.supervisor.mainprocess import MainProcess
 from crumble.supervisor.materials import Materials
-from crumble.supervisor.networks import VM_REQUESTS as _NET_REQUESTS
 from crumble.supervisor.networks import Networks
 from crumble.supervisor.origin import Origin
 from crumble.supervisor.reserve import Reserve
@@ -35,6 +34,7 @@ from crumble.supervisor.streams import StreamClient, Streams
 from crumble.supervisor.table import TABLE, Table
 from crumble.supervisor.tasks import Cancelled, Future, Task
 from crumble.supervisor.vm import Vm
+from crumble.supervisor.vm_requests import EVENTS, ask
 from crumble_common import __version__, log, wire
 from crumble_common.errors import CrumbleError, InternalError, UsageError
 from crumble_common.eventloop import EventLoop
@@ -48,17 +48,6 @@ from crumble_common.messages.service import Ok, Ping
 _ENDED_KEPT = 50
 # What ocid may take to end, s.
 _OCID_GRACE = 2.0
-# What a client may ask of, or tell, a VM's vmm, beside ProcessStart.
-_VM_REQUESTS = (
-    guest.ProcessSignal,
-    guest.FileRead,
-    guest.FileWrite,
-    guest.Timeline,
-    guest.Digest,
-    guest.DebugTrace,
-    guest.DebugCount,
-)
-_VM_EVENTS = (guest.ProcessInput, guest.ProcessCredit, guest.ProcessResize)
 
 
 class Supervisor:
@@ -156,7 +145,7 @@ class Supervisor:
 
     def _message(self, client: Client, envelope: wire.Envelope) -> None:
         try:
-            if envelope.to.startswith("vm:") and isinstance(envelope.body, _VM_EVENTS):
+            if envelope.to.startswith("vm:") and isinstance(envelope.body, EVENTS):
                 self._vm(envelope.to[3:]).vmm.send(envelope.body)
                 if envelope.request:
                     client.answer(envelope.request, Ok())
@@ -184,7 +173,7 @@ class Supervisor:
         """The work that a request is; raises UsageError for one that is not for its target."""
         body, to = envelope.body, envelope.to
         if to.startswith("vm:"):
-            return self._for_vm(client, self._vm(to[3:]), body)
+            return ask(client, self._vm(to[3:]), body)
         if to == "images" and isinstance(body, IMAGE_REQUESTS):
             return self.images.ask(body, lambda event: client.deliver(event, "images"))
         if to == "" and type(body) in self._own:
@@ -193,19 +182,6 @@ class Supervisor:
             f"{type(body).wire_type} cannot be asked of {to or 'the supervisor'!r}.",
             code="wire.target",
         )
-
-    def _for_vm(self, client: Client, vm: Vm, body: Any) -> Coroutine[Any, Any, Any]:
-        if isinstance(body, guest.ProcessStart):
-            return vm.start_process(body, client)
-        if isinstance(body, guest.Pause | guest.Resume):
-            return vm.pause(isinstance(body, guest.Pause))
-        if isinstance(body, guest.DebugStart):
-            return vm.debug(body)
-        if isinstance(body, _NET_REQUESTS):
-            return self.networks.ask(vm, body)
-        if isinstance(body, _VM_REQUESTS):
-            return _ask(vm, body)
-        raise UsageError(f"{type(body).wire_type} cannot be asked of a VM.", code="wire.target")
 
     def _vm(self, name: str) -> Vm:
         if name in self.vms:
@@ -393,11 +369,6 @@ class Supervisor:
         self.loop.close()
         if self._own_context:
             self._context.term()
-
-
-async def _ask(vm: Vm, body: Any) -> Any:
-    waits = isinstance(body, guest.FileRead | guest.FileWrite)
-    return await (vm.awake() if waits else vm.vmm).request(body)
 
 
 def _answer(client: Client, envelope: wire.Envelope, done: Future[Any]) -> None:

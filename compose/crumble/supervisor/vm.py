@@ -26,6 +26,7 @@ from crumble_common import log
 from crumble_common.errors import CrumbleError, GuestError, UsageError
 from crumble_common.messages import vm as messages
 from crumble_common.messages.client import VmCreate, VmInfo
+from crumble_common.messages.debug import DebugAddress, DebugStart
 from crumble_common.messages.fs import FsCaptured
 from crumble_common.messages.image import Image
 from crumble_common.messages.vm import VmEvent
@@ -224,14 +225,14 @@ class Vm:
         self.paused = wanted
         return answer
 
-    async def debug(self, wanted: messages.DebugStart) -> Any:
+    async def debug(self, wanted: DebugStart) -> Any:
         """Lets gdb connect, and says where."""
         listener, address = debug.listen(self.host.instance.path, self.id, wanted.tcp_port)
         with listener:
             vmm = self.awake()
             vmm.give("debug", listener.fileno())
-            await vmm.request(messages.DebugStart(listen_fd="debug"))
-        return messages.DebugAddress(address)
+            await vmm.request(DebugStart(listen_fd="debug"))
+        return DebugAddress(address)
 
     def awake(self) -> ServiceProcess:
         """Its `vmm`, for what the guest must answer; UsageError when it is paused."""

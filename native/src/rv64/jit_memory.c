@@ -166,8 +166,7 @@ void crb_jit_group(crb_translation *t, uint32_t slot) {
     if (!is_access(op->kind) || crb_jit_host[op->rs1] < 0) return;
     const range group = find_group(t, slot);
     if (group.count < 2) return;
-    uint8_t *miss =
-        lookup_range(t, crb_jit_host[op->rs1], group.low, group.high, group.write, RDX);
+    uint8_t *miss = lookup_range(t, crb_jit_host[op->rs1], group.low, group.high, group.write, RDX);
     crb_cold *cold = crb_jit_cold(t, miss, COLD_GROUP, slot);
     memcpy(cold->cached, t->cached, sizeof cold->cached);
     cold->next_cached = t->next_cached;

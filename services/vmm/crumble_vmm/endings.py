@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from crumble_common.errors import GuestError
+from crumble_common.eventloop import EventLoop, Timer
 from crumble_common.messages.vm import VmEvent
 from crumble_vmm.console_log import ConsoleLog
 from crumble_vmm.guest.protocol import INIT_FAILED
 from crumble_vmm.hypervisor.base import Exit, ExitReason
 
+# A kernel that says it panicked is believed when the agent is silent for so long, s.
+_PANIC_LIMIT = 5.0
 # What a vCPU came back for, as VmEvent's code, and as a sentence's beginning.
 _CRASHES = {
     ExitReason.TRIPLE_FAULT: ("guest.triple_fault", "The guest crashed"),
@@ -22,6 +28,37 @@ def panic(name: str, console: ConsoleLog) -> VmEvent:
     """The kernel of VM `name` panicked, in its own words."""
     why = console.panic().rstrip(".") or "it does not say why"
     return VmEvent(name, "panic", f"The guest's kernel panicked: {why}.")
+
+
+def agent_ended() -> GuestError:
+    """The guest is there, and cannot be talked to."""
+    text = "The guest's agent ended."
+    return GuestError(text, code="guest.agent", hint="Start the VM again.")
+
+
+class PanicDoubt:
+    """The console says that the kernel panicked and stays there: it may be text that a program wrote.
+
+    believed: called when nothing has ended the doubt, an answer of the agent's, for _PANIC_LIMIT.
+    """
+
+    def __init__(self, loop: EventLoop, believed: Callable[[], None]) -> None:
+        self._loop = loop
+        self._believed = believed
+        self._timer: Timer | None = None
+
+    def begin(self) -> bool:
+        """False when there is a doubt already."""
+        if self._timer is not None:
+            return False
+        self._timer = self._loop.call_later(_PANIC_LIMIT, self._believed)
+        return True
+
+    def end(self) -> None:
+        """The guest lives."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def ending(name: str, stop: Exit, console: ConsoleLog) -> VmEvent:

@@ -19,6 +19,7 @@ from crumble_common import log
 from crumble_common.errors import InternalError
 from crumble_common.guest_memory import GuestMemory
 from crumble_vmm.chipset.builder import Chipset
+from crumble_vmm.devices.serial import SerialPort
 from crumble_vmm.devices.virtio.local import LocalDevice
 from crumble_vmm.devices.virtio.transport import Transport
 from crumble_vmm.devices.virtio.vhost_user_net import NetworkLink
@@ -82,6 +83,13 @@ class Machine:
             )
             self._threads.append(thread)
             thread.start()
+
+    @property
+    def serial(self) -> SerialPort:
+        """Its serial console; what it is sent and has no room for is lost, as on a real one."""
+        uart = self.chipset.devices["serial"]
+        assert isinstance(uart, SerialPort)
+        return uart
 
     @property
     def link(self) -> NetworkLink:

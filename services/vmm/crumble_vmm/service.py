@@ -21,6 +21,7 @@ from crumble_common import log
 from crumble_common.errors import CrumbleError, GuestError
 from crumble_common.eventloop import Timer
 from crumble_common.memory_base import MemoryBase
+from crumble_common.messages import debug
 from crumble_common.messages import vm as messages
 from crumble_common.messages.service import Ok
 from crumble_common.messages.vm import VmConfig, VmEvent
@@ -36,9 +37,8 @@ from crumble_vmm.builder import build_machine
 from crumble_vmm.config import MachineConfig
 from crumble_vmm.console_log import ConsoleLog
 from crumble_vmm.debug.requests import Debugging
-from crumble_vmm.devices.serial import SerialPort
 from crumble_vmm.devices.virtio.console import Port
-from crumble_vmm.endings import ending, no_agent, panic
+from crumble_vmm.endings import PanicDoubt, agent_ended, ending, no_agent, panic
 from crumble_vmm.guest.protocol import PORT_NAME
 from crumble_vmm.hypervisor.base import Exit
 from crumble_vmm.lockstep import Lockstep
@@ -51,9 +51,6 @@ from crumble_vmm.snapshot.state import VmState, corrupt
 from crumble_vmm.timeline import Timeline
 from crumble_vmm.turns import Turns, digest
 
-# A kernel that says it panicked is believed when the agent is silent for so long, s: it may be text
-# that a program wrote to the console.
-PANIC_LIMIT = 5.0
 # A guest that powers off closes the agent's port a moment before, s.
 _PORT_GRACE = 3.0
 # What a guest may take beyond the grace it was given, to sync and power off, s.
@@ -78,6 +75,7 @@ class VmmService(Service[VmConfig]):
         self.session = AgentSession()
         self.console = ConsoleLog(context.loop, self._console_output)
         self.console.on_stand = self._kernel_stands
+        self._panic = PanicDoubt(context.loop, self._panicked)
         self.agent_port = Port(PORT_NAME, self._from_agent, self._agent_opened)
         self._machine: Machine | None = None
         self._holds: Holds | None = None
@@ -85,7 +83,6 @@ class VmmService(Service[VmConfig]):
         self._turns: Turns | None = None
         self._restored: VmState | None = None
         self._boot_timer: Timer | None = None
-        self._panic_timer: Timer | None = None
         self._ended = False
 
     def open(self, config: VmConfig) -> None:
@@ -175,12 +172,6 @@ class VmmService(Service[VmConfig]):
         assert self._machine is not None
         return self._machine
 
-    def type_at_console(self, data: bytes) -> None:
-        """Bytes for the guest's serial console; what it has no room for is lost, as on a real one."""
-        uart = self.machine.chipset.devices["serial"]
-        assert isinstance(uart, SerialPort)
-        uart.receive(data)
-
     def emit(self, event: Message) -> None:
         """Tells the supervisor. Any thread."""
         self.context.send(event)
@@ -227,7 +218,7 @@ class VmmService(Service[VmConfig]):
                 self._hold(message, reply)
             case messages.NetReconnect() | messages.NetDisconnect():
                 move(message, self.machine, self.session, self.context.take_fd, reply)
-            case messages.DebugStart() | messages.DebugTrace() | messages.DebugCount() if (
+            case debug.DebugStart() | debug.DebugTrace() | debug.DebugCount() if (
                 self._debugging is not None
             ):
                 self._debugging.handle(message, reply)
@@ -293,11 +284,7 @@ class VmmService(Service[VmConfig]):
 
     def _agent_gone(self) -> None:
         if not self._ended:
-            self._agent_failed(
-                GuestError(
-                    "The guest's agent ended.", code="guest.agent", hint="Start the VM again."
-                )
-            )
+            self._agent_failed(agent_ended())
 
     def _from_agent(self, data: bytes) -> None:
         if self._turns is not None and not self._turns.said(data):
@@ -311,7 +298,6 @@ class VmmService(Service[VmConfig]):
         self._pump()
 
     def _agent_failed(self, error: GuestError) -> None:
-        """Without an agent a VM is no use to anyone."""
         for event in self.session.close(error):
             self._agent_event(event)
         self._end(VmEvent(self.config.name, "failed", str(error)))
@@ -340,7 +326,7 @@ class VmmService(Service[VmConfig]):
             case events.AgentReady(phases):
                 self._agent_ready(phases)
             case events.AgentAlive():
-                self._doubt_panic()
+                self._panic.end()
 
     def _printed(self, process: int, stream: int, size: int) -> None:
         if self._turns is not None:
@@ -362,19 +348,11 @@ class VmmService(Service[VmConfig]):
             self.emit(messages.ConsoleOutput(self.config.name, data))
 
     def _kernel_stands(self) -> None:
-        """The console says that the kernel panicked and stays there."""
         if not self.session.ready:
             self._panicked()
-        elif self._panic_timer is None:
-            later = self.context.loop.call_later
-            self._panic_timer = later(PANIC_LIMIT, self._panicked)
+        elif self._panic.begin():
             self.session.ping()
             self._pump()
-
-    def _doubt_panic(self) -> None:
-        if self._panic_timer is not None:
-            self._panic_timer.cancel()
-            self._panic_timer = None
 
     def _panicked(self) -> None:
         self._end(panic(self.config.name, self.console))

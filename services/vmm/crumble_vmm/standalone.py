@@ -169,7 +169,7 @@ class TerminalService(VmmService):
             self.session.input(self._process, data, self._at_end)
             self._pump()
         elif data:
-            self.type_at_console(data)
+            self.machine.serial.receive(data)
         self._listen()
 
     def quit(self, error: CrumbleError | None = None) -> None:

@@ -3,8 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import MappingProxyType
 
 import pytest
 
@@ -12,11 +11,13 @@ from crumble_common.errors import CrumbleError, GuestError, UsageError
 from crumble_common.messages import vm as messages
 from crumble_common.messages.image import ImageList
 from crumble_common.messages.vm import ConsoleOutput, VmConfig, VmEvent
+from crumble_vmm.chipset.builder import Chipset
+from crumble_vmm.chipset.bus import Bus
 from crumble_vmm.chipset.lines import Line, Trigger
 from crumble_vmm.devices.pl011 import Pl011
 from crumble_vmm.devices.serial import SerialPort
 from crumble_vmm.devices.uart8250 import Uart8250
-from crumble_vmm.service import VmmService
+from crumble_vmm.machine import Machine
 from framework.guest_vm import GuestVm
 from framework.tiny_kernel import A0, TinyKernel
 
@@ -238,8 +239,7 @@ def test_memory_that_does_not_hold_the_kernel(config: Make) -> None:
 @pytest.mark.parametrize("kind", [Pl011, Uart8250])
 def test_typing_reaches_the_serial_port_of_any_board(kind: type[SerialPort]) -> None:
     uart = kind("serial", Line("serial", 1, Trigger.LEVEL, lambda _number, _level: None), print)
-    service = VmmService.__new__(VmmService)  # no guest: arm64 has no back end here
-    machine: Any = SimpleNamespace(chipset=SimpleNamespace(devices={"serial": uart}))
-    service._machine = machine
-    service.type_at_console(b"x")
+    machine = Machine.__new__(Machine)  # no guest: arm64 has no back end here
+    machine.chipset = Chipset(MappingProxyType({"serial": uart}), Bus(()))
+    machine.serial.receive(b"x")
     assert uart.mmio_read(0, 1) == ord("x")

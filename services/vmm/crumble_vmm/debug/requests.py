@@ -7,7 +7,13 @@ from collections.abc import Callable
 
 from crumble_common.errors import UsageError
 from crumble_common.eventloop import EventLoop
-from crumble_common.messages.vm import DebugCount, DebugCounted, DebugStart, DebugTrace, DebugTraced
+from crumble_common.messages.debug import (
+    DebugCount,
+    DebugCounted,
+    DebugStart,
+    DebugTrace,
+    DebugTraced,
+)
 from crumble_common.service import Reply
 from crumble_vmm.debug.server import MAX_TRACE, DebugServer, end_trace, start_trace
 from crumble_vmm.debug.target import need_soft
