@@ -76,7 +76,9 @@ def test_dpkg_and_apt_are_content(store: Path, tmp_path: Path, suite: str) -> No
     root = unpack(store, reference, tmp_path / "root")
     script = (
         "dpkg --audit && dpkg --verify && apt-get check -qq && "
-        "echo a b | awk '{print $2}' && su nobody -s /bin/sh -c 'id -un' && readlink /etc/alternatives/pager"
+        "echo a b | awk '{print $2}' && su nobody -s /bin/sh -c 'id -un' && readlink /etc/alternatives/pager && "
+        # The cache of libraries that is there is what the system makes itself, but for who made it.
+        "ldconfig -p > /ours && ldconfig && ldconfig -p | grep -v '^Cache generated' | diff /ours -"
     )
     done = subprocess.run(
         ["chroot", str(root), "/bin/sh", "-c", script], capture_output=True, text=True, check=False

@@ -11,6 +11,7 @@ from crumble_common.layer_index import Inode
 from crumble_ocid.debian.accounts import install_accounts
 from crumble_ocid.debian.alternatives import install_alternatives
 from crumble_ocid.debian.dpkg_database import Installed, write_database
+from crumble_ocid.debian.ld_cache import write_cache
 from crumble_ocid.debian.tree import Tree
 
 _DAY = 86400 * 1_000_000_000
@@ -81,6 +82,7 @@ def finish(tree: Tree, packages: list[Installed], architecture: str, apt_source:
     _finish_etc(tree, apt_source)
     install_accounts(tree, newest // _DAY)
     install_alternatives(tree, [_script(item) for item in packages])
+    write_cache(tree, architecture)
     write_database(tree, packages, architecture)
     _settle(tree.builder.root, newest)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from crumble_common.layer_index import Inode
 from crumble_ocid.layer_builder import LayerBuilder
 from crumble_ocid.tar_reader import Member
 
+_READ = 16 << 10
 _KINDS = {"file": "0", "link": "2", "directory": "5"}
 
 
@@ -43,6 +45,14 @@ class Tree:
             return b""
         self._contents.flush()
         return os.pread(self._contents.fileno(), inode.size, inode.offset)
+
+    def stream(self, path: str) -> IO[bytes]:
+        """A file's bytes, to be read here and there; none when it is not there."""
+        inode = self.find(path)
+        if inode is None or not stat.S_ISREG(inode.mode):
+            return io.BytesIO()
+        self._contents.flush()
+        return io.BufferedReader(_Part(self._contents.fileno(), inode.offset, inode.size), _READ)
 
     def lines(self, path: str) -> Iterator[str]:
         """A text file's lines, without comments and empty ones."""
@@ -88,3 +98,28 @@ class Tree:
         name = path.encode("utf-8", "surrogateescape")
         member = Member(name, _KINDS[kind], mode, 0, gid, size, self._mtime_ns, target, 0, 0)
         self.builder.add(member, [data] if data else [])
+
+
+class _Part(io.RawIOBase):
+    """Bytes `start` to `start + size` of a file, as a file."""
+
+    def __init__(self, fd: int, start: int, size: int) -> None:
+        self._fd, self._start, self._size = fd, start, size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), max(0, self._size - self._at))
+        count = os.preadv(self._fd, [memoryview(buffer)[:wanted]], self._start + self._at)
+        self._at += count
+        return count
