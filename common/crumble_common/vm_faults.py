@@ -24,6 +24,10 @@ _FAULTS: dict[str, tuple[type[CrumbleError], str]] = {
         GuestError,
         "Try a newer host kernel, another --kernel, or --hv soft; report the instruction's bytes.",
     ),
+    "guest.watchdog": (
+        GuestError,
+        "Who feeds /dev/watchdog, or the whole guest, hung: look at what it did, or let it ask for longer.",
+    ),
     "host.kvm": (HostError, f"{_SEE_HOST} Try a newer host kernel, or --hv soft."),
     "host.kvm_entry": (
         HostError,

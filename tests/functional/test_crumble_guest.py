@@ -18,6 +18,8 @@ from framework.command import World, eventually, read_until
 pytestmark = [pytest.mark.guest, pytest.mark.network, pytest.mark.slow]
 
 IMAGE = "deb:trixie"
+# Opens the watchdog, asks for one second (WDIOC_SETTIMEOUT), and feeds it no more.
+HUNGRY = "open(F, '>', '/dev/watchdog'); $t = pack('i', 1); ioctl(F, 0xC0045706, $t); sleep 60"
 
 
 def new_world(where: Path) -> World:
@@ -66,6 +68,11 @@ def test_a_command_runs_in_a_linux_of_its_own(world: World) -> None:
         (["--hv", "kvm", IMAGE, "true"], 125, "kvm"),
         ([IMAGE, "sh", "-c", "echo c > /proc/sysrq-trigger; sleep 60"], 125, "panicked"),
         ([IMAGE, "sh", "-c", "echo o > /proc/sysrq-trigger; sleep 60"], 125, "powered off"),
+        (
+            ["--watchdog", IMAGE, "perl", "-e", HUNGRY],
+            125,
+            "watchdog ended it: nobody fed it for 1 s",
+        ),
         (["--cmdline", "rdinit=/nothing init=/nothing", IMAGE, "true"], 125, ""),
         (["deb:no-such-suite", "true"], 125, "no-such-suite"),
         (["oci:/no/such/layout", "true"], 125, "/no/such/layout"),

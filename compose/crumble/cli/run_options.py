@@ -52,6 +52,8 @@ def run_parser() -> Parser:
     add("--hv", choices=("auto", "soft", "kvm"), default="auto", help="back end (default: auto)")
     add("--transport", choices=("mmio", "pci"), default="mmio",
         help="of its devices (default: mmio)")  # fmt: skip
+    add("--watchdog", action="store_true",
+        help="a /dev/watchdog in the guest, which ends it when nobody feeds it")  # fmt: skip
     add("--cpu-model", choices=CPU_MODELS, default="host", metavar="LEVEL",
         help="on KVM: host (default) or x86-64-v2, -v3, -v4, which others have too")  # fmt: skip
     add(

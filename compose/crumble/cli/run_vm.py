@@ -81,6 +81,7 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
         hypervisor=options.hv,
         cpu_model=options.cpu_model,
         transport=options.transport,
+        watchdog=options.watchdog,
         pull=options.pull,
         dmesg=options.dmesg,
         shares=shares(options.volume),

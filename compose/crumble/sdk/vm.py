@@ -44,6 +44,7 @@ class VM:
     image: as `crumble run` takes it. memory: bytes, or "512m". volumes: {host: guest} or
     ["host:guest[:ro]"]. kernel: a path; the default one otherwise. pull: "missing", "always", "never".
     cpu_model: "host" or, on KVM, a level like "x86-64-v3". transport: of its devices, "mmio" or "pci".
+    watchdog: the guest has one that ends it when nobody feeds it.
     boot_timeout: seconds its kernel and init may take. network: "user" (default), "none" or a network's name.
     publish: ports, ["8080:80"]. allow, deny: what it may talk to, ["host:5432/tcp", "*.debian.org:443"];
     internet: also what no rule speaks of. rate_out, rate_in: bytes a second; rate_flows: new ones a second.
@@ -66,6 +67,7 @@ class VM:
         hypervisor: str = "auto",
         cpu_model: str = "host",
         transport: Literal["mmio", "pci"] = "mmio",
+        watchdog: bool = False,
         pull: str = "missing",
         volumes: Volumes = (),
         hostname: str = "",
@@ -95,6 +97,7 @@ class VM:
             hypervisor=hypervisor,
             cpu_model=cpu_model,
             transport=transport,
+            watchdog=watchdog,
             pull=pull,
             dmesg=dmesg,
             shares=shares(volumes),

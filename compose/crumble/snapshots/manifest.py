@@ -78,6 +78,7 @@ class Manifest:
     architecture: str = "riscv64"
     hypervisor: str = "soft"
     transport: Literal["mmio", "pci"] = "mmio"
+    watchdog: bool = False
     format: int = FORMAT
     crumble: str = ""
 

@@ -41,6 +41,7 @@ def of(vm: Vm, image: Image, kernel: Kernel) -> dict[str, str]:
         "hypervisor": vm.backend.name,
         "cpu_model": request.cpu_model,
         "transport": vm.transport,
+        "watchdog": str(vm.watchdog),
         "kernel": kernel.digest or _file(kernel.image),
         "modules": _digest(" ".join(kernel.modules)),
         "cmdline": request.cmdline,

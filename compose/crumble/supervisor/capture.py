@@ -170,6 +170,7 @@ def about(vm: Vm, kind: str, name: str, key: dict[str, str]) -> Manifest:
         architecture=vm.backend.architecture,
         hypervisor=vm.backend.name,
         transport=vm.transport,
+        watchdog=vm.watchdog,
         shares=[share.target for share in vm.request.shares],
         crumble=__version__,
     )

@@ -98,6 +98,7 @@ def _check_deterministic(request: VmCreate) -> None:
         (request.network != "none", "has no network", "Give --network none."),
         (request.hypervisor == "kvm", "does not run on KVM", "Leave --hv away."),
         (request.transport != "mmio", "has its devices without PCI", "Leave --transport away."),
+        (request.watchdog, "has no watchdog", "Leave --watchdog away."),
         (bool(request.snapshot), "begins with its boot", "Name an image, not a snapshot."),
         (
             bool(request.record and request.replay),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from crumble.supervisor import bootkey, capture, limits, rename
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 ROOT_TAG = "root"
 # What a VM that goes on from a snapshot may take to say so, s.
 _WAKE = 30.0
+_WATCHDOG_MODULES = frozenset(("watchdog", "sunxi_wdt", "wdat_wdt"))
 
 
 async def boot(vm: Vm, on_progress: OnProgress) -> None:
@@ -186,11 +188,12 @@ def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
         kernel=os.path.abspath(kernel.image),  # noqa: PTH100  a link stays a link
         memory=vm.memory,
         cpus=vm.cpus,
-        modules=vm.network.modules(kernel.modules),
+        modules=_modules(vm, kernel),
         cmdline=request.cmdline,
         hypervisor=vm.backend.name,
         cpu_model=request.cpu_model,
         transport=vm.transport,
+        watchdog=vm.watchdog,
         seed=request.seed.encode(),
         recording="replay" if request.replay else "record" if request.record else "",
         made_of={"image": vm.image.digest} if vm.image else {},
@@ -199,6 +202,12 @@ def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
         filesystems=[VirtioFs(ROOT_TAG, "root_fs")],
         network=vm.network.device(),
     )
+
+
+def _modules(vm: Vm, kernel: Kernel) -> list[str]:
+    """Those of the kernel's that this guest needs: loading one takes time."""
+    found = vm.network.modules(kernel.modules)
+    return [path for path in found if vm.watchdog or Path(path).stem not in _WATCHDOG_MODULES]
 
 
 def _no_agent(limit: float) -> GuestError:

@@ -83,7 +83,7 @@ class Vm:
         self.detail = ""
         self.hypervisor = request.hypervisor
         self.backend = backend.SOFT  # until it boots
-        self.transport = request.transport
+        self.transport, self.watchdog = request.transport, request.watchdog
         self.image: Image | None = None
         self.paused = False
         self.origin: Origin | None = None
@@ -119,7 +119,7 @@ class Vm:
         self.lineage = origin.about
         self.cpus, self.memory = origin.about.cpus, origin.about.memory
         self.backend = backend.Backend(origin.about.hypervisor, origin.about.architecture)
-        self.transport = origin.about.transport
+        self.transport, self.watchdog = origin.about.transport, origin.about.watchdog
         self.image = self.image or origin.image()
 
     @property

@@ -21,7 +21,7 @@ _ALIASES = {"x86_64": "amd64", "aarch64": "arm64"}
 _RELEASE = re.compile(r"[0-9][0-9A-Za-z.+~-]{0,120}")
 
 
-# Modules a guest needs before it has its root file system and its network, with the kernel option each
+# Modules a guest needs before it has its root file system and its network, or a watchdog, with the kernel option each
 # belongs to. A stored kernel that was searched for others is fetched again.
 WANTED = {
     "virtio_mmio": "CONFIG_VIRTIO_MMIO",
@@ -30,6 +30,8 @@ WANTED = {
     "virtio_rng": "CONFIG_HW_RANDOM_VIRTIO",
     "virtiofs": "CONFIG_VIRTIO_FS",
     "virtio_net": "CONFIG_VIRTIO_NET",
+    "sunxi_wdt": "CONFIG_SUNXI_WATCHDOG",
+    "wdat_wdt": "CONFIG_WDAT_WDT",
 }
 WANTED_FILE, WANTED_TEXT = "wanted", "\n".join(sorted(WANTED))
 

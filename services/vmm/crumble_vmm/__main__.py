@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cmdline", default="", help="appended to the kernel's command line")
     add("--hv", default="auto", help="back end: auto, soft or kvm")
     add("--transport", choices=("mmio", "pci"), default="mmio", help="of virtio devices")
+    add("--watchdog", action="store_true", help="one that ends the VM when the guest hangs")
     add("--cpu-model", default="host", help="on KVM: host or x86-64-v2, -v3, -v4")
     add("--hostname", default="")
     add("--quiet", action="store_true", help="no kernel messages")

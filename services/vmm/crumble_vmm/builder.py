@@ -33,6 +33,8 @@ def build_machine(config: MachineConfig, ends: Ends, timeline: Timeline) -> Mach
         vm = hypervisor.create_vm(memory.memory, config.cpus, config.cpu_model)
         board = recipe(vm, space, memory)
         board.add_platform(ends)
+        if config.watchdog:
+            board.add_watchdog(ends)
         board.add_virtio(config, ends)
         chipset, ports = board.chipset.build(), Bus(board.ports)
         cpus = [

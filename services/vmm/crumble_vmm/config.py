@@ -87,6 +87,7 @@ class MachineConfig:
     network: Network | None = None
     cpu_model: str = "host"
     transport: str = "mmio"
+    watchdog: bool = False
     seed: bytes = b""
     recording: str = ""
     made_of: dict[str, str] = field(default_factory=dict)
@@ -108,6 +109,7 @@ class MachineConfig:
             hypervisor=message.hypervisor,
             cpu_model=message.cpu_model,
             transport=message.transport,
+            watchdog=message.watchdog,
             seed=message.seed,
             recording=message.recording,
             made_of=message.made_of,
@@ -244,6 +246,7 @@ def _check_seed(config: MachineConfig) -> None:
         (config.network is not None, "has no network"),
         (bool(config.restore), "boots"),
         (config.transport != "mmio", "has virtio over MMIO"),
+        (config.watchdog, "has no watchdog"),
     ):
         if wrong:
             raise UsageError(f"A deterministic VM {what}.", code="vmm.deterministic")

@@ -20,6 +20,7 @@ _CRASHES = {
     ExitReason.EMULATION: ("guest.emulation", "The guest cannot go on"),
     ExitReason.INTERNAL: ("host.kvm", "The guest cannot go on"),
     ExitReason.ENTRY: ("host.kvm_entry", "The guest cannot go on"),
+    ExitReason.WATCHDOG: ("guest.watchdog", "The guest's watchdog ended it"),
     ExitReason.MEMORY: ("host.memory", "The guest cannot go on"),
 }
 

@@ -23,6 +23,7 @@ from crumble_vmm.devices.serial import SerialPort
 from crumble_vmm.devices.virtio.local import LocalDevice
 from crumble_vmm.devices.virtio.transport import Transport
 from crumble_vmm.devices.virtio.vhost_user_net import NetworkLink
+from crumble_vmm.devices.watchdog import Watchdog
 from crumble_vmm.hypervisor.base import Exit, ExitReason, VirtualCPU, VirtualMachine
 
 # A vCPU looks at `cancel` between two blocks of guest code, so it comes back within microseconds,
@@ -73,6 +74,9 @@ class Machine:
         self.on_debug: Callable[[int, Exit], None] = lambda _cpu, _exit: None
         self._parked = 0
         self._time = 0  # of the guest, while it is paused
+        watchdog = chipset.devices.get(Watchdog.name)
+        if isinstance(watchdog, Watchdog):
+            watchdog.on_fire = self._end
 
     def run(self) -> None:
         """Starts devices, then vCPUs."""
@@ -124,6 +128,7 @@ class Machine:
         with self._turn:
             self._only = only
             self.paused = False
+            self._tell_devices()
             self._turn.notify_all()
 
     def hold(self) -> None:
@@ -134,12 +139,18 @@ class Machine:
         """Ends `hold`."""
         with self._turn:
             self._held = False
+            self._tell_devices()
             self._turn.notify_all()
+
+    def _tell_devices(self) -> None:
+        """Whether the guest stands. With `_turn` held."""
+        self.chipset.stand(self.paused or self._held)
 
     def _park(self, *, paused: bool = False, held: bool = False) -> None:
         with self._turn:
             self.paused = self.paused or paused
             self._held = self._held or held
+            self._tell_devices()
             self._cancel_all()
             done = self._wait_parked()
         if not done:
@@ -209,6 +220,7 @@ class Machine:
         """Nothing runs any more when the debugger hears of it."""
         with self._turn:
             self.paused = True
+            self._tell_devices()
             self._cancel_all()
         self._loop.call_soon_threadsafe(lambda: self.on_debug(cpu, stop))
 

@@ -200,6 +200,7 @@ def run(options: argparse.Namespace) -> int:
         hypervisor=options.hv,
         cpu_model=options.cpu_model,
         transport=options.transport,
+        watchdog=options.watchdog,
         hostname=options.hostname,
         dmesg=not options.quiet,
         filesystems=filesystems,

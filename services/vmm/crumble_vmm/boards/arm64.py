@@ -22,6 +22,7 @@ from crumble_vmm.hypervisor.kvm.arm64 import Arm64Machine
 # The machine's map: that of QEMU's "virt" board where both have the device.
 UART_BASE, UART_LINE = 0x0900_0000, 1
 RTC_BASE, RTC_LINE = 0x0901_0000, 2
+WATCHDOG_BASE = 0x0902_0000
 VIRTIO_BASE = 0x0A00_0000
 ECAM_BASE, PCI_WINDOW_BASE, PCI_WINDOW_SIZE = 0x3F00_0000, 0x1000_0000, 0x0100_0000
 RAM_BASE = 0x4000_0000
@@ -40,6 +41,7 @@ class Arm64Board(FdtBoard):
     virtio_properties = (("dma-coherent", None),)
     line_count = arm64.LINES
     base_cmdline = BASE_CMDLINE
+    watchdog_base = WATCHDOG_BASE
     ecam_base, pci_window = ECAM_BASE, (PCI_WINDOW_BASE, PCI_WINDOW_SIZE)
     max_cmdline = 2047
 

@@ -35,6 +35,8 @@ from crumble_vmm.devices.virtio.pci import PciTransport
 from crumble_vmm.devices.virtio.rng import Rng
 from crumble_vmm.devices.virtio.vhost_user_fs import virtio_fs
 from crumble_vmm.devices.virtio.vhost_user_net import VirtioNet
+from crumble_vmm.devices.watchdog import SIZE as WATCHDOG_SIZE
+from crumble_vmm.devices.watchdog import Watchdog
 from crumble_vmm.guest.build import module_path
 from crumble_vmm.guest.protocol import NETWORK_PARAMETER, ROOT_PARAMETER
 from crumble_vmm.hypervisor.address_space import AddressSpace, Region
@@ -104,6 +106,7 @@ class Board(ABC):
     base_cmdline: ClassVar[str]
     # Appended when there is no PCI.
     no_pci_cmdline: ClassVar[str] = ""
+    watchdog_base: ClassVar[int]
     # Where ECAM is, and the window of BARs: (base, size).
     ecam_base: ClassVar[int]
     pci_window: ClassVar[tuple[int, int]]
@@ -135,6 +138,17 @@ class Board(ABC):
     @abstractmethod
     def describe_virtio(self, region: Region, line: Line) -> None:
         """Tells the guest of a virtio-mmio slot, when it boots."""
+
+    def add_watchdog(self, ends: Ends) -> None:
+        """It fires in the loop's thread."""
+        watchdog = Watchdog(ends.loop)
+        region = self.space.add_mmio(watchdog.name, self.watchdog_base, WATCHDOG_SIZE)
+        self.chipset.add(watchdog, [BusMapping(region, watchdog)])
+        self.describe_watchdog(region)
+
+    @abstractmethod
+    def describe_watchdog(self, region: Region) -> None:
+        """Tells the guest of it, when it boots."""
 
     @abstractmethod
     def load(

@@ -59,6 +59,11 @@ class FdtBoard(Board):
         """A node."""
         self._describe("virtio_mmio", "virtio,mmio", region, line, self.virtio_properties)
 
+    def describe_watchdog(self, region: Region) -> None:
+        """A node of what Linux' sunxi_wdt drives (bindings/watchdog/allwinner,sun4i-a10-wdt.yaml)."""
+        place = (region.base, region.size, None)
+        self._nodes.append(DeviceNode("watchdog", "allwinner,sun6i-a31-wdt", *place))
+
     def _describe(
         self,
         name: str,

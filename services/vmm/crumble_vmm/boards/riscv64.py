@@ -19,6 +19,7 @@ from crumble_vmm.hypervisor.address_space import AddressSpace
 # The machine's map: that of QEMU's riscv "virt" board where both have the device.
 RTC_BASE, RTC_LINE = 0x0010_1000, 11
 GENERATION_ID_BASE, GENERATION_ID_LINE = 0x0010_2000, 12
+WATCHDOG_BASE = 0x0010_3000
 PLIC_BASE, PLIC_SIZE, PLIC_SOURCES = 0x0C00_0000, 0x0400_0000, 95
 UART_BASE, UART_LINE = 0x1000_0000, 10
 ECAM_BASE, PCI_WINDOW_BASE, PCI_WINDOW_SIZE = 0x3000_0000, 0x4000_0000, 0x0100_0000
@@ -44,6 +45,7 @@ class Riscv64Board(FdtBoard):
     virtio_base, virtio_slots, virtio_line = 0x1000_1000, 8, 1
     line_count = PLIC_SOURCES
     base_cmdline = BASE_CMDLINE
+    watchdog_base = WATCHDOG_BASE
     ecam_base, pci_window = ECAM_BASE, (PCI_WINDOW_BASE, PCI_WINDOW_SIZE)
     max_cmdline = 1023
 

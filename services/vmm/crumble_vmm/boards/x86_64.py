@@ -42,6 +42,7 @@ ACPI_BASE, MP_TABLE_BASE, ACPI_END = 0xE_0000, 0xF_0000, 0x10_0000
 # RAM below 4 GiB ends here at the latest; devices follow.
 HOLE_START, HOLE_END = 0xC000_0000, 1 << 32
 VIRTIO_BASE = 0xD000_0000
+WATCHDOG_BASE = 0xD00F_0000
 PCI_WINDOW_BASE, PCI_WINDOW_SIZE = 0xD100_0000, 0x0100_0000
 ECAM_BASE = 0xE000_0000
 APIC_SIZE = 0x1000
@@ -63,12 +64,14 @@ class X8664Board(Board):
     line_count = PINS - 1
     base_cmdline = BASE_CMDLINE
     no_pci_cmdline = "pci=off"  # looking for it takes exits
+    watchdog_base = WATCHDOG_BASE
     ecam_base, pci_window = ECAM_BASE, (PCI_WINDOW_BASE, PCI_WINDOW_SIZE)
     max_cmdline = 2047
 
     def __init__(self, vm: VirtualMachine, space: AddressSpace, memory: GuestMemory) -> None:
         super().__init__(vm, space, memory)
         self._devices: list[AcpiDevice] = []
+        self._watchdog: int | None = None
 
     @classmethod
     def regions(cls, size: int) -> list[RamRegion]:
@@ -109,6 +112,10 @@ class X8664Board(Board):
         crs = (aml.memory(region.base, region.size), aml.interrupt(line.number, edge=True))
         self._devices.append(AcpiDevice(f"VR{number:02}", "LNRO0005", number, crs))
 
+    def describe_watchdog(self, region: Region) -> None:
+        """A WDAT, for Linux' wdat_wdt."""
+        self._watchdog = region.base
+
     def load(
         self, config: MachineConfig, ends: Ends, cpus: Sequence[VirtualCPU], timeline: Timeline
     ) -> None:
@@ -143,6 +150,7 @@ class X8664Board(Board):
             reset=(POWER_PORT + power_ports.RESET, power_ports.RESET_VALUE),
             devices=self._devices,
             pci=self._acpi_pci(),
+            watchdog=self._watchdog,
         )
 
     def _acpi_pci(self) -> AcpiPci | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crumble_vmm.boot import aml
+from crumble_vmm.boot.wdat import wdat
 
 # Length, revision and checksum come between the two.
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")
@@ -73,7 +74,7 @@ class AcpiPci:
 
 @dataclass(frozen=True, slots=True)
 class AcpiBoard:
-    """What the tables say. Ports: each one byte. reset: (port, value)."""
+    """What the tables say. Ports: each one byte. reset: (port, value). watchdog: where its registers are."""
 
     cpus: int
     ioapic: int
@@ -82,6 +83,7 @@ class AcpiBoard:
     reset: tuple[int, int]
     devices: Sequence[AcpiDevice]
     pci: AcpiPci | None = None
+    watchdog: int | None = None
 
     def tables(self, address: int) -> bytes:
         """All tables, the RSDP first, for guest-physical `address`, a multiple of 16."""
@@ -92,6 +94,8 @@ class AcpiBoard:
         listed = [fadt, madt]
         if self.pci is not None:
             listed.append(_append(blob, _table(b"MCFG", 1, self.pci.mcfg())))
+        if self.watchdog is not None:
+            listed.append(_append(blob, _table(b"WDAT", 1, wdat(self.watchdog))))
         pointers = b"".join(struct.pack("<Q", address + at) for at in listed)
         xsdt = _append(blob, _table(b"XSDT", 1, pointers))
         blob[:36] = _rsdp(address + xsdt)

@@ -17,13 +17,13 @@ _PCI_INTA, _PCI_PIN_MASK = 1, 7
 
 @dataclass(frozen=True, slots=True)
 class DeviceNode:
-    """A device with registers and one interrupt. properties: beyond those every device has."""
+    """A device with registers and one interrupt, or none. properties: beyond those every device has."""
 
     name: str
     compatible: str | list[str]
     base: int
     size: int
-    interrupt: int
+    interrupt: int | None
     properties: tuple[tuple[str, Value], ...] = ()
     edge: bool = False
 
@@ -84,8 +84,9 @@ class BoardTree(ABC):
     def _device(self, soc: Node, device: DeviceNode) -> None:
         node = soc.add(f"{device.name}@{device.base:x}")
         node.set("compatible", device.compatible).set("reg", cells(device.base, device.size))
-        node.set("interrupt-parent", CONTROLLER_PHANDLE)
-        node.set("interrupts", self.interrupt(device.interrupt, edge=device.edge))
+        if device.interrupt is not None:
+            node.set("interrupt-parent", CONTROLLER_PHANDLE)
+            node.set("interrupts", self.interrupt(device.interrupt, edge=device.edge))
         for name, value in device.properties:
             node.set(name, value)
 

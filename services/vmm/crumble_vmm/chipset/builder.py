@@ -44,6 +44,12 @@ class Device:
     def go_on(self) -> None:
         """Ends `halt`."""
 
+    def pause(self) -> None:
+        """The guest stands, for as long as someone wants: its time does. Any thread, also again."""
+
+    def resume(self) -> None:
+        """Ends `pause`. Any thread, also again."""
+
     def start(self) -> None:
         """The machine is about to run: threads, timers and sockets may begin."""
 
@@ -84,6 +90,11 @@ class Chipset:
             for device in reversed(started):
                 device.stop()
             raise
+
+    def stand(self, still: bool) -> None:
+        """The guest stands, or does not."""
+        for device in self.devices.values():
+            device.pause() if still else device.resume()
 
     def stop(self) -> None:
         """Stops every device, the last one first."""

@@ -47,6 +47,8 @@ class ExitReason(enum.Enum):
     """The CPU refuses the guest's state."""
     MEMORY = "memory"
     """The host has lost the memory behind the guest's."""
+    WATCHDOG = "watchdog"
+    """The guest did not feed its watchdog."""
     FAILED = "failed"
     """We did: an error of ours while an access was served."""
 

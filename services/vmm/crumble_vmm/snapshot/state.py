@@ -113,6 +113,16 @@ class RtcState:
 
 
 @dataclass(frozen=True)
+class WatchdogState:
+    """The registers of the watchdog; left: ms until it would fire."""
+
+    config: int
+    mode: int
+    count: int
+    left: int
+
+
+@dataclass(frozen=True)
 class Pl011State:
     """The registers of the PL011, and input the guest has not read. plain: those that only hold."""
 
