@@ -19,7 +19,8 @@ from typing import Any, Self
 
 import pytest
 
-from crumble_native.memory import Memory
+from crumble_native.memory import STATE_HEADER_SIZE, Memory
+from crumble_vmm.boards.riscv64 import SOFT_HART
 from crumble_vmm.boot.kernel_x86 import page_tables
 from crumble_vmm.hypervisor.base import Exit, ExitReason, GuestEnds, VirtualCPU, VirtualMachine
 from crumble_vmm.hypervisor.kvm.x86 import GDT
@@ -27,6 +28,8 @@ from crumble_vmm.hypervisor.soft import SoftHypervisor
 from framework.quest_guests import CODE, END, RESULTS, Arm64Guest, Guest, RiscvGuest, X86Guest
 
 RAM_SIZE = 8 << 20
+# CRB_PAGE_DIRTY
+PAGE_DIRTY = 0x10
 # Within so long anything happens that is to happen at all, s.
 SOON = 20.0
 DONE = Exit(ExitReason.POWER_OFF, "end")
@@ -80,7 +83,8 @@ class Quest:
         self.ports: list[Access] = []
         self.answers: dict[int, int] = {}
         self.mapping = mmap.mmap(-1, RAM_SIZE)
-        self.memory = Memory()
+        self._state = mmap.mmap(-1, STATE_HEADER_SIZE + (RAM_SIZE >> 12))
+        self.memory = Memory(self._state)
         self.memory.add(backend.ram, self.mapping)
         self.vm = backend.create(self.memory, cpus)
         self.cpus = [
@@ -130,6 +134,37 @@ class Quest:
             return stop
         finally:
             timer.cancel()
+
+    @property
+    def frequency(self) -> int:
+        """Of the clock that guests read, Hz."""
+        if self.backend.guest is X86Guest:
+            return int(self.cpu.vcpu.tsc_khz) * 1000  # type: ignore[attr-defined]
+        if self.backend.guest is Arm64Guest:
+            guest = self.guest()
+            assert isinstance(guest, Arm64Guest)
+            assert self.run(guest.frequency(self.results).end()) == DONE
+            return self.value()
+        return int(getattr(self.vm, "hart", SOFT_HART).timebase)
+
+    def log_dirty(self) -> None:
+        """From now on it is known which pages the guest writes."""
+        if self.backend is SOFT:
+            self.written()
+        else:
+            self.vm._vm.set_memory(self.memory, log_dirty=True)  # type: ignore[attr-defined]
+
+    def written(self) -> set[int]:
+        """Addresses of the pages that were since the last call."""
+        if self.backend is SOFT:
+            states = self._state[STATE_HEADER_SIZE:]
+            found = [number for number, state in enumerate(states) if state & PAGE_DIRTY]
+            self.memory.freeze()
+            self.memory.release()
+            self.vm.settle()
+        else:
+            found = pages(self.vm._vm.dirty_log(0))  # type: ignore[attr-defined]
+        return {self.backend.ram + (number << 12) for number in found}
 
     def value(self, index: int = 0) -> int:
         """The 64-bit result `index`."""

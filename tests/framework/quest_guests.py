@@ -64,7 +64,19 @@ class Guest(ABC):
 
     @abstractmethod
     def start_second(self, flag: int) -> Guest:
-        """Starts the second CPU, which stores 1 at `flag` and rests."""
+        """Starts the second CPU, which stores 1 at `flag` and rests; when it is interrupted it stores 2."""
+
+    @abstractmethod
+    def interrupt_second(self) -> Guest:
+        """Sends the second CPU an interrupt."""
+
+    @abstractmethod
+    def clock(self, to: int) -> Guest:
+        """Puts the clock's 64 bits at `to`."""
+
+    @abstractmethod
+    def sleep(self, ns: int, frequency: int) -> Guest:
+        """Sets the CPU's timer, and waits until its interrupt is pending. frequency: of the clock, Hz."""
 
 
 class RiscvGuest(Guest):
@@ -103,29 +115,56 @@ class RiscvGuest(Guest):
         return self.poll(claim, 0xFFFF_FFFF, line).write(claim, 4, line)
 
     def wait(self) -> RiscvGuest:
-        """Rests until there is an external interrupt: csrw sie, t0; wfi."""
-        self.code += rv.constant(5, 1 << 9)
+        """Rests until there is an external interrupt."""
+        return self._wait(1 << 9)
+
+    def _wait(self, kinds: int) -> RiscvGuest:
+        """csrw sie, t0; wfi."""
+        self.code += rv.constant(5, kinds)
         self.code += (0x1042_9073).to_bytes(4, "little") + (0x1050_0073).to_bytes(4, "little")
         return self
 
+    def _wait_pending(self, kind: int) -> RiscvGuest:
+        """Until the interrupt is in sip, whatever else woke it: csrr t1, sip; and; beq."""
+        self._wait(kind)
+        loop = (0x1440_2373).to_bytes(4, "little") + rv.op("and", 6, 6, 5)
+        self.code += loop + _or(rv.branch("eq", 6, 0), rv.branch_distance(-len(loop)))
+        return self
+
+    def _call(self, extension: int, *arguments: int) -> Guest:
+        """SBI's function 0."""
+        for register, value in ((17, extension), (16, 0), *enumerate(arguments, 10)):
+            self.code += rv.constant(register, value)
+        return self.raw(rv.ECALL)
+
+    def interrupt_second(self) -> Guest:
+        return self._call(0x73_5049, 1, 1)  # sbi_send_ipi: a mask, from hart 1 on
+
+    def clock(self, to: int) -> Guest:
+        self.code += (0xC010_2373).to_bytes(4, "little") + rv.constant(5, to)  # rdtime t1
+        return self.raw(rv.store("i64", 6, 5, 0))
+
+    def sleep(self, ns: int, frequency: int) -> Guest:
+        self.code += (0xC010_2573).to_bytes(4, "little")  # rdtime a0
+        self.code += rv.constant(5, ns * frequency // 10**9) + rv.op("add", 10, 10, 5)
+        self.code += rv.constant(17, 0x5449_4D45) + rv.constant(16, 0)  # sbi_set_timer
+        return self.raw(rv.ECALL)._wait_pending(1 << 5)
+
     def start_second(self, flag: int) -> Guest:
-        # SBI HSM: sbi_hart_start(hart, address, opaque)
         hart, resume = RiscvGuest(self.base), self.base + SECOND
-        hart.write(flag, 4, 1).count(self.base + RESULTS + 0x800)
+        hart.write(flag, 4, 1)
+        hart._wait_pending(1 << 1).write(flag, 4, 2).count(self.base + RESULTS + 0x800)
         for at in range(0, len(hart.code), 4):
             (word,) = memoryview(bytes(hart.code[at : at + 4])).cast("I")
             self.write(resume + at, 4, word)
-        values = {17: 0x48534D, 16: 0, 10: 1, 11: resume, 12: 0}
-        for register, value in values.items():
-            self.code += rv.constant(register, value)
-        return self.raw(rv.ECALL)
+        return self._call(0x48_534D, 1, resume, 0)  # sbi_hart_start: hart, address, opaque
 
 
 class X86Guest(Guest):
     """64-bit mode. rax, rcx and rdx are in use."""
 
     IOAPIC, LAPIC = 0xFEC0_0000, 0xFEE0_0000
-    FIRST_VECTOR = 0x40
+    FIRST_VECTOR, TIMER, NMI = 0x40, 0x70, 2
 
     def write(self, address: int, size: int, value: int) -> Guest:
         self.code += x86.mov_constant(x86.RAX, address) + x86.mov_constant(x86.RCX, value)
@@ -168,13 +207,38 @@ class X86Guest(Guest):
         return self.poll(self.LAPIC + 0x200 + vector // 32 * 0x10, bit, bit)
 
     def start_second(self, flag: int) -> Guest:
-        # Real mode at SECOND: mov byte [flag], 1; again: hlt; jmp again
+        # Real mode at SECOND: mov byte [flag], 1; again: hlt; jmp again. Its NMI: mov byte [flag], 2; iret
         assert flag < 1 << 16
-        self.write(SECOND, 8, int.from_bytes(b"\xc6\x06" + flag.to_bytes(2, "little") + b"\x01\xf4\xeb\xfd", "little"))  # fmt: skip
+        set_flag = b"\xc6\x06" + flag.to_bytes(2, "little")
+        for at, code in (
+            (SECOND, set_flag + b"\x01\xf4\xeb\xfd"),
+            (SECOND + 0x20, set_flag + b"\x02\xcf\x90\x90"),
+            (4 * self.NMI, (SECOND + 0x20).to_bytes(4, "little") + bytes(4)),
+        ):
+            self.write(at, 8, int.from_bytes(code, "little"))
         self.write(self.LAPIC + 0xF0, 4, 0x1FF)
-        for command in (0x4500, 0x4600 | SECOND >> 12):  # INIT, SIPI
-            self.write(self.LAPIC + 0x310, 4, 1 << 24).write(self.LAPIC + 0x300, 4, command)
+        return self._to_second(0x4500)._to_second(0x4600 | SECOND >> 12)  # INIT, SIPI
+
+    def _to_second(self, command: int) -> X86Guest:
+        """By the interrupt command register."""
+        self.write(self.LAPIC + 0x310, 4, 1 << 24).write(self.LAPIC + 0x300, 4, command)
         return self
+
+    def interrupt_second(self) -> Guest:
+        """An NMI: in real mode it cannot reach its LAPIC, which takes no other until it is enabled."""
+        return self._to_second(0x4400)
+
+    def clock(self, to: int) -> Guest:
+        """rdtsc; shl rdx, 32; or rax, rdx"""
+        self.code += b"\x0f\x31\x48\xc1\xe2\x20\x48\x09\xd0" + x86.mov(x86.RCX, x86.RAX)
+        return self.raw(x86.mov_constant(x86.RAX, to) + x86.store(8, x86.RCX, x86.RAX, 0))
+
+    def sleep(self, ns: int, frequency: int) -> Guest:
+        """One shot of the LAPIC's timer."""
+        for register, value in ((0xF0, 0x1FF), (0x3E0, 0xB), (0x320, self.TIMER), (0x380, ns)):
+            self.write(self.LAPIC + register, 4, value)
+        bit = 1 << self.TIMER % 32
+        return self.poll(self.LAPIC + 0x200 + self.TIMER // 32 * 0x10, bit, bit)
 
     def rest_with_handler(self, line: int, address: int, *, level: bool) -> Guest:
         """Rests with interrupts on; each of `line` stores 1 at `address` and ends itself."""
@@ -198,7 +262,7 @@ class X86Guest(Guest):
 class Arm64Guest(Guest):
     """EL1 without paging. x5 to x7 and x28 are in use."""
 
-    DISTRIBUTOR, FIRST = 0x0800_0000, 32
+    DISTRIBUTOR, REDISTRIBUTORS, FIRST, SGI = 0x0800_0000, 0x080A_0000, 32, 5
     CPU_ON = 0xC400_0003
     HVC = (0xD400_0002).to_bytes(4, "little")
 
@@ -242,12 +306,37 @@ class Arm64Guest(Guest):
 
     def start_second(self, flag: int) -> Guest:
         other, entry = Arm64Guest(self.base), self.base + SECOND
-        other.write(flag, 4, 1).count(self.base + RESULTS + 0x800)
+        pending = self.REDISTRIBUTORS + 0x2_0000 + 0x1_0200  # the second's GICR_ISPENDR0
+        other.write(flag, 4, 1).poll(pending, 1 << self.SGI, 1 << self.SGI)
+        other.write(flag, 4, 2).count(self.base + RESULTS + 0x800)
         for at in range(0, len(other.code), 4):
             self.write(entry + at, 4, int.from_bytes(other.code[at : at + 4], "little"))
         for register, value in enumerate((self.CPU_ON, 1, entry, 0)):
             self.code += a64.constant(register, value)
         return self.raw(self.HVC)
+
+    def interrupt_second(self) -> Guest:
+        """Of a GICv3: msr icc_sgi1r_el1, x6."""
+        self.code += a64.constant(6, self.SGI << 24 | 1 << 1)
+        return self.raw((0xD518_CBA6).to_bytes(4, "little"))
+
+    def frequency(self, to: int) -> Guest:
+        """Puts the clock's at `to`: mrs x6, cntfrq_el0."""
+        self.code += (0xD53B_E006).to_bytes(4, "little") + a64.constant(5, to)
+        return self.raw(a64.store("i64", 6, 5, 0))
+
+    def clock(self, to: int) -> Guest:
+        """isb; mrs x6, cntvct_el0."""
+        self.code += (0xD503_3FDF).to_bytes(4, "little") + (0xD53B_E046).to_bytes(4, "little")
+        return self.raw(a64.constant(5, to) + a64.store("i64", 6, 5, 0))
+
+    def sleep(self, ns: int, frequency: int) -> Guest:
+        """The virtual timer: msr cntv_tval_el0, x5; msr cntv_ctl_el0, x6; until its ISTATUS: mrs x7, cntv_ctl_el0."""
+        self.code += a64.constant(5, ns * frequency // 10**9) + a64.constant(6, 1)
+        self.code += (0xD51B_E305).to_bytes(4, "little") + (0xD51B_E326).to_bytes(4, "little")
+        self.code += a64.constant(28, 4)
+        loop = (0xD53B_E327).to_bytes(4, "little") + a64.op("and", 7, 7, 28) + a64.compare(7, 28)
+        return self.raw(loop + _or(a64.branch_if("ne"), a64.branch_distance(-len(loop))))
 
 
 def _signed(value: int) -> int:

@@ -11,6 +11,8 @@ from crumble_vmm.hypervisor.base import ExitReason
 from framework.quest import BACKENDS, DONE, SOON, Access, Backend, Quest
 from framework.quest_guests import MMIO, RiscvGuest
 
+# Between two clocks of a host.
+DRIFT = 0.01
 VALUE = 0x8877_6655_4433_2211
 STATUS, ACKNOWLEDGE, NOTIFY = MMIO + 0x60, MMIO + 0x64, MMIO + 0x50
 # x86: the TSC. arm64: the virtual and the physical counter.
@@ -219,6 +221,51 @@ def test_a_second_cpu_starts(make: Make) -> None:
         quest.cpus[1].cancel()
         other.join(SOON)
     assert not other.is_alive()
+
+
+def test_a_cpu_interrupts_another(make: Make) -> None:
+    quest = make(2)
+    if getattr(quest.vm, "gic_version", 3) != 3:
+        pytest.skip("the tiny guests know a GICv3 only")
+    flag = quest.backend.ram + 0x5000
+    other = threading.Thread(target=quest.cpus[1].run)
+    other.start()
+    try:
+        guest = quest.guest().start_second(flag).poll(flag, 0xFF, 1)
+        assert quest.run(guest.interrupt_second().poll(flag, 0xFF, 2).end()) == DONE
+    finally:
+        quest.cpus[1].cancel()
+        other.join(SOON)
+    assert not other.is_alive()
+
+
+@pytest.mark.parametrize("ns", [1_000_000, 50_000_000])
+def test_a_timer_is_never_early(quest: Quest, ns: int) -> None:
+    """By the guest's clock, which is no faster than the host's: a host that is busy changes neither."""
+    frequency = quest.frequency
+    guest = quest.guest().clock(quest.results).sleep(ns, frequency).clock(quest.results + 8)
+    quest.load(guest.end())
+    start = time.monotonic_ns()
+    assert quest.go_on() == DONE
+    outside = time.monotonic_ns() - start
+    inside = (quest.value(1) - quest.value()) * 10**9 // frequency
+    assert ns * (1 - DRIFT) <= inside <= outside * (1 + DRIFT)
+
+
+def test_pages_that_are_written_are_told_once(quest: Quest) -> None:
+    first, last = quest.results, quest.results + 0x6000
+    quest.log_dirty()
+    # The second store is on two pages.
+    guest = quest.guest().write(first, 8, VALUE).write(first + 0x2FFC, 8, VALUE).write(last, 1, 1)
+    quest.load(guest.end())
+    quest.written()  # by us
+    assert quest.go_on() == DONE
+    expected = {first + 0x1000 * page for page in (0, 2, 3, 6)}
+    assert {page for page in quest.written() if page >= first} == expected
+    assert {page for page in quest.written() if page >= first} == set()
+    quest.load(quest.guest().read(first, 8, last + 8).end())  # a page that is read is not written
+    assert quest.go_on() == DONE
+    assert {page for page in quest.written() if page >= first} == {last}
 
 
 def test_a_guest_that_cannot_go_on(quest: Quest) -> None:

@@ -1,4 +1,4 @@
-"""What only KVM has: ports, dirty logging, the ways in which it refuses."""
+"""What only KVM has: ports, the ways in which it refuses."""
 
 import gc
 import threading
@@ -9,7 +9,7 @@ import pytest
 
 from crumble_native import kvm
 from crumble_vmm.hypervisor.base import ExitReason
-from framework.quest import DONE, KVM, RAM_SIZE, Access, Quest, pages
+from framework.quest import DONE, KVM, Access, Quest
 from framework.quest_guests import CODE, MMIO, RESULTS, X86Guest
 
 
@@ -70,17 +70,6 @@ def test_an_instruction_that_is_not_emulated_is_named(quest: Quest) -> None:
     stop = quest.run(quest.guest().raw(code).end())
     assert stop.reason is ExitReason.EMULATION
     assert f"({code.hex(' ')}" in stop.detail and f"at {CODE:#x}" in stop.detail
-
-
-def test_dirty_pages_are_told_once(quest: Quest) -> None:
-    vm = quest.vm._vm  # type: ignore[attr-defined]
-    vm.set_memory(quest.memory, log_dirty=True)
-    quest.load(quest.guest().write(RESULTS, 8, 1).write(RESULTS + 0x3000, 1, 1).end())
-    assert quest.go_on() == DONE
-    dirty = pages(vm.dirty_log(0))
-    assert {RESULTS >> 12, (RESULTS >> 12) + 3} <= set(dirty)
-    assert max(dirty) < RAM_SIZE >> 12
-    assert vm.dirty_log(0).count(0) == len(vm.dirty_log(0))
 
 
 def test_no_group_takes_what_is_not_its_size(quest: Quest) -> None:
