@@ -42,6 +42,11 @@ level() {
     run --cpu-model x86-64-v2 oci:/image true 2>&1
     return 0
 }
+# wdat_wdt, by ACPI's table.
+watchdog() {
+    run --watchdog oci:/image watchdog -F -T 1 -t 100 /dev/watchdog 2>&1
+    return 0
+}
 # A kernel that is told to restart by a triple fault.
 triple() {
     run --cmdline reboot=t oci:/image sh -c 'echo b > /proc/sysrq-trigger; sleep 100' 2>&1
@@ -61,6 +66,11 @@ noacpi() {
     timeout 200 python3 -m crumble_vmm --hv kvm --cpus 2 --memory 256M --kernel /vmlinux \
         --cmdline 'acpi=off ignore_loglevel' 2>&1
     return 0
+}
+# What a kernel with two CPUs says of registers that firmware sets.
+mtrrs() {
+    run --no-snapshot -c 2 --dmesg oci:/image true >/tmp/mtrrs 2>&1 && grep -q 'Brought up 1 node, 2 CPUs' /tmp/mtrrs || return
+    ! grep -i inconsistent /tmp/mtrrs
 }
 # Without a file system there is nothing to run, which the agent says. pci: by MSI-X.
 elf() {
@@ -121,6 +131,8 @@ check files 2097152 run oci:/image sh -c 'dd if=/dev/zero of=/tmp/x bs=64k count
 check status 3 status
 check booted $machine crumble run --no-snapshot --hv kvm -m 256m --boot-timeout 200 oci:/image uname -m
 if [ $machine = x86_64 ]; then
+    check mtrrs '' mtrrs
+    check watchdog "*watchdog ended it: nobody fed it for 1 s*" watchdog
     check level "*is not x86-64-v2: it lacks cx16*" level
     check lost "*the host's memory behind the guest's is gone*" lost
     [ -e /vmlinux ] && check noacpi '*smp: Brought up 1 node, 2 CPUs*' noacpi

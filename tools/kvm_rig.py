@@ -53,7 +53,7 @@ PACKAGES = (
     "markdown_it", "mdurl", "pysequoia",
 )  # fmt: skip
 # What guests have of busybox.
-SHELL = "sh echo cat uname ls nproc dd md5sum sleep mv grep true wc".split()
+SHELL = "sh echo cat uname ls nproc dd md5sum sleep mv grep true wc watchdog".split()
 # Of the standard library, what no service imports.
 UNWANTED = re.compile(
     r"/(test|tests|idlelib|lib2to3|ensurepip|tkinter|turtledemo|pydoc_data|site-packages|__pycache__"

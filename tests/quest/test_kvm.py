@@ -10,7 +10,7 @@ import pytest
 from crumble_native import kvm
 from crumble_vmm.hypervisor.base import ExitReason
 from framework.quest import DONE, KVM, Access, Quest
-from framework.quest_guests import CODE, MMIO, RESULTS, X86Guest
+from framework.quest_guests import CODE, END, MMIO, RESULTS, X86Guest
 
 
 @pytest.fixture
@@ -70,6 +70,23 @@ def test_an_instruction_that_is_not_emulated_is_named(quest: Quest) -> None:
     stop = quest.run(quest.guest().raw(code).end())
     assert stop.reason is ExitReason.EMULATION
     assert f"({code.hex(' ')}" in stop.detail and f"at {CODE:#x}" in stop.detail
+
+
+def test_a_kernel_is_entered_by_pvh(quest: Quest) -> None:
+    # 32-bit code: mov [RESULTS], ebx; mov eax, cr0; mov [RESULTS + 8], eax; mov dword [END], 1
+    code = b"\x89\x1d" + RESULTS.to_bytes(4, "little") + b"\x0f\x20\xc0\xa3"
+    code += (RESULTS + 8).to_bytes(4, "little") + b"\xc7\x05" + END.to_bytes(4, "little")
+    quest.memory.write(CODE, code + b"\1\0\0\0")
+    quest.cpu.set_entry(CODE, (0x7000,))
+    assert quest.go_on() == DONE
+    assert quest.value() == 0x7000
+    assert quest.value(1) & 0x8000_0001 == 1  # protected, not paged
+
+
+def test_firmwares_registers_are_the_same_in_each_cpu() -> None:
+    with Quest(KVM, cpus=2) as made:
+        first, second = (cpu.vcpu.get_msrs([0x2FF]) for cpu in made.cpus)  # type: ignore[attr-defined]
+        assert first == second == {0x2FF: 0x806}  # on, write-back
 
 
 def test_no_group_takes_what_is_not_its_size(quest: Quest) -> None:

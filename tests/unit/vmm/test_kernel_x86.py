@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from crumble_common.errors import UsageError
 from crumble_native.memory import Memory
+from crumble_vmm.boot import pvh
 from crumble_vmm.boot.kernel_x86 import BootParams, load_kernel, page_tables, seed_data
 from crumble_vmm.boot.ram import Ram
 
@@ -117,9 +118,23 @@ def test_any_header_is_taken_or_refused(
     assert MIB <= loaded.entry < loaded.end <= memory.end
 
 
+def note(name: bytes, kind: int, data: bytes) -> bytes:
+    """An ELF note, padded."""
+    padded = [part + bytes(-len(part) % 4) for part in (name, data)]
+    return struct.pack("<III", len(name), len(data), kind) + b"".join(padded)
+
+
+def pvh_note(entry: int) -> bytes:
+    return note(b"Xen\0", 18, struct.pack("<Q", entry))
+
+
+NOTES = note(b"GNU\0", 3, b"build id") + note(b"Xen\0", 6, b"linux\0") + pvh_note(16 * MIB + 0x30)
+
+
 def elf(
     segments: list[tuple[int, bytes, int]] | None = None,
     *,
+    notes: bytes | None = None,
     entry: int = 16 * MIB + 8,
     kind: int = 2,
     machine: int = 62,
@@ -128,15 +143,19 @@ def elf(
     """segments: (physical address, content, size in memory)."""
     if segments is None:
         segments = [(16 * MIB, BODY, len(BODY)), (17 * MIB, b"data", MIB)]
-    offset = 64 + 56 * len(segments)
+    offset = 64 + 56 * (len(segments) + (notes is not None))
     headers, body = b"", b""
     for address, content, size in segments:
         at = offset + len(body)
         headers += struct.pack("<IIQQQQQQ", 1, 5, at, 0, address, len(content), size, 4096)
         body += content
+    if notes is not None:
+        at = offset + len(body)
+        headers += struct.pack("<IIQQQQQQ", 4, 4, at, 0, 0, len(notes), len(notes), 4)
+        body += notes
     head = struct.pack(
         "<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", kind, machine, 1, entry, 64, 0, 0, 64, 56,
-        len(segments) if count is None else count, 0, 0, 0,
+        len(headers) // 56 if count is None else count, 0, 0, 0,
     )  # fmt: skip
     return head + headers + body
 
@@ -149,6 +168,38 @@ def test_a_vmlinux_is_put_where_its_segments_say(tmp_path: Path) -> None:
     assert memory.memory.read(16 * MIB, len(BODY)) == BODY
     assert memory.memory.read(17 * MIB, 5) == b"data\0"
     assert kernel.header[0x202 - 0x1F1 :][:4] == b"HdrS"
+
+
+def test_a_vmlinux_says_where_pvh_enters_it(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(elf(notes=NOTES))
+    kernel = load_kernel(path, ram())
+    assert (kernel.pvh, kernel.entry) == (True, 16 * MIB + 0x30)
+    for notes in (b"", NOTES[:40], note(b"XenX", 18, bytes(8)), b"\xff" * 12):
+        path.write_bytes(elf(notes=notes))
+        assert not load_kernel(path, ram()).pvh
+
+
+@given(st.binary(max_size=200))
+def test_any_notes_name_an_entry_or_not(notes: bytes) -> None:
+    """Whatever follows and precedes it, a note for PVH is found or refused as a ValueError."""
+    try:
+        entry = pvh.entry_of(notes)
+    except ValueError:
+        return
+    assert entry is None or 0 <= entry < 1 << 64
+
+
+def test_what_pvh_tells_a_kernel() -> None:
+    e820 = [(0, 0x9FC00, 1), (0xE_0000, 0x2_0000, 2), (MIB, 31 * MIB, 1)]
+    blob = pvh.StartInfo(0x2_0000, (18 * MIB, 19 * MIB), 0xE_0000, e820).encode(0x7000)
+    magic, version, flags, modules, *places, entries = struct.unpack_from("<IIIIQQQQI", blob)
+    assert (magic, version, flags, modules, entries) == (0x336E_C578, 1, 0, 1, 3)
+    module, cmdline, rsdp, memory = places
+    assert (cmdline, rsdp) == (0x2_0000, 0xE_0000)
+    assert struct.unpack_from("<QQQQ", blob, module - 0x7000) == (18 * MIB, MIB, 0, 0)
+    found = struct.iter_unpack("<QQII", blob[memory - 0x7000 :])
+    assert [entry[:3] for entry in found] == e820
 
 
 @pytest.mark.parametrize(
@@ -165,6 +216,14 @@ def test_a_vmlinux_is_put_where_its_segments_say(tmp_path: Path) -> None:
         (elf([(0x1000, b"x", 1)], entry=0x1000), "a segment of it is for 0x1000"),
         (elf([(16 * MIB, b"xy", 1)], entry=16 * MIB), "a segment of it is for"),
         (elf([]), "0 segments"),
+        (elf([(16 * MIB, BODY, MIB), (16 * MIB + 4096, b"x", 1)]), "segments overlap at 0x1001000"),
+        (elf([(17 * MIB, b"x", 1), (16 * MIB, BODY, MIB + 1)]), "segments overlap at 0x1100000"),
+        (elf(notes=pvh_note(MIB)), "entry point 0x100000 is in none"),
+        (elf(notes=pvh_note(1 << 63)), "entry point 0x8000000000000000 is in none"),
+        (elf(notes=note(b"Xen\0", 18, b"xy")), "a note for PVH of 2 bytes"),
+        (elf(notes=NOTES[:-1]), "a note for PVH of 8 bytes"),
+        (elf(notes=NOTES)[:-9], "its notes, 72 bytes at 0x1878c, are not in the file"),
+        (elf(notes=bytes((64 << 10) + 1)), "its notes, 65537 bytes"),
     ],
 )
 def test_what_is_no_vmlinux(tmp_path: Path, data: bytes, words: str) -> None:
@@ -185,10 +244,10 @@ def test_a_vmlinux_that_is_too_large(tmp_path: Path) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
-@given(st.lists(st.tuples(st.integers(0, 64 + 112), st.integers(0, 255)), max_size=8))
+@given(st.lists(st.tuples(st.integers(0, 64 + 168), st.integers(0, 255)), max_size=8))
 def test_any_elf_header_is_taken_or_refused(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
     """Whatever the file says, it is loaded inside RAM or refused as a usage error."""
-    kernel = bytearray(elf())
+    kernel = bytearray(elf(notes=NOTES))
     for at, value in changes:
         kernel[at] = value
     path, memory = tmp_path / "vmlinux", ram(24 * MIB)

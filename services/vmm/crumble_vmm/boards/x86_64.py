@@ -13,12 +13,14 @@ from crumble_vmm.boot.kernel_x86 import (
     E820_RAM,
     E820_RESERVED,
     BootParams,
+    LoadedKernel,
     load_kernel,
     page_tables,
     seed_data,
 )
 from crumble_vmm.boot.modules import EM_X86_64
 from crumble_vmm.boot.mptable import mp_table
+from crumble_vmm.boot.pvh import StartInfo
 from crumble_vmm.chipset.builder import RegisterDevice
 from crumble_vmm.chipset.bus import Mapping as BusMapping
 from crumble_vmm.chipset.ioapic import PINS
@@ -34,7 +36,7 @@ from crumble_vmm.hypervisor.kvm.machine import IOAPIC_BASE
 from crumble_vmm.hypervisor.kvm.x86 import GDT
 from crumble_vmm.timeline import Timeline
 
-# Below 640 KiB, what the kernel is entered with.
+# Below 640 KiB, what the kernel is entered with: boot_params, or PVH's start info.
 GDT_BASE, BOOT_PARAMS_BASE, SETUP_DATA_BASE = 0x500, 0x7000, 0x8000
 PAGE_TABLES_BASE, CMDLINE_BASE = 0x9000, 0x2_0000
 LOW_END = 0x9_FC00
@@ -125,21 +127,33 @@ class X8664Board(Board):
             kernel = load_kernel(config.kernel, ram)
         with timeline.phase("initramfs"):
             initrd = self.load_initramfs(config, ends, ram, kernel.end)
-        params = BootParams(
-            kernel.header, CMDLINE_BASE, initrd, ACPI_BASE, SETUP_DATA_BASE, self._e820()
-        )
         pieces = {
-            GDT_BASE: GDT,
-            BOOT_PARAMS_BASE: params.encode(),
-            SETUP_DATA_BASE: seed_data(os.urandom(_SEED_SIZE)),
-            PAGE_TABLES_BASE: page_tables(PAGE_TABLES_BASE),
+            **(self._start_info(initrd) if kernel.pvh else self._boot_params(kernel, initrd)),
             CMDLINE_BASE: self.cmdline(config).encode() + b"\0",
             ACPI_BASE: self._acpi(config.cpus).tables(ACPI_BASE),
             MP_TABLE_BASE: mp_table(MP_TABLE_BASE, config.cpus, IOAPIC_BASE, PINS),
         }
         for address, data in pieces.items():
             window(ram, address, len(data))[:] = data
-        cpus[0].set_entry(kernel.entry, (BOOT_PARAMS_BASE, PAGE_TABLES_BASE, GDT_BASE))
+        tables = () if kernel.pvh else (PAGE_TABLES_BASE, GDT_BASE)
+        cpus[0].set_entry(kernel.entry, (BOOT_PARAMS_BASE, *tables))
+
+    def _start_info(self, initrd: tuple[int, int]) -> dict[int, bytes]:
+        """What PVH wants, by address."""
+        info = StartInfo(CMDLINE_BASE, initrd, ACPI_BASE, self._e820())
+        return {BOOT_PARAMS_BASE: info.encode(BOOT_PARAMS_BASE)}
+
+    def _boot_params(self, kernel: LoadedKernel, initrd: tuple[int, int]) -> dict[int, bytes]:
+        """What the 64-bit boot protocol wants, by address."""
+        params = BootParams(
+            kernel.header, CMDLINE_BASE, initrd, ACPI_BASE, SETUP_DATA_BASE, self._e820()
+        )
+        return {
+            GDT_BASE: GDT,
+            BOOT_PARAMS_BASE: params.encode(),
+            SETUP_DATA_BASE: seed_data(os.urandom(_SEED_SIZE)),
+            PAGE_TABLES_BASE: page_tables(PAGE_TABLES_BASE),
+        }
 
     def _acpi(self, cpus: int) -> AcpiBoard:
         return AcpiBoard(

@@ -1,12 +1,14 @@
 """Loader of x86-64 kernels, and their boot_params (Linux, Documentation/arch/x86/boot.rst).
 
 A bzImage is entered in 64-bit mode behind its real-mode part. A vmlinux is put where its ELF segments say
-and entered at its entry point with the same registers: it saves the guest the decompression. Nothing in the
+and entered by PVH (pvh.py) when a note says where, else at its entry point as a bzImage is: it saves the guest
+the decompression. Nothing in the
 file is trusted: what isn't a kernel, or doesn't fit the guest's memory, is refused with the reason.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crumble_common.errors import UsageError
+from crumble_vmm.boot import pvh
 from crumble_vmm.boot.modules import EM_X86_64
 from crumble_vmm.boot.ram import Ram
 
@@ -41,7 +44,8 @@ _MIN_ADDRESS = 1 << 20
 _ELF_MAGIC, _EHDR = b"\x7fELF", struct.Struct("<16xHH4xQQ14xHH6x")
 # Type; offset, physical address, size in the file, size in memory.
 _PHDR = struct.Struct("<I4xQ8xQQQ8x")
-_ET_EXEC, _PT_LOAD, _MAX_SEGMENTS = 2, 1, 64
+_ET_EXEC, _PT_LOAD, _PT_NOTE, _MAX_SEGMENTS = 2, 1, 4, 64
+_MAX_NOTES = 64 << 10
 
 
 def _elf_header() -> bytes:
@@ -59,11 +63,12 @@ _ELF_HEADER = _elf_header()
 
 @dataclass(frozen=True, slots=True)
 class LoadedKernel:
-    """entry: of 64-bit mode. end: first byte it does not use before it is up. header: for boot_params."""
+    """entry: of 64-bit mode, or PVH's. end: first byte it does not use before it is up. header: for boot_params."""
 
     entry: int
     end: int
     header: bytes
+    pvh: bool = False
 
 
 def load_kernel(path: Path, ram: Ram) -> LoadedKernel:
@@ -102,17 +107,40 @@ def _load_elf(path: Path, fd: int, head: bytes, ram: Ram) -> LoadedKernel:
     if len(data) < count * size:
         raise _bad(path, "its program headers are not in the file")
     segments = [item[1:] for item in _PHDR.iter_unpack(data) if item[0] == _PT_LOAD and item[4]]
+    segments.sort(key=lambda segment: segment[1])
     for offset, address, filled, wanted in segments:
         if filled > wanted or address < _MIN_ADDRESS or offset + filled > os.fstat(fd).st_size:
             raise _bad(path, f"a segment of it is for {address:#x}, of {wanted} bytes")
         _check_room(path, address + wanted, ram)
+    for (_, address, _, wanted), (_, after, _, _) in itertools.pairwise(segments):
+        if address + wanted > after:
+            raise _bad(path, f"its segments overlap at {after:#x}")
+    by_pvh = _pvh_entry(path, fd, data)
+    entry = entry if by_pvh is None else by_pvh
     if not any(at <= entry < at + filled for _, at, filled, _ in segments):
         raise _bad(path, f"its entry point {entry:#x} is in none of its segments")
     for offset, address, filled, _ in segments:
         if filled and ram.copy_from(fd, offset, filled, address) < filled:
             raise _bad(path, "the file became shorter while it was read")
     end = max(address + wanted for _, address, _, wanted in segments)
-    return LoadedKernel(entry, end, _ELF_HEADER)
+    return LoadedKernel(entry, end, _ELF_HEADER, by_pvh is not None)
+
+
+def _pvh_entry(path: Path, fd: int, headers: bytes) -> int | None:
+    """What a note of the file says, if one does."""
+    for kind, offset, _, size, _ in _PHDR.iter_unpack(headers):
+        if kind != _PT_NOTE:
+            continue
+        notes = os.pread(fd, size, offset) if size <= _MAX_NOTES and offset < _FOUR_GIB else b""
+        if len(notes) < size:
+            raise _bad(path, f"its notes, {size} bytes at {offset:#x}, are not in the file")
+        try:
+            entry = pvh.entry_of(notes)
+        except ValueError as error:
+            raise _bad(path, f"it has {error}") from None
+        if entry is not None:
+            return entry
+    return None
 
 
 def _check_room(path: Path, end: int, ram: Ram) -> None:

@@ -139,19 +139,19 @@ class X86Cpu(KvmCpu):
         self._ioapic = controller
 
     def set_entry(self, pc: int, arguments: tuple[int, ...]) -> None:
-        """arguments: boot_params, page tables, GDT (boot protocol, 64-bit)."""
-        boot_params, page_table, gdt = arguments
-        regs, sregs = x86.kernel_entry(self.vcpu.get(kvm.SREGS), pc, boot_params, page_table, gdt)
+        """arguments: boot_params, page tables, GDT (boot protocol, 64-bit); or the start info alone (PVH)."""
+        enter = x86.kernel_entry if len(arguments) == 3 else x86.pvh_entry
+        regs, sregs = enter(self.vcpu.get(kvm.SREGS), pc, *arguments)
         self.vcpu.set(kvm.SREGS, sregs)
         self.vcpu.set(kvm.REGS, regs)
-        self.vcpu.set_msrs(x86.boot_msrs())
 
     def identify(
         self, table: list[cpuid.CpuidEntry], supported: list[cpuid.CpuidEntry], msrs: list[int]
     ) -> None:
-        """What CPUID tells the guest, of what it could; MSRs there may be."""
+        """What CPUID tells the guest, of what it could; MSRs there may be, and those that firmware sets in each."""
         self._table, self._supported, self._msrs = cpuid.pack(table), supported, msrs
         self.vcpu.set_cpuid(self._table)
+        self.vcpu.set_msrs(x86.boot_msrs())
 
     def get_state(self) -> dict[str, Any]:
         """x86_state."""

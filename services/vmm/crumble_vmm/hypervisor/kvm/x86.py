@@ -13,7 +13,7 @@ _SEGMENT = struct.Struct("<QIH10B")
 _SREGS = struct.Struct("<192s QH6x QH6x 7Q 32s")
 # struct kvm_regs: rax rbx rcx rdx rsi rdi rsp rbp r8-r15 rip rflags
 REGS = struct.Struct("<18Q")
-RSI, RIP, RFLAGS = 4, 16, 17
+RBX, RSI, RIP, RFLAGS = 1, 4, 16, 17
 
 _PE, _ET, _PG = 1, 1 << 4, 1 << 31
 _PAE = 1 << 5
@@ -46,6 +46,21 @@ def kernel_entry(
     )  # fmt: skip
     registers = [0] * 18
     registers[RSI], registers[RIP], registers[RFLAGS] = boot_params, pc, _RFLAGS_FIXED
+    return REGS.pack(*registers), new
+
+
+def pvh_entry(sregs: bytes, pc: int, start_info: int) -> tuple[bytes, bytes]:
+    """As kernel_entry, for PVH: 32-bit mode without paging, flat segments, the start info's address in ebx."""
+    old = _SREGS.unpack(sregs)
+    code = _SEGMENT.pack(0, 0xFFFF_FFFF, _CODE, 11, 1, 0, 1, 1, 0, 1, 0, 0, 0)
+    data = _SEGMENT.pack(0, 0xFFFF_FFFF, _DATA, 3, 1, 0, 1, 1, 0, 1, 0, 0, 0)
+    task = _SEGMENT.pack(0, 0x67, 0, 11, 1, 0, 0, 0, 0, 0, 0, 0, 0)
+    table = _SEGMENT.pack(0, 0xFFFF, 0, 2, 1, 0, 0, 0, 0, 0, 0, 1, 0)
+    new = _SREGS.pack(
+        code + data * 5 + task + table, 0, 0, 0, 0, _PE | _ET, 0, 0, 0, 0, 0, old[11], old[12]
+    )
+    registers = [0] * 18
+    registers[RBX], registers[RIP], registers[RFLAGS] = start_info, pc, _RFLAGS_FIXED
     return REGS.pack(*registers), new
 
 
