@@ -84,6 +84,11 @@ class Outgoing:
         self._pieces: Any = self._out.pieces
         self._out.merge = merge
 
+    @property
+    def handle(self) -> Any:
+        """For the C core; as long as this object is."""
+        return self._out
+
     def put(
         self, queue: Virtqueue, parts: Sequence[bytes | memoryview], header: tuple[int, ...],
         *, cut: bool, fill: bool, done: int = 0,

@@ -137,6 +137,7 @@ class Guest:
 
     def info(self) -> GuestInfo:
         """As it is now."""
+        self.device.count()
         port = self.port
         prefix = self._stack.addresses.network6
         six = port.ipv6 or (ipv6.eui64(prefix, port.mac) if port.mac else b"")

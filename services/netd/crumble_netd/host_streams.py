@@ -25,6 +25,16 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _NONE = SendBuffer(0, memoryview(b""))
 
 
+class Elsewhere(Protocol):
+    """What serves a socket in this module's place."""
+
+    def recall(self) -> None:
+        """It does no longer, and has said how far it came (`Stream.returned`)."""
+
+    def read(self) -> None:
+        """The socket is readable."""
+
+
 class Buffers(Protocol):
     """Of the stack, for the bytes of streams."""
 
@@ -55,6 +65,7 @@ class Stream:
         waiting: SendBuffer | None = None,
     ) -> None:
         self.flow = flow
+        self.lent: Elsewhere | None = None
         self._loop, self._socket, self._tell = loop, sock, tell
         self._fd = sock.fileno()
         self._connecting = connecting
@@ -77,6 +88,45 @@ class Stream:
         """The socket's descriptor; -1 when it is closed."""
         return self._fd
 
+    # While it is lent.
+
+    @property
+    def lendable(self) -> bool:
+        """It is read and written, and nothing else."""
+        special = self._connecting or self._eof or self._closing or self._shutdown
+        return self._fd >= 0 and not special and not self._waiting.size
+
+    @property
+    def credit(self) -> int:
+        """Bytes that may be read."""
+        return self._credit
+
+    @property
+    def watched(self) -> bool:
+        """The loop waits for bytes."""
+        return self._wanted
+
+    def watch(self, wanted: bool) -> None:
+        """Has the loop wait for bytes, or not."""
+        self._wanted = wanted
+        self._loop.set_readable(self._fd, "host read", self.read if wanted else None)
+
+    def returned(self, written: int, credit: int) -> None:
+        """It is lent no longer. written: since it was."""
+        self._written += written
+        self._credit = credit
+        self._want()
+
+    def fail(self, code: int) -> None:
+        """The connection broke."""
+        self._fail(code)
+
+    def _recall(self) -> None:
+        if self.lent is not None:
+            self.lent.recall()
+
+    # What it does.
+
     def _connected(self) -> None:
         code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         self._loop.set_writable(self._fd, "host write", None)
@@ -95,6 +145,7 @@ class Stream:
 
     def send(self, data: bytes | memoryview) -> None:
         """Writes, now or when there is room."""
+        self._recall()
         took = 0
         if not self._waiting.size and not self._connecting:
             try:
@@ -153,24 +204,28 @@ class Stream:
 
     def shutdown(self) -> None:
         """No more bytes follow."""
+        self._recall()
         self._shutdown = True
         if not self._waiting.size and not self._connecting:
             self._drained()
 
     def allow(self, size: int) -> None:
         """So many bytes more may be read."""
+        self._recall()
         self._credit += size
         self._want()
 
     def _want(self) -> None:
         if self._fd >= 0:
             wanted = self._credit > 0 and not self._eof and not self._connecting
-            if wanted == self._wanted:
-                return
-            self._wanted = wanted
-            self._loop.set_readable(self._fd, "host read", self._read if wanted else None)
+            if wanted != self._wanted:
+                self.watch(wanted)
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """The socket is readable, it seems."""
+        if self.lent is not None:
+            self.lent.read()
+            return
         try:
             self._take(min(self._credit, _CHUNK))
         except BlockingIOError:
@@ -199,6 +254,7 @@ class Stream:
 
     def close(self, *, reset: bool) -> None:
         """The end: at once, or when what is left has been written."""
+        self._recall()
         self._closing = True
         if self._fd < 0:
             self._ended(self.flow)

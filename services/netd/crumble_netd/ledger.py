@@ -77,6 +77,12 @@ class Slot:
         """Of the rings to the guest and from it."""
         return self._words[_TO_ROOM], self._words[_FROM_ROOM]
 
+    @property
+    def notes(self) -> tuple[memoryview, memoryview]:
+        """For who writes `Numbers` down elsewhere: the words, and both places."""
+        at = _NUMBERS_AT
+        return self._memory[:_IDENTITY_AT], self._memory[at : at + 2 * _NUMBERS_SIZE]
+
     def begin(self, flow: int, identity: dict[str, Any], block: ControlBlock | None = None) -> None:
         """A flow is here now."""
         data = msgpack.packb(identity)

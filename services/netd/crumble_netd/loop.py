@@ -18,6 +18,7 @@ from crumble_common.eventloop import EventLoop, Timer
 from crumble_common.parking import Parking
 from crumble_netd import commands, events
 from crumble_netd.addresses import text
+from crumble_netd.fast_path import steady
 from crumble_netd.forward_rules import ForwardRule
 from crumble_netd.host_sockets import (
     Datagrams,
@@ -33,6 +34,7 @@ from crumble_netd.host_streams import Stream, connect
 from crumble_netd.queue_pump import NetDevice
 from crumble_netd.stack import Stack
 from crumble_netd.tcp.buffers import SendBuffer
+from crumble_netd.tcp_flow import TcpFlow
 
 HostSocket = Stream | Datagrams | Peer
 
@@ -56,6 +58,7 @@ class HostSide:
         self._timer: Timer | None = None
         self._due = 0.0  # of the timer
         self._settling = False
+        stack.tcp.pusher = lambda flow: self._lend_one(flow, push=True)
         self._do: dict[type[commands.Command], Callable[..., None]] = {
             commands.HostConnect: self._connect,
             commands.HostSend: self._send,
@@ -78,6 +81,7 @@ class HostSide:
                 self._stack.flush()
                 wanted = self._stack.take()
                 if not wanted:
+                    self._lend()
                     break
                 self._carry_out(wanted)
             else:
@@ -101,6 +105,19 @@ class HostSide:
             self.parking.flush()
         for frame in frames:
             self._transmit(frame)
+
+    def _lend(self) -> None:
+        """Nothing is left to do: flows that are steady go their own way."""
+        self._stack.note()
+        for flow in self._stack.tcp.served():
+            if flow.lent is None:
+                self._lend_one(flow)
+
+    def _lend_one(self, flow: TcpFlow, *, push: bool = False) -> bool:
+        device, sock = self.devices.get(flow.port.number), self._sockets.get(flow.number)
+        if device is None or not isinstance(sock, Stream) or not steady(flow):
+            return False
+        return device.lend(flow, sock, push=push)
 
     def _tell(self, event: events.Event) -> None:
         self._stack.event(event)

@@ -24,11 +24,14 @@ from crumble_native import frames
 from crumble_native.frames import Incoming, Outgoing
 from crumble_netd import segment
 from crumble_netd.commands import Frame
+from crumble_netd.fast_path import FastPath
 from crumble_netd.header import virtio_net
 from crumble_netd.header.virtio_net import Offload
+from crumble_netd.host_streams import Stream
 from crumble_netd.pcap import Capture
 from crumble_netd.port import Port
 from crumble_netd.stack import Stack
+from crumble_netd.tcp_flow import TcpFlow
 
 RX, TX = 0, 1
 ETHERNET_MTU = 1500
@@ -59,7 +62,8 @@ class NetDevice:
         self, loop: EventLoop, stack: Stack, port: Port, settle: Callable[[], None]
     ) -> None:
         self.pump = QueuePump(loop)
-        self.capture: Capture | None = None
+        self._capture: Capture | None = None
+        self._fast: FastPath | None = None
         # Told when the guest's receive ring is there.
         self.up: Callable[[], None] = lambda: None
         self._loop = loop
@@ -79,6 +83,33 @@ class NetDevice:
         port.cuts = True
 
     @property
+    def capture(self) -> Capture | None:
+        """Where the guest's frames go besides, all of which are looked at then."""
+        return self._capture
+
+    @capture.setter
+    def capture(self, capture: Capture | None) -> None:
+        self._capture = capture
+        if self._fast is not None:
+            self._fast.recall_all()
+
+    def lend(self, flow: TcpFlow, stream: Stream, *, push: bool = False) -> bool:
+        """A steady flow is served without Python from now on, if no frame is to be looked at. push: at once."""
+        port = self._port
+        limited = port.rate_out.limited or port.rate_in.limited
+        if self._fast is None or self._capture is not None or limited or self._backlog:
+            return False
+        lent = self._fast.lend(flow, stream)
+        if lent and push:
+            self._fast.push(flow)
+        return lent
+
+    def count(self) -> None:
+        """The port's counters are right."""
+        if self._fast is not None:
+            self._fast.count()
+
+    @property
     def is_up(self) -> bool:
         """The guest's receive ring is there."""
         return self._ring is not None
@@ -94,6 +125,9 @@ class NetDevice:
         assert ring.queue is not None
         if ring.index == RX:
             self._ring = ring
+            self._fast = FastPath(
+                self._stack, self._port, ring.queue, self._outgoing, self._settle, self._fast_pushed
+            )
             ring.queue.disable_kicks()
             if ring.kick_fd >= 0:
                 self._loop.add_fd(ring.kick_fd, "kick rx", self._kicked)
@@ -120,6 +154,9 @@ class NetDevice:
             ring, self._ring = self._ring, None
             if ring.kick_fd >= 0:
                 self._loop.remove_fd(ring.kick_fd)
+            if self._fast is not None:
+                self._fast.recall_all()
+                self._fast = None
             self._drop_backlog()
 
     def reset(self) -> None:
@@ -128,9 +165,18 @@ class NetDevice:
     # From the guest.
 
     def _take(self) -> int:
-        """A burst of what the guest sends; given back when what it leads to has been done, and noted."""
-        queue, port, incoming = self._tx, self._port, self._incoming
+        """A burst of what the guest sends: of steady flows in C, as far as that goes."""
+        queue, fast, chains = self._tx, self._fast, 0
         assert queue is not None
+        if fast is not None and fast.live:
+            chains, left = fast.burst(queue)
+            if not left:
+                return chains
+        return chains + self._look(queue)
+
+    def _look(self, queue: Virtqueue) -> int:
+        """Frames to be looked at; given back when what they lead to has been done, and noted."""
+        port, incoming = self._port, self._incoming
         # A capture shows what the guest sent; a rate is kept to a frame.
         mac = None if self.capture is not None else self._stack.addresses.mac
         limit = 1 if port.rate_out.limited else frames.BURST
@@ -219,9 +265,7 @@ class NetDevice:
                 if result or not queue.want_more():
                     break
         except RingError as error:
-            log.warning("ring broken", queue=ring.index, reason=error.message)
-            ring.fail()
-            self.stop(RX)
+            self._broken(ring, error)
             return True
         self._pushed = True
         if result:
@@ -229,6 +273,11 @@ class NetDevice:
         if result == frames.TOO_LARGE:
             self._port.counts["tx.too_large"] += 1
         return bool(result)
+
+    def _broken(self, ring: Ring, error: RingError) -> None:
+        log.warning("ring broken", queue=ring.index, reason=error.message)
+        ring.fail()
+        self.stop(RX)
 
     def _kicked(self) -> None:
         """The guest gave buffers while frames waited for some."""
@@ -238,6 +287,15 @@ class NetDevice:
         doorbell.drain(ring.kick_fd)
         if not self._delayed:
             self._send_backlog()
+        if self._fast is not None:
+            self._fast.unblock()
+
+    def _fast_pushed(self, error: RingError | None) -> None:
+        """Frames of steady flows are on the guest's ring; or it is broken."""
+        if error is not None and self._ring is not None:
+            self._broken(self._ring, error)
+        self._pushed = True
+        self.flush()
 
     def _send_backlog(self) -> None:
         while self._backlog and self._ring is not None and self._put(self._backlog[0]):

@@ -16,7 +16,7 @@ from crumble_netd import progress
 from crumble_netd.commands import HostClose, HostRead, HostShutdown
 from crumble_netd.flow_table import Flow, Key
 from crumble_netd.host_sockets import socket_address
-from crumble_netd.layers.tcp import CREDIT_START, TcpFlow
+from crumble_netd.layers.tcp import CREDIT_START
 from crumble_netd.ledger import Ledger, Slot
 from crumble_netd.loop import HostSide
 from crumble_netd.progress import Progress
@@ -27,6 +27,7 @@ from crumble_netd.tcp.connection import Connection
 from crumble_netd.tcp.control_block import ControlBlock
 from crumble_netd.tcp.sequence import MASK, add, at_most, distance, latest
 from crumble_netd.tcp.state import SYNCHRONIZED, State
+from crumble_netd.tcp_flow import TcpFlow
 
 # States in which the guest's FIN is among what it sent.
 _ENDED = frozenset((State.CLOSE_WAIT, State.LAST_ACK, State.CLOSING, State.TIME_WAIT))

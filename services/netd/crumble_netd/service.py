@@ -36,11 +36,11 @@ from crumble_netd.assemble import new_stack, resolvers_of
 from crumble_netd.commands import Kind
 from crumble_netd.flow_table import Flow
 from crumble_netd.guest import Guest
-from crumble_netd.layers.tcp import TcpFlow
 from crumble_netd.loop import HostSide
 from crumble_netd.port import Port
 from crumble_netd.severed import connections_of
 from crumble_netd.survival import Survival
+from crumble_netd.tcp_flow import TcpFlow
 
 # Sockets of all the flows that some guests may have, listeners, and the rest.
 _NOFILE = 16_384
@@ -201,6 +201,7 @@ class NetdService(Service[NetConfig]):
         """Counters for the heartbeat, of all guests together."""
         total: Counter[str] = Counter()
         for guest in self._guests.values():
+            guest.device.count()
             total.update({f"net.{name}": count for name, count in guest.port.counts.items()})
             total.update(guest.device.pump.stats())
         for (_, kind), count in self.stack.flows.counts.items():

@@ -11,8 +11,8 @@ import msgpack
 
 from crumble_common.errors import UsageError
 from crumble_netd.flow_table import Key
-from crumble_netd.layers.tcp import TcpFlow
 from crumble_netd.tcp.sequence import MASK
+from crumble_netd.tcp_flow import TcpFlow
 
 if TYPE_CHECKING:
     from crumble_netd.port import Port

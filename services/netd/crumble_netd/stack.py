@@ -34,12 +34,13 @@ from crumble_netd.layers.icmp import IcmpLayer
 from crumble_netd.layers.ip import IpLayer
 from crumble_netd.layers.neighbours import NeighbourLayer
 from crumble_netd.layers.switch import SwitchLayer
-from crumble_netd.layers.tcp import TcpFlow, TcpLayer
+from crumble_netd.layers.tcp import TcpLayer
 from crumble_netd.layers.udp import UdpLayer
 from crumble_netd.ledger import Ledger
 from crumble_netd.policy import LOOPBACK4, LOOPBACK6, Policy
 from crumble_netd.port import Port
 from crumble_netd.tcp.buffers import SendBuffer
+from crumble_netd.tcp_flow import TcpFlow
 from crumble_netd.timers import Timers
 
 Refused = Callable[[Port, Kind, bytes, int], None]
@@ -273,6 +274,11 @@ class Stack:
     def emit(self, command: Command) -> None:
         """For layers: something to do."""
         self._commands.append(command)
+
+    @property
+    def busy(self) -> bool:
+        """Something is still to be done."""
+        return bool(self._commands)
 
     def take(self) -> list[Command]:
         """What is to be done, in order."""

@@ -19,8 +19,8 @@ from crumble_netd.resolved import GRACE
 
 if TYPE_CHECKING:
     from crumble_netd.layers.ip import Packet
-    from crumble_netd.layers.tcp import TcpFlow
     from crumble_netd.stack import Stack
+    from crumble_netd.tcp_flow import TcpFlow
 
 Resolver = tuple[bytes, int]
 

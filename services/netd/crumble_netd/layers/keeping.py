@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crumble_netd.flow_table import Flow
-    from crumble_netd.layers.tcp import TcpFlow
     from crumble_netd.tcp.control_block import ControlBlock
+    from crumble_netd.tcp_flow import TcpFlow
 
 
 def note(flow: TcpFlow, block: ControlBlock) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from crumble_netd.commands import (
     Adopt,
@@ -22,7 +22,7 @@ from crumble_netd.commands import (
     Refuse,
 )
 from crumble_netd.events import Accepted
-from crumble_netd.flow_table import Flow, Key
+from crumble_netd.flow_table import Key
 from crumble_netd.header import tcp
 from crumble_netd.header.tcp import ACK, RST, SYN, Segment
 from crumble_netd.layers import keeping
@@ -34,6 +34,7 @@ from crumble_netd.tcp.outputs import Data, Ended, Established, Freed, Output, Pe
 from crumble_netd.tcp.sequence import MASK, add, before
 from crumble_netd.tcp.settings import Settings
 from crumble_netd.tcp.state import State
+from crumble_netd.tcp_flow import TcpFlow
 
 if TYPE_CHECKING:
     from crumble_netd.layers.ip import Packet
@@ -45,23 +46,6 @@ DNS_PORT = 53
 _HEADERS4, _HEADERS6 = 40, 60
 
 
-@dataclass(eq=False, slots=True)
-class TcpFlow(Flow):
-    """A connection. syn: the guest's, until the host side has connected. noted: which of its states is in
-    its slot.
-    """
-
-    connection: Connection | None = None
-    syn: Segment | None = None
-    service: Literal["nat", "forward", "dns"] = "nat"
-    credit: int = 0
-    granted: int = 0
-    window: int = 0
-    freed: int = 0
-    retried: bool = False
-    noted: tuple[object, ...] = ()
-
-
 class TcpLayer:
     """All connections. ending: by number, the slots of flows that are no more but for their host's socket."""
 
@@ -71,6 +55,10 @@ class TcpLayer:
         self._dirty: dict[TcpFlow, None] = {}
         self._waiting: dict[TcpFlow, None] = {}  # in TIME-WAIT, oldest first
         self._unnoted: dict[TcpFlow, None] = {}
+        self._served: dict[TcpFlow, None] = {}
+        self._unsent: dict[TcpFlow, None] = {}
+        # Has a flow push where nobody waits for it, and says whether it could.
+        self.pusher: Callable[[TcpFlow], bool] = lambda _: False
         self.ending: dict[int, Slot] = {}
 
     # From guests.
@@ -271,9 +259,16 @@ class TcpLayer:
 
     def flush(self) -> None:
         """The end of a batch of frames: the ACKs that are due."""
+        unsent, self._unsent = self._unsent, {}
+        for flow in unsent:
+            if flow.lent is not None or flow.connection is None:
+                continue
+            if self._stack.busy or not self.pusher(flow):
+                flow.connection.push(self._stack.now())
+                self._serve(flow)
         dirty, self._dirty = self._dirty, {}
         for flow in dirty:
-            if flow.connection is not None:
+            if flow.lent is None and flow.connection is not None:
                 flow.connection.flush(self._stack.now())
                 self._serve(flow)
 
@@ -283,8 +278,18 @@ class TcpLayer:
             if isinstance(flow, TcpFlow) and flow.port is port and flow.connection is not None:
                 flow.connection.paused = paused
                 if not paused:
-                    flow.connection.resume(self._stack.now())
-                    self._serve(flow)
+                    self._unsent[flow] = None
+
+    def served(self) -> dict[TcpFlow, None]:
+        """Flows of which something was heard since the last call."""
+        served, self._served = self._served, {}
+        return served
+
+    def returned(self, flow: TcpFlow, *, unsent: bool) -> None:
+        """A flow that was lent. unsent: it has something to say."""
+        self._served[flow] = None
+        if unsent:
+            self._unsent[flow] = None
 
     # Inside.
 
@@ -328,6 +333,7 @@ class TcpLayer:
                 self._do(flow, connection, output)
         if flow.connection is None:
             return
+        self._served[flow] = None
         if flow.slot is not None:
             self._unnoted[flow] = None
         self._stack.timers.set(("tcp", flow.number), connection.deadline())
@@ -406,5 +412,6 @@ class TcpLayer:
             # Its bytes may still be on their way to the host.
             self.ending[flow.number], flow.slot = flow.slot, None
         self._waiting.pop(flow, None)
+        self._served.pop(flow, None)
         stack.dns.gone(flow)
         stack.flows.remove(flow)

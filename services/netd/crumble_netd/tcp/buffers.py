@@ -38,6 +38,11 @@ class SendBuffer:
         self._memory = memoryview(bytearray(room)) if memory is None else memory
 
     @property
+    def memory(self) -> memoryview:
+        """The ring is at its beginning, until it is enlarged."""
+        return self._memory
+
+    @property
     def end(self) -> int:
         """The sequence number after the last byte."""
         return add(self.start, self.size)

@@ -109,6 +109,10 @@ class Connection:
         """The application took `count` bytes of what it was given."""
         transmit.consumed(self, count, now)
 
+    def push(self, now: float) -> None:
+        """Sends what windows allow."""
+        transmit.push(self, now)
+
     def resume(self, now: float) -> None:
         """The way to the peer, which was `paused`, is free again."""
         self.paused = False

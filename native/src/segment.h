@@ -1,0 +1,132 @@
+// TCP segments in Ethernet frames: what frames.c and flow.c have in common.
+#ifndef CRUMBLE_SEGMENT_H
+#define CRUMBLE_SEGMENT_H
+
+#include "crumble/checksum.h"
+#include "crumble/vring.h"
+
+#include <string.h>
+
+#define NET_HDR 12u // struct virtio_net_hdr with num_buffers
+#define ETH     14u
+#define TCP     20u
+#define IP4     20u
+#define IP6     40u
+#define HEADS   134u // Ethernet's, and the longest of IPv4 and TCP
+// The most payload of one IP packet, whatever its headers.
+#define LARGEST    65415u
+#define PROTO_TCP  6u
+#define FIN        0x01u
+#define PSH        0x08u
+#define ACK        0x10u
+#define CWR        0x80u
+#define NEEDS_CSUM 1u
+#define DATA_VALID 2u
+#define GSO_TCPV4  1u
+#define GSO_TCPV6  4u
+#define GSO_ECN    0x80u
+
+static inline uint32_t be16(const uint8_t *at) {
+    return (uint32_t)at[0] << 8 | at[1];
+}
+
+static inline uint32_t be32(const uint8_t *at) {
+    return be16(at) << 16 | be16(at + 2);
+}
+
+static inline uint32_t le16(const uint8_t *at) {
+    return at[0] | (uint32_t)at[1] << 8;
+}
+
+static inline void put16(uint8_t *at, uint32_t value) {
+    at[0] = (uint8_t)(value >> 8);
+    at[1] = (uint8_t)value;
+}
+
+static inline void put32(uint8_t *at, uint32_t value) {
+    put16(at, value >> 16);
+    put16(at + 2, value & 0xffff);
+}
+
+// The sum of a TCP pseudo-header: RFC 9293 section 3.1, RFC 8200 section 8.1.
+static inline uint32_t pseudo(const uint8_t *ip, bool six, uint32_t length) {
+    const uint8_t *addresses = six ? ip + 8 : ip + 12;
+    const uint32_t sum = crb_checksum_sum(addresses, six ? 32 : 8, PROTO_TCP) + length;
+    return (sum & 0xffff) + (sum >> 16);
+}
+
+static inline void sum_ip4(uint8_t *ip, uint32_t size) {
+    put16(ip + 10, 0);
+    put16(ip + 10, crb_checksum_sum(ip, size, 0) ^ 0xffff);
+}
+
+// Where the parts of a TCP segment are, from the frame's start.
+typedef struct segment {
+    bool six;
+    uint32_t tcp;
+    uint32_t data;
+    uint32_t end; // of the IP packet; what follows is padding
+} segment;
+
+static inline bool ip4_head(const uint8_t *frame, uint32_t size, segment *found) {
+    const uint8_t *ip = frame + ETH;
+    const uint32_t length = be16(ip + 2);
+    if (ip[0] != 0x45 || (be16(ip + 6) & 0x3fff) != 0 || ip[9] != PROTO_TCP) return false;
+    if (length < IP4 + TCP || ETH + length > size) return false;
+    if (crb_checksum_sum(ip, IP4, 0) != 0xffff) return false;
+    *found = (segment){.six = false, .tcp = ETH + IP4, .end = ETH + length};
+    return true;
+}
+
+static inline bool ip6_head(const uint8_t *frame, uint32_t size, segment *found) {
+    const uint8_t *ip = frame + ETH;
+    const uint32_t length = be16(ip + 4);
+    if (ip[0] >> 4 != 6 || ip[6] != PROTO_TCP || length < TCP) return false;
+    if (ETH + IP6 + length > size) return false;
+    *found = (segment){.six = true, .tcp = ETH + IP6, .end = ETH + IP6 + length};
+    return true;
+}
+
+// Whether a frame, of which `heads` holds what headers may take, is a segment with nothing special:
+// no fragment, no IP options, ACK and perhaps PSH set and nothing else.
+static inline bool is_segment(const uint8_t *heads, uint32_t size, segment *found) {
+    if (size < ETH + IP4 + TCP) return false;
+    const uint32_t kind = be16(heads + 12);
+    if (kind == 0x86dd) {
+        if (size < ETH + IP6 + TCP || !ip6_head(heads, size, found)) return false;
+    } else if (kind != 0x0800 || !ip4_head(heads, size, found)) {
+        return false;
+    }
+    const uint8_t *tcp = heads + found->tcp;
+    found->data = found->tcp + (tcp[12] >> 4) * 4u;
+    if (tcp[12] >> 4 < 5 || found->data > found->end || (tcp[12] & 0x0f) != 0) return false;
+    return (tcp[13] & ~PSH) == ACK && be16(tcp) != 0 && be16(tcp + 2) != 0;
+}
+
+// Bytes [skip, skip + size) of what the driver lets us read; it has so many.
+static inline void chain_read(const crb_chain *chain, uint32_t skip, uint8_t *to, uint32_t size) {
+    for (uint64_t i = 0; size != 0; i++) {
+        const crb_segment piece = chain->segments[i];
+        if (skip >= piece.length) {
+            skip -= (uint32_t)piece.length;
+            continue;
+        }
+        const uint32_t run = piece.length - skip < size ? (uint32_t)piece.length - skip : size;
+        memcpy(to, piece.at + skip, run);
+        to += run;
+        size -= run;
+        skip = 0;
+    }
+}
+
+// The length field of an IP header: 0 when it cannot say it, as in Linux' BIG TCP.
+static inline void set_length(uint8_t *ip, bool six, uint32_t length) {
+    if (six) {
+        put16(ip + 4, length - IP6 > 65535 ? 0 : length - IP6);
+    } else {
+        put16(ip + 2, length > 65535 ? 0 : length);
+        sum_ip4(ip, (ip[0] & 15u) * 4);
+    }
+}
+
+#endif
