@@ -42,7 +42,7 @@ level() {
     run --cpu-model x86-64-v2 oci:/image true 2>&1
     return 0
 }
-# wdat_wdt, by ACPI's table.
+# By the device tree, or ACPI's table.
 watchdog() {
     run --watchdog oci:/image watchdog -F -T 1 -t 100 /dev/watchdog 2>&1
     return 0
@@ -132,12 +132,14 @@ check status 3 status
 check booted $machine crumble run --no-snapshot --hv kvm -m 256m --boot-timeout 200 oci:/image uname -m
 if [ $machine = x86_64 ]; then
     check mtrrs '' mtrrs
-    check watchdog "*watchdog ended it: nobody fed it for 1 s*" watchdog
+    check irqchip 2 run --irqchip kernel -c 2 oci:/image nproc
+    check 'irqchip restored' 2 run --irqchip kernel -c 2 oci:/image nproc
     check level "*is not x86-64-v2: it lacks cx16*" level
     check lost "*the host's memory behind the guest's is gone*" lost
     [ -e /vmlinux ] && check noacpi '*smp: Brought up 1 node, 2 CPUs*' noacpi
     check triple '*The guest crashed: triple fault at 0x*' triple
 fi
+check watchdog "*watchdog ended it: nobody fed it for 1 s*" watchdog
 check 'pci run' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier
 check 'pci restored' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier
 check auto $machine crumble run -m 256m oci:/image uname -m

@@ -127,6 +127,17 @@ class Vm:
         lib.crb_kvm_close(self.handle)
         self.handle = None
 
+    def get_irqchip(self) -> bytes:
+        """x86: the kernel's PICs and IOAPIC."""
+        state = bytearray(lib.CRB_KVM_IRQCHIP_SIZE)
+        _check(lib.crb_kvm_get_irqchip(self.handle, ffi.from_buffer(state), len(state)), "irqchip")
+        return bytes(state)
+
+    def set_irqchip(self, state: bytes) -> None:
+        """What get_irqchip gave; OSError."""
+        raw = ffi.from_buffer(state)
+        _check(lib.crb_kvm_set_irqchip(self.handle, raw, len(state)), "irqchip")
+
     def capability(self, number: int) -> int:
         """What KVM_CHECK_EXTENSION says; 0: not there."""
         return max(0, int(lib.crb_kvm_capability(self.handle, number)))

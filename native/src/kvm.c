@@ -166,6 +166,9 @@ int crb_kvm_set_routes(crb_kvm_vm *vm, uint32_t pins, const crb_kvm_message *mes
         struct kvm_irq_routing_entry *entry = &table->entries[table->nr++];
         entry->gsi = entry->u.irqchip.pin = i;
         entry->type = KVM_IRQ_ROUTING_IRQCHIP;
+#if defined(__x86_64__)
+        entry->u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
+#endif
     }
     for (uint32_t i = 0; i < count; i++) {
         if (messages[i].address == 0) continue;

@@ -24,6 +24,31 @@ int crb_kvm_create_irqchip(crb_kvm_vm *vm, int irqchip) {
     return ioctl(vm->fd, KVM_ENABLE_CAP, &split) < 0 ? -errno : 0;
 }
 
+// PICs and IOAPIC, in the order of their numbers.
+#define CHIPS (KVM_IRQCHIP_IOAPIC + 1)
+_Static_assert(sizeof(struct kvm_irqchip) * CHIPS == CRB_KVM_IRQCHIP_SIZE, "as kvm.h says");
+
+int crb_kvm_get_irqchip(crb_kvm_vm *vm, uint8_t *state, size_t size) {
+    if (size != CRB_KVM_IRQCHIP_SIZE) return -EINVAL;
+    for (uint32_t number = 0; number < CHIPS; number++) {
+        struct kvm_irqchip chip = {.chip_id = number};
+        if (ioctl(vm->fd, KVM_GET_IRQCHIP, &chip) < 0) return -errno;
+        memcpy(state + number * sizeof chip, &chip, sizeof chip);
+    }
+    return 0;
+}
+
+int crb_kvm_set_irqchip(crb_kvm_vm *vm, const uint8_t *state, size_t size) {
+    if (size != CRB_KVM_IRQCHIP_SIZE) return -EINVAL;
+    for (uint32_t number = 0; number < CHIPS; number++) {
+        struct kvm_irqchip chip;
+        memcpy(&chip, state + number * sizeof chip, sizeof chip);
+        if (chip.chip_id != number) return -EINVAL;
+        if (ioctl(vm->fd, KVM_SET_IRQCHIP, &chip) < 0) return -errno;
+    }
+    return 0;
+}
+
 typedef struct group {
     unsigned long get;
     unsigned long set;
@@ -108,6 +133,16 @@ int crb_kvm_set_tsc_khz(crb_kvm_vcpu *vcpu, uint32_t khz) {
 int crb_kvm_create_irqchip(crb_kvm_vm *vm, int irqchip) {
     (void)vm;
     return irqchip == CRB_KVM_IRQCHIP_NONE ? 0 : -ENOSYS;
+}
+
+int crb_kvm_get_irqchip(crb_kvm_vm *vm, uint8_t *state, size_t size) {
+    (void)vm, (void)state, (void)size;
+    return -ENOSYS;
+}
+
+int crb_kvm_set_irqchip(crb_kvm_vm *vm, const uint8_t *state, size_t size) {
+    (void)vm, (void)state, (void)size;
+    return -ENOSYS;
 }
 
 int crb_kvm_get_group(crb_kvm_vcpu *vcpu, int number, void *buffer, size_t size) {

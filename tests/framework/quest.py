@@ -56,12 +56,18 @@ class Backend:
     line: int
 
 
-def _kvm(memory: Memory, cpus: int) -> VirtualMachine:
+def _kvm(memory: Memory, cpus: int, irqchip: str = "split") -> VirtualMachine:
     from crumble_vmm.hypervisor.kvm import KvmHypervisor
 
     if os.uname().machine not in _KVM or not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("this host has no /dev/kvm that this user may use, or no KVM back end")
-    return KvmHypervisor().create_vm(memory, cpus)
+    return KvmHypervisor().create_vm(memory, cpus, irqchip=irqchip)
+
+
+def _kernel_irqchip(memory: Memory, cpus: int) -> VirtualMachine:
+    if os.uname().machine != "x86_64":
+        pytest.skip("only x86_64 has a choice of interrupt controllers")
+    return _kvm(memory, cpus, "kernel")
 
 
 SOFT = Backend("soft", 0x8000_0000, RiscvGuest, SoftHypervisor().create_vm, 5)
@@ -71,7 +77,8 @@ _KVM: dict[str, tuple[int, type[Guest]]] = {
     "riscv64": (0x8000_0000, RiscvGuest),
 }
 KVM = Backend("kvm", *_KVM.get(os.uname().machine, (0, X86Guest)), _kvm, 17)
-BACKENDS = (SOFT, KVM)
+KERNEL_IRQCHIP = Backend("kvm-irqchip", 0, X86Guest, _kernel_irqchip, 17)
+BACKENDS = (SOFT, KVM, KERNEL_IRQCHIP)
 
 
 class Quest:

@@ -28,7 +28,7 @@ class VmCreate:
     boot_timeout: seconds from the kernel's entry to the agent's first word. network: "user" (the host's,
     through `netd`), "none", or a network's name; publish: port forwards; policy: what it may talk to; capture: a file.
 
-    snapshot: goes on from this snapshot; image, cpus, memory, kernel, cmdline, transport, watchdog and network are then its own.
+    snapshot: goes on from this snapshot; image, cpus, memory, kernel, cmdline, transport, watchdog, irqchip and network are then its own.
     watchdog: the guest has a /dev/watchdog that ends it.
     seed: not empty makes it deterministic: one CPU, no network, soft (docs/decisions/0013).
     record, replay: the file that a deterministic VM's inputs are written to, or come from.
@@ -45,6 +45,7 @@ class VmCreate:
     cpu_model: str = "host"
     transport: Literal["mmio", "pci"] = "mmio"
     watchdog: bool = False
+    irqchip: Literal["split", "kernel"] = "split"
     seed: str = ""
     record: str = ""
     replay: str = ""

@@ -68,6 +68,7 @@ class VmConfig:
     memory: bytes, a multiple of 2 MiB. kernel: path of a kernel image. modules: paths of .ko files to
     load in order. cmdline: appended to ours. hypervisor: "auto", "soft", "kvm". cpu_model: of hypervisors.CPU_MODELS.
     transport: of virtio devices. watchdog: it has one; when the guest lets it fire: "guest.watchdog".
+    irqchip: who has the IOAPIC of KVM on x86_64: "split", this process; "kernel".
     boot_limit: seconds from the kernel's entry to the agent's first word; 0: whoever asked waits.
     seed: not empty makes the guest deterministic (docs/decisions/0013), its entropy from these bytes.
     recording: of its inputs, the fd "recording": written, or given back. made_of: what else the recorded guest
@@ -92,6 +93,7 @@ class VmConfig:
     cpu_model: str = "host"
     transport: Literal["mmio", "pci"] = "mmio"
     watchdog: bool = False
+    irqchip: Literal["split", "kernel"] = "split"
     seed: bytes = b""
     recording: Literal["", "record", "replay"] = ""
     made_of: dict[str, str] = field(default_factory=dict)

@@ -54,6 +54,8 @@ def run_parser() -> Parser:
         help="of its devices (default: mmio)")  # fmt: skip
     add("--watchdog", action="store_true",
         help="a /dev/watchdog in the guest, which ends it when nobody feeds it")  # fmt: skip
+    add("--irqchip", choices=("split", "kernel"), default="split",
+        help="on KVM on x86_64: who has the IOAPIC (default: split, not the kernel)")  # fmt: skip
     add("--cpu-model", choices=CPU_MODELS, default="host", metavar="LEVEL",
         help="on KVM: host (default) or x86-64-v2, -v3, -v4, which others have too")  # fmt: skip
     add(

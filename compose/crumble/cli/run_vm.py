@@ -82,6 +82,7 @@ def _vm(options: argparse.Namespace, start: ProcessStart) -> messages.VmCreate:
         cpu_model=options.cpu_model,
         transport=options.transport,
         watchdog=options.watchdog,
+        irqchip=options.irqchip,
         pull=options.pull,
         dmesg=options.dmesg,
         shares=shares(options.volume),

@@ -44,7 +44,7 @@ class VM:
     image: as `crumble run` takes it. memory: bytes, or "512m". volumes: {host: guest} or
     ["host:guest[:ro]"]. kernel: a path; the default one otherwise. pull: "missing", "always", "never".
     cpu_model: "host" or, on KVM, a level like "x86-64-v3". transport: of its devices, "mmio" or "pci".
-    watchdog: the guest has one that ends it when nobody feeds it.
+    watchdog: the guest has one that ends it when nobody feeds it. irqchip: of KVM on x86_64, "split" or "kernel".
     boot_timeout: seconds its kernel and init may take. network: "user" (default), "none" or a network's name.
     publish: ports, ["8080:80"]. allow, deny: what it may talk to, ["host:5432/tcp", "*.debian.org:443"];
     internet: also what no rule speaks of. rate_out, rate_in: bytes a second; rate_flows: new ones a second.
@@ -68,6 +68,7 @@ class VM:
         cpu_model: str = "host",
         transport: Literal["mmio", "pci"] = "mmio",
         watchdog: bool = False,
+        irqchip: Literal["split", "kernel"] = "split",
         pull: str = "missing",
         volumes: Volumes = (),
         hostname: str = "",
@@ -98,6 +99,7 @@ class VM:
             cpu_model=cpu_model,
             transport=transport,
             watchdog=watchdog,
+            irqchip=irqchip,
             pull=pull,
             dmesg=dmesg,
             shares=shares(volumes),

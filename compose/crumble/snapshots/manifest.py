@@ -79,6 +79,7 @@ class Manifest:
     hypervisor: str = "soft"
     transport: Literal["mmio", "pci"] = "mmio"
     watchdog: bool = False
+    irqchip: Literal["split", "kernel"] = "split"
     format: int = FORMAT
     crumble: str = ""
 

@@ -42,6 +42,7 @@ def of(vm: Vm, image: Image, kernel: Kernel) -> dict[str, str]:
         "cpu_model": request.cpu_model,
         "transport": vm.transport,
         "watchdog": str(vm.watchdog),
+        "irqchip": vm.irqchip,
         "kernel": kernel.digest or _file(kernel.image),
         "modules": _digest(" ".join(kernel.modules)),
         "cmdline": request.cmdline,

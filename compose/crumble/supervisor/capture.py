@@ -171,6 +171,7 @@ def about(vm: Vm, kind: str, name: str, key: dict[str, str]) -> Manifest:
         hypervisor=vm.backend.name,
         transport=vm.transport,
         watchdog=vm.watchdog,
+        irqchip=vm.irqchip,
         shares=[share.target for share in vm.request.shares],
         crumble=__version__,
     )

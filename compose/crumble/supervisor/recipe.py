@@ -194,6 +194,7 @@ def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
         cpu_model=request.cpu_model,
         transport=vm.transport,
         watchdog=vm.watchdog,
+        irqchip=vm.irqchip,
         seed=request.seed.encode(),
         recording="replay" if request.replay else "record" if request.record else "",
         made_of={"image": vm.image.digest} if vm.image else {},

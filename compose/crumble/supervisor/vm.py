@@ -84,6 +84,7 @@ class Vm:
         self.hypervisor = request.hypervisor
         self.backend = backend.SOFT  # until it boots
         self.transport, self.watchdog = request.transport, request.watchdog
+        self.irqchip = request.irqchip
         self.image: Image | None = None
         self.paused = False
         self.origin: Origin | None = None
@@ -119,7 +120,7 @@ class Vm:
         self.lineage = origin.about
         self.cpus, self.memory = origin.about.cpus, origin.about.memory
         self.backend = backend.Backend(origin.about.hypervisor, origin.about.architecture)
-        self.transport, self.watchdog = origin.about.transport, origin.about.watchdog
+        self.transport, self.watchdog, self.irqchip = about.transport, about.watchdog, about.irqchip
         self.image = self.image or origin.image()
 
     @property

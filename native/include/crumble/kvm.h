@@ -95,6 +95,12 @@ int crb_kvm_signal_msi(crb_kvm_vm *vm, const crb_kvm_message *message);
 int crb_kvm_set_routes(crb_kvm_vm *vm, uint32_t pins, const crb_kvm_message *messages,
                        uint32_t count);
 
+// x86, where all controllers are the kernel's: both PICs and the IOAPIC. -EINVAL for another size,
+// or what is none.
+#define CRB_KVM_IRQCHIP_SIZE 1560
+int crb_kvm_get_irqchip(crb_kvm_vm *vm, uint8_t *state, size_t size);
+int crb_kvm_set_irqchip(crb_kvm_vm *vm, const uint8_t *state, size_t size);
+
 // The kvmclock, ns.
 int crb_kvm_get_clock(crb_kvm_vm *vm, uint64_t *ns);
 int crb_kvm_set_clock(crb_kvm_vm *vm, uint64_t ns);

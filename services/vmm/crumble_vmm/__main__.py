@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--hv", default="auto", help="back end: auto, soft or kvm")
     add("--transport", choices=("mmio", "pci"), default="mmio", help="of virtio devices")
     add("--watchdog", action="store_true", help="one that ends the VM when the guest hangs")
+    add("--irqchip", choices=("split", "kernel"), default="split", help="who has x86_64's IOAPIC")
     add("--cpu-model", default="host", help="on KVM: host or x86-64-v2, -v3, -v4")
     add("--hostname", default="")
     add("--quiet", action="store_true", help="no kernel messages")

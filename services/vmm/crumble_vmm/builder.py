@@ -30,7 +30,7 @@ def build_machine(config: MachineConfig, ends: Ends, timeline: Timeline) -> Mach
         recipe.reserve(space)
         memory = GuestMemory.attach(*ends.memory, regions, ends.base)
     with timeline.phase("machine build"):
-        vm = hypervisor.create_vm(memory.memory, config.cpus, config.cpu_model)
+        vm = hypervisor.create_vm(memory.memory, config.cpus, config.cpu_model, config.irqchip)
         board = recipe(vm, space, memory)
         board.add_platform(ends)
         if config.watchdog:

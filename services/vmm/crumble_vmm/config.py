@@ -88,6 +88,7 @@ class MachineConfig:
     cpu_model: str = "host"
     transport: str = "mmio"
     watchdog: bool = False
+    irqchip: str = "split"
     seed: bytes = b""
     recording: str = ""
     made_of: dict[str, str] = field(default_factory=dict)
@@ -110,6 +111,7 @@ class MachineConfig:
             cpu_model=message.cpu_model,
             transport=message.transport,
             watchdog=message.watchdog,
+            irqchip=message.irqchip,
             seed=message.seed,
             recording=message.recording,
             made_of=message.made_of,

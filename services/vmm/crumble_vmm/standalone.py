@@ -201,6 +201,7 @@ def run(options: argparse.Namespace) -> int:
         cpu_model=options.cpu_model,
         transport=options.transport,
         watchdog=options.watchdog,
+        irqchip=options.irqchip,
         hostname=options.hostname,
         dmesg=not options.quiet,
         filesystems=filesystems,

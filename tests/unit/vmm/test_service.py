@@ -215,6 +215,8 @@ def test_requests_before_the_agent_is_ready(config: Make) -> None:
         ({"hypervisor": "kvm"}, "kvm."),
         ({"cpu_model": "i386"}, "vmm.cpu_model"),
         ({"hypervisor": "soft", "cpu_model": "x86-64-v3"}, "vmm.cpu_model"),
+        ({"hypervisor": "soft", "irqchip": "kernel"}, "vmm.irqchip"),
+        ({"seed": b"x", "watchdog": True}, "vmm.deterministic"),
         ({"hypervisor": "xen"}, "vmm.hypervisor"),
         ({"cmdline": "x" * 801}, "vmm.cmdline"),
         ({"modules": ["/etc/passwd"]}, "vmm.module"),

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from crumble_common.errors import UsageError
 from crumble_common.hypervisors import Probe
 from crumble_native.memory import Memory
 
@@ -252,8 +253,20 @@ class Hypervisor(ABC):
         """What it can do here. Cheap after the first call."""
 
     @abstractmethod
-    def create_vm(self, memory: Memory, cpus: int, cpu_model: str = "host") -> VirtualMachine:
+    def create_vm(
+        self, memory: Memory, cpus: int, cpu_model: str = "host", irqchip: str = "split"
+    ) -> VirtualMachine:
         """A new virtual machine over all of `memory`, its CPUs of hypervisors.CPU_MODELS.
 
-        Raises HostError when the host refuses, UsageError for a model that this back end has not.
+        irqchip: of KVM on x86_64, "split" (the IOAPIC is ours) or "kernel".
+        Raises HostError when the host refuses, UsageError for what this back end has not.
         """
+
+
+def no_choice() -> UsageError:
+    """For who asks a back end for interrupt controllers in the kernel that has none."""
+    return UsageError(
+        "Only KVM on x86_64 has all interrupt controllers in the kernel as an option.",
+        code="vmm.irqchip",
+        hint="Leave --irqchip away.",
+    )

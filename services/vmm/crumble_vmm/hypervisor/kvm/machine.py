@@ -6,7 +6,7 @@ LAPICs are the kernel's, the IOAPIC is ours: what its pins send is the kernel's 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from crumble_common.errors import HostError
 from crumble_native import kvm
@@ -30,8 +30,10 @@ _CAP_TSC_DEADLINE_TIMER = 72
 class X86Machine(KvmMachine):
     """One guest."""
 
+    irqchip: ClassVar[int] = kvm.IRQCHIP_SPLIT
+
     def __init__(self, memory: Memory, cpus: int, cpu_model: str = "host") -> None:
-        super().__init__(memory, kvm.IRQCHIP_SPLIT)
+        super().__init__(memory, self.irqchip)
         self._cpus, self._model = cpus, cpu_model
         self._routes = Routes(self._vm, 0, ioapic.PINS)
         self._ioapic = Ioapic(self._routes.send, self._routes.set)
@@ -57,12 +59,16 @@ class X86Machine(KvmMachine):
             table = cpuid.guest_table(
                 self._cpuid, index, self._cpus, deadline=self._deadline, model=self._model
             )
-            cpu = X86Cpu(vcpu, _WithIoapic(self._ioapic, mmio), ports or mmio, self._ioapic)
+            cpu = X86Cpu(vcpu, self.on_bus(mmio), ports or mmio, self._ioapic)
             cpu.identify(table, self._cpuid, self._msrs)
         except OSError as error:
             raise failed(error) from None
         self._made.append(cpu)
         return cpu
+
+    def on_bus(self, bus: MmioHandler) -> MmioHandler:
+        """What vCPUs reach: the IOAPIC beside what the machine has."""
+        return _WithIoapic(self._ioapic, bus)
 
     def set_line(self, source: int, level: bool) -> None:
         """A pin of the IOAPIC."""

@@ -24,6 +24,7 @@ from crumble_vmm.hypervisor.base import (
     VirtioInterrupt,
     VirtualCPU,
     VirtualMachine,
+    no_choice,
 )
 
 # SBI v2.0, chapter 10 (SRST): reset types and reasons.
@@ -54,8 +55,12 @@ class SoftHypervisor(Hypervisor):
         reason = f"Crumble's own RISC-V CPU; {_TRANSLATORS[rv64.translator_state()]}."
         return Probe("soft", True, True, reason, ("riscv64",))
 
-    def create_vm(self, memory: Memory, cpus: int, cpu_model: str = "host") -> VirtualMachine:
+    def create_vm(
+        self, memory: Memory, cpus: int, cpu_model: str = "host", irqchip: str = "split"
+    ) -> VirtualMachine:
         """A machine with `cpus` harts, all of the one model."""
+        if irqchip != "split":
+            raise no_choice()
         if cpu_model != "host":
             raise UsageError(
                 f"The soft back end's CPU is not {cpu_model}.",
