@@ -1,6 +1,7 @@
 """The service with machines of a few instructions: how guests end, and what is said of it."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
@@ -11,9 +12,11 @@ from crumble_common.errors import CrumbleError, GuestError, UsageError
 from crumble_common.messages import vm as messages
 from crumble_common.messages.image import ImageList
 from crumble_common.messages.vm import ConsoleOutput, VmConfig, VmEvent
+from crumble_vmm.boards.riscv64 import WATCHDOG_BASE
 from crumble_vmm.chipset.builder import Chipset
 from crumble_vmm.chipset.bus import Bus
 from crumble_vmm.chipset.lines import Line, Trigger
+from crumble_vmm.devices import watchdog
 from crumble_vmm.devices.pl011 import Pl011
 from crumble_vmm.devices.serial import SerialPort
 from crumble_vmm.devices.uart8250 import Uart8250
@@ -106,6 +109,22 @@ def test_an_agent_that_never_answers(config: Make) -> None:
     with GuestVm(config(kernel(TinyKernel.spin), boot_limit=0.1)) as vm:
         event = vm.wait_end()
     assert event == VmEvent("vm1", "failed", "The guest's agent did not answer within 0.1 s.")
+
+
+def test_a_watchdog_fires_unless_the_guest_is_paused(config: Make) -> None:
+    made = kernel(
+        lambda k: k.store(WATCHDOG_BASE + watchdog.MODE, 1 << 4 | watchdog.ENABLE),  # 1 s
+        TinyKernel.spin,
+    )
+    with GuestVm(config(made, watchdog=True)) as vm:
+        vm.ask(messages.Pause())
+        time.sleep(1.2)
+        ends = [event for event in vm.events if isinstance(event, VmEvent)]
+        assert [event.kind for event in ends] == ["booting"]
+        vm.ask(messages.Resume())
+        event = vm.wait_end()
+    detail = "The guest's watchdog ended it: nobody fed it for 1 s."
+    assert event == VmEvent("vm1", "crash", detail, "guest.watchdog")
 
 
 @pytest.mark.parametrize("idle", [TinyKernel.spin, TinyKernel.wait])
