@@ -136,11 +136,14 @@ class Trouble:
 
 
 class Bridge:
-    """Carries frames in a thread of its own. seen: how many had a flag or another mark, by direction."""
+    """Carries frames in a thread of its own. seen: how many had a flag or another mark, by direction, of connections
+    that began since `forget`: what another test left may still say goodbye.
+    """
 
     def __init__(self, peer: LinuxPeer, netd: socket.socket, seed: int) -> None:
         self.trouble = Trouble()
         self.seen: Counter[str] = Counter()
+        self._begun: set[frozenset[int]] = set()
         self._tap = peer.tap
         self._chance = {way: random.Random(f"{seed} {way}") for way in ("guest", "netd")}
         self._master = Master(netd)
@@ -199,7 +202,17 @@ class Bridge:
             else:
                 self._carry(way, frame)
 
+    def forget(self) -> None:
+        """Begins to count anew."""
+        self._begun = set()
+        self.seen.clear()
+
     def _count(self, way: str, segment: tcp.Segment) -> None:
+        ports = frozenset((segment.source, segment.destination))
+        if segment.flags & tcp.SYN:
+            self._begun.add(ports)
+        elif ports not in self._begun:
+            return
         marks = {
             "fin": segment.flags & tcp.FIN,
             "rst": segment.flags & tcp.RST,

@@ -29,8 +29,8 @@ SEED = 7
 HOST = "10.0.2.2"
 GUEST_PORT = 80
 PLAIN = {"tcp_sack": 1, "tcp_timestamps": 1, "tcp_window_scaling": 1, "mtu": 1500}
-# The ledger has what the guest was told; that its ACK took CLOSING to TIME-WAIT is nothing to tell.
 LONG = pytest.mark.long
+# The ledger has what the guest was told; that its ACK took CLOSING to TIME-WAIT is nothing to tell.
 OVER = {State.TIME_WAIT, State.CLOSING}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -90,7 +90,7 @@ def network() -> Iterator[Network]:
 def quiet(network: Network) -> Iterator[None]:
     """Afterwards the way is good again, and the flows are over."""
     network.peer.tune(**PLAIN)
-    network.bridge.seen.clear()
+    network.bridge.forget()
     yield
     network.bridge.trouble = Trouble()
     wait_for(lambda: not set(network.left()) - OVER)
@@ -198,6 +198,7 @@ def test_bytes_are_the_same_bytes(
         threads[-1].start()
     for thread in threads:
         thread.join(120)
+    assert not any(thread.is_alive() for thread in threads), "not over in 120 s"
     assert not failed, failed
     seen = network.bridge.seen
     # What was turned off was off, what was on was used.
@@ -313,5 +314,5 @@ def test_keep_alive(network: Network) -> None:
 @LONG
 def test_nothing_is_left(network: Network) -> None:
     """The last one: TIME-WAIT is over, and netd has neither flows nor sockets of theirs."""
-    assert wait_for(lambda: not network.left(), 90)
+    assert wait_for(lambda: not network.left(), 180)
     assert not [name for name in network.netd.lot.fds if name.startswith("flow:")]
