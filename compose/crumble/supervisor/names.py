@@ -41,3 +41,8 @@ def invent(taken: Container[str] = ()) -> str:
         name = f"{'-'.join(words)}-{dice[2:].hex()}"
         if name not in taken:
             return name
+
+
+def hostname_of(name: str) -> str:
+    """The guest's host name where none is asked for. name: the VM's; "" where guests must not differ."""
+    return name.replace("_", "-").strip("-.") if name else "crumble"

@@ -14,7 +14,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from crumble.supervisor import backend, capture, debug, limits
+from crumble.supervisor import backend, capture, debug, limits, names
 from crumble.supervisor.causes import Causes
 from crumble.supervisor.command import with_defaults
 from crumble.supervisor.network import NETWORKS, Network
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 _FSD_GRACE = 5.0
 # How long the capture of a VM that is to end may go on, s.
 _SAVING = 3.0
-# The host name of guests whose names must not differ.
-_DETERMINISTIC = "crumble"
 
 
 class Listener(Protocol):
@@ -58,8 +56,7 @@ class Vm:
     agent is ready, or with why it will not be. ended: resolved when every process of it is gone.
     origin: what it goes on from. boot_key: what its boot snapshot depends on, empty when it has none.
     saving: the capture under way, resolved when it is complete; unsaved: the events that are to say so,
-    save_error: what the first of them said. lineage: the snapshot since which the
-    guest's writes are marked.
+    save_error: what the first of them said. lineage: the snapshot since which the guest's writes are marked.
     """
 
     def __init__(
@@ -75,8 +72,7 @@ class Vm:
         self.name = name
         self.request = request
         self.cpus, self.memory = request.cpus, limits.rounded_memory(request.memory)
-        own = _DETERMINISTIC if request.seed else name.replace("_", "-").strip("-.")
-        self.hostname = request.hostname or own
+        self.hostname = request.hostname or names.hostname_of("" if request.seed else name)
         self.network = Network(request.network, self)
         self.created = time.time()
         self.state = "starting"
