@@ -54,8 +54,8 @@ def run_parser() -> Parser:
         help="of its devices (default: mmio)")  # fmt: skip
     add("--watchdog", action="store_true",
         help="a /dev/watchdog in the guest, which ends it when nobody feeds it")  # fmt: skip
-    add("--irqchip", choices=("split", "kernel"), default="split",
-        help="on KVM on x86_64: who has the IOAPIC (default: split, not the kernel)")  # fmt: skip
+    # On KVM on x86_64: the IOAPIC is ours or the kernel's. Few want to know (services/vmm/README.md).
+    add("--irqchip", choices=("split", "kernel"), default="split", help=argparse.SUPPRESS)
     add("--cpu-model", choices=CPU_MODELS, default="host", metavar="LEVEL",
         help="on KVM: host (default) or x86-64-v2, -v3, -v4, which others have too")  # fmt: skip
     add(
@@ -84,8 +84,8 @@ def run_parser() -> Parser:
     add("--pcap", default="", metavar="FILE", help="capture the guest's packets")
     add("--dmesg", action="store_true", help="show the guest kernel's messages on stderr")
     add("--deterministic", action="store_true",
-        help="two runs are the same to the bit: one CPU, no network")  # fmt: skip
-    add("--seed", default="", metavar="WORD", help="of a deterministic guest's entropy")
+        help="same to the bit each time (or --seed WORD): one CPU, no network")  # fmt: skip
+    add("--seed", default="", metavar="WORD", help=argparse.SUPPRESS)
     add("--digest", action="store_true",
         help="show what a deterministic guest was in the end, on stderr")  # fmt: skip
     add("--record", default="", metavar="FILE",
