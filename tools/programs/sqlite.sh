@@ -1,5 +1,5 @@
 # image: deb:trixie/sqlite3
-# speedtest1 is not in the archive: tables, indices, text search, trees, windows, savepoints, with the same answers
+# Tables, indices, text search, trees, windows, savepoints, with the same answers
 # from memory, from a file, and from a write-ahead log.
 set -e
 cat > work.sql <<'S'
