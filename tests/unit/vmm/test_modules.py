@@ -45,6 +45,8 @@ def test_modules_keep_their_order_and_lose_their_compression(tmp_path: Path) -> 
         (b"MZ" * 100, "not a 64-bit"),
         (elf(machine=62), "ELF machine 62"),
         (elf(kind=2), "type 2"),
+        (elf() + b"~Module signature appended~\n", "not a 64-bit"),
+        (b"~Module signature appended~\n", "not a 64-bit"),
         (lzma.compress(elf())[:-10], "ends too early"),
         (lzma.compress(elf())[:40] + b"z" * 100, "xz data"),
         (gzip.compress(elf(), mtime=0)[:-10], "ends too early"),

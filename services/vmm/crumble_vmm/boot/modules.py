@@ -42,7 +42,7 @@ def load_module(path: Path, machine: int = EM_RISCV) -> Module:
     """Reads one module."""
     name = path.name.split(".")[0].replace("-", "_")
     try:
-        data = unpack(path.read_bytes(), MAX_MODULE)
+        data = _unsigned(unpack(path.read_bytes(), MAX_MODULE))
     except OSError as error:
         raise UsageError(
             f"Cannot read kernel module {path}: {error.strerror}.",
@@ -56,7 +56,7 @@ def load_module(path: Path, machine: int = EM_RISCV) -> Module:
     kind, found = struct.unpack_from("<HH", data, 16)
     if kind != _ET_REL or found != machine:
         raise _bad(path, f"it is for ELF machine {found}, type {kind}")
-    return Module(name, _unsigned(data))
+    return Module(name, data)
 
 
 def _unsigned(data: bytes) -> bytes:
