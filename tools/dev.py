@@ -105,13 +105,14 @@ def plain_paths() -> None:
 
 
 def build() -> None:
-    """Rebuilds the C extension when a C file or its recipe changed."""
+    """Rebuilds the C extension and the launcher when a C file or its recipe changed."""
     key = fingerprint([*c_sources(), ROOT / "native" / "build_core.py"])
     if fresh("native", key):
         return
     print("Building the C core ...", file=sys.stderr)
     jobs = str(os.cpu_count() or 1)
     run(BIN / "python", "setup.py", "-q", "build_ext", "--inplace", "-j", jobs)
+    run(BIN / "python", "setup.py", "-q", "build_scripts", "--build-dir", BIN)
     mark("native", key)
 
 

@@ -49,13 +49,19 @@ def entry() -> None:
     import gc
 
     gc.disable()  # imports leave little to collect
-    status = main()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            pass
-    os._exit(status)
+    os._exit(finished())
+
+
+def finished() -> int:
+    """One command, with what it printed on its way; its exit status."""
+    try:
+        return main()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                pass
 
 
 def main() -> int:

@@ -167,6 +167,7 @@ class _Run:
         self._target = f"vm:{request.name}"
         self._bars = Bars()
         self._attached: Attached | None = None
+        self._limited = False
 
     def live(self) -> int:
         """Everything, and then nothing is left."""
@@ -181,6 +182,7 @@ class _Run:
             self._end()
 
     def _run(self, info: messages.VmInfo) -> int:
+        self._limit()  # the VM in reserve has booted long ago
         words = argv(info.entrypoint, info.cmd, self._start.argv, self._request.entrypoint)
         start = ProcessStart(**{**vars(self._start), "argv": words})
         self._attached = Attached(self._link, self._target, start)
@@ -214,12 +216,17 @@ class _Run:
         elif isinstance(event, VmEvent) and event.kind == "booting":
             self._phases.mark("image")
             self._bars.close()
-            if self._options.timeout:
-                self._link.loop.call_later(self._options.timeout, self._late)
+            self._limit()
         elif self._attached is not None:
             self._attached.event(event)
         else:
             self._bars.event(event)
+
+    def _limit(self) -> None:
+        """Time runs from the boot on, however it went: fetching the image is not part of it."""
+        if self._options.timeout and not self._limited:
+            self._link.loop.call_later(self._options.timeout, self._late)
+        self._limited = True
 
     def _late(self) -> None:
         if self._attached is None or not self._attached.ended:

@@ -19,6 +19,7 @@ from crumble.supervisor import limits, moving, names, recipe
 from crumble.supervisor.captures import Captures
 from crumble.supervisor.clients import Client, Clients
 from crumble.supervisor.command import argv
+from crumble.supervisor.commands import Commands
 from crumble.supervisor.fdstore import FdStore
 from crumble.supervisor.ground import Ground
 from crumble.supervisor.images import REQUESTS as IMAGE_REQUESTS
@@ -84,6 +85,7 @@ class Supervisor:
         self._stopping: Task[None] | None = None
         self._clients = Clients(self.loop, self._context, self._message)
         self._streams: Streams | None = None
+        self._commands = Commands(self.instance.path, self.instance.logs)
         self._spawner.attach(self.loop, self._forkserver_lost)
 
     @property
@@ -135,6 +137,7 @@ class Supervisor:
         rows = self.table.values()
         if self.instance.daemon and self._spawner is not None:
             self._spawner.keep_spares([row.entry for row in rows if row.per == "vm"])
+            self._commands.start(self._spawner)
 
     def _forkserver_lost(self) -> None:
         lost, self._spawner = self._spawner, None
@@ -358,6 +361,7 @@ class Supervisor:
             await process.ended
 
     def _close(self) -> None:
+        self._commands.close()
         if self._spawner is not None:
             self._spawner.close()
         self.services.close()
