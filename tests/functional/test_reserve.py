@@ -66,6 +66,12 @@ def test_the_next_one_finds_it_running(world: World) -> None:
     eventually(lambda: why in world.run("ps", "--all", "--json").stdout, "not said why it ended")
 
 
+def test_its_command_is_limited_too(world: World) -> None:
+    filled(world)
+    done = world.run("run", "--timeout", "0.3", "fake", "sleep", "60")
+    assert (done.returncode, "did not end within 0.3 s" in done.stderr) == (124, True)
+
+
 @pytest.mark.parametrize("more", [("--no-internet",), ("--network", "none"), ("--memory", "1g")])
 def test_who_wants_something_else_gets_another(world: World, more: tuple[str, ...]) -> None:
     waiting = filled(world)
