@@ -3,13 +3,15 @@
 mount -t tracefs tracefs /sys/kernel/tracing
 EVENT=/sys/kernel/tracing/events/kvm/kvm_exit
 echo 'hist:keys=exit_reason' >$EVENT/trigger
+clear() { echo 'hist:keys=exit_reason:clear' >>$EVENT/trigger; }
+counted() { sed -n "s/.*exit_reason: *\([0-9]*\) .*hitcount: *\([0-9]*\).*/EXITS $1 $2 \1 \2/p" $EVENT/hist; }
 exits() {
     side=$1 row=$2
     shift 2
-    echo 'hist:keys=exit_reason:clear' >>$EVENT/trigger
+    clear
     "$@" >/tmp/out 2>&1 </dev/null
     status=$?
-    sed -n "s/.*exit_reason: *\([0-9]*\) .*hitcount: *\([0-9]*\).*/EXITS $side $row \1 \2/p" $EVENT/hist
+    counted $side $row
     echo "RIG ok $side $row (status $status: $(tail -c 60 /tmp/out | tr '\n' ' '))"
 }
 WORDS="console=ttyS0 panic=-1 cryptomgr.notests initcall_blacklist=jent_mod_init quiet loglevel=1"
@@ -26,7 +28,7 @@ qemu() {
     timeout 300 qemu -L /qemu -cpu host -m 256 -nodefaults -no-user-config -display none -no-reboot \
         -serial file:/tmp/console -kernel $KERNEL -initrd /qemu/init.cpio -append "$WORDS" "$@"
 }
-received() {
+listen() {
     python3 -c '
 import socket
 ear = socket.create_server(("127.0.0.1", 7000))
@@ -35,9 +37,40 @@ mouth, _ = ear.accept()
 while mouth.recv(1 << 20): pass
 ' >/tmp/heard &
     until [ -s /tmp/heard ]; do sleep 0.1; done
+}
+received() {
+    listen
     crumble exec box sh -c 'dd if=/dev/zero bs=64k count=160 | /bin/busybox nc 10.0.2.2 7000'
     wait $!
     rm /tmp/heard
+}
+# The same work by a QEMU guest's init, which says when (benchmarks/exits.py). Its memory is shared as ours is, with
+# the file server that QEMU comes with.
+says() {
+    turns=600
+    until grep -q "$1" /tmp/console; do
+        sleep 0.2
+        turns=$((turns - 1))
+        [ $turns = 0 ] && tail -n 5 /tmp/console /tmp/qemu /tmp/virtiofsd && echo "RIG failed $side $1" && return
+    done
+}
+qemu_work() {
+    side=$1
+    shift
+    rm -f /tmp/console
+    virtiofsd --socket-path=/tmp/files -o source=/share -o sandbox=chroot -o cache=auto >/tmp/virtiofsd 2>&1 &
+    until [ -S /tmp/files ]; do sleep 0.1; done
+    listen
+    listener=$!
+    qemu -object memory-backend-memfd,id=memory,size=256M,share=on -chardev socket,id=files,path=/tmp/files \
+        -netdev user,id=net -initrd /qemu/work.cpio "$@" >/tmp/qemu 2>&1 &
+    until [ -e /tmp/console ]; do sleep 0.2; done
+    says READY; clear; says FILE; counted $side file
+    clear; says SENT; counted $side tcp
+    wait $listener
+    wait
+    rm -f /tmp/heard /tmp/files
+    echo "RIG ok $side work $(tail -c 60 /tmp/qemu | tr '\n' ' ')"
 }
 work() {
     head -c 1048576 /dev/urandom >/share/file
@@ -53,6 +86,11 @@ exits crumble-pci boot alone pci
 exits qemu-microvm boot qemu -M microvm,accel=kvm -device virtio-serial-device -device virtio-rng-device
 exits qemu-q35 boot qemu -M q35,accel=kvm -device virtio-serial-pci -device virtio-rng-pci
 mkdir /share
+head -c 1048576 /dev/urandom >/share/file
+qemu_work qemu-microvm -M microvm,accel=kvm,memory-backend=memory -global virtio-mmio.force-legacy=false \
+    -device vhost-user-fs-device,chardev=files,tag=share -device virtio-net-device,netdev=net
+qemu_work qemu-q35 -M q35,accel=kvm,memory-backend=memory -device vhost-user-fs-pci,chardev=files,tag=share \
+    -device virtio-net-pci,netdev=net,romfile=
 crumble up --detach >/dev/null
 work mmio
 work pci

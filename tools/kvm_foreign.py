@@ -62,7 +62,9 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Host:
-    """An emulated host. architecture: of its guests. foreign: it is not this machine's."""
+    """An emulated host. architecture: of its guests. foreign: it is not this machine's. modules: for KVM, with their
+    options, of the guests' kernel, which it runs then; none: it runs this machine's Debian's.
+    """
 
     architecture: str
     qemu: str
@@ -70,6 +72,7 @@ class Host:
     machine: tuple[str, ...]
     cmdline: str
     foreign: Foreign | None = None
+    modules: dict[str, str] = field(default_factory=dict)
 
 
 # -cx16: QEMU 7.2 corrupts the flags around cmpxchg16b. One CPU: the emulation of SVM is at its best.
@@ -77,6 +80,10 @@ class Host:
 HOSTS = {
     "x86_64": Host("amd64", "qemu-system-x86_64", "qemu-system-x86", ("-cpu", "EPYC,-cx16"),
                    "console=ttyS0 tsc=reliable"),
+    "x86_64-trixie": Host("amd64", "qemu-system-x86_64", "qemu-system-x86", ("-cpu", "EPYC,-cx16"),
+                          "console=ttyS0 tsc=reliable", modules={
+                              "irqbypass": "CONFIG_IRQ_BYPASS_MANAGER", "kvm": "CONFIG_KVM",
+                              "kvm_amd": "CONFIG_KVM_AMD", "ccp": "CONFIG_CRYPTO_DEV_CCP_DD"}),
     "arm64": Host("arm64", "qemu-system-aarch64", "qemu-system-arm",
                   ("-M", "virt,virtualization=on,gic-version=3", "-cpu", "cortex-a76"),
                   "console=ttyAMA0", Foreign("arm64", "aarch64", "aarch64-linux-gnu", "cortex-a76")),
@@ -87,6 +94,17 @@ HOSTS = {
                     ("-M", "virt", "-cpu", "rv64,h=true"), "console=ttyS0",
                     Foreign("riscv64", "riscv64", "riscv64-linux-gnu", "rv64", {"kvm": "CONFIG_KVM"})),
 }  # fmt: skip
+
+
+def stock_modules(architecture: str, modules: dict[str, str], home: Path) -> list[Path]:
+    """These of the guests' kernel, in load order, fetched below `home`; the kernel's `image` is beside them."""
+    if not modules:
+        return []
+    wanted = [f"{name}={option}" for name, option in modules.items()]
+    words = [sys.executable, "-c", MODULES, architecture, *wanted]
+    env = {**os.environ, "CRUMBLE_DATA_DIR": str(home / "host")}
+    told = subprocess.run(words, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return [Path(path) for path in json.loads(told)["modules"]]
 
 
 class System:
@@ -119,15 +137,7 @@ class System:
 
     def modules(self) -> list[Path]:
         """Its kernel's modules for KVM, in load order."""
-        what = self._foreign
-        if not what.modules:
-            return []
-        data = self._home / "host"
-        wanted = [f"{name}={option}" for name, option in what.modules.items()]
-        words = [sys.executable, "-c", MODULES, what.architecture, *wanted]
-        env = {**os.environ, "CRUMBLE_DATA_DIR": str(data)}
-        told = subprocess.run(words, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
-        return [Path(path) for path in json.loads(told)["modules"]]
+        return stock_modules(self._foreign.architecture, self._foreign.modules, self._home)
 
     def _copy(self, folder: Path, target: str) -> None:
         """Python's sources below a folder; or one."""

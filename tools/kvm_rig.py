@@ -15,7 +15,6 @@ import os
 import py_compile
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import sysconfig
@@ -30,11 +29,10 @@ sys.path[:0] = [
     str(ROOT / room) for room in ("services/vmm", "services/ocid", "common", "native", "tools")
 ]
 
-from kvm_foreign import HOSTS, Foreign, Host, System  # noqa: E402  from the rooms above
+from kvm_foreign import HOSTS, Foreign, Host, System, stock_modules  # noqa: E402  from the rooms above
 
 from crumble_native import kvm  # noqa: E402  from the rooms above
 from crumble_ocid.kernel_provider import module_needs  # noqa: E402  from the rooms above
-from crumble_vmm.boot.compression import unpack  # noqa: E402  from the rooms above
 from crumble_vmm.boot.initramfs import Initramfs  # noqa: E402  from the rooms above
 
 HOME = ROOT / "build" / "kvm-rig"
@@ -225,14 +223,6 @@ def python(tree: Tree) -> tuple[str, str]:
     return sys.base_prefix, path
 
 
-def vmlinux(kernel: Path) -> bytes:
-    """What a bzImage unpacks (Documentation/arch/x86/boot.rst, payload_offset)."""
-    data = kernel.read_bytes()
-    offset, length = struct.unpack_from("<II", data, 0x248)
-    start = (data[0x1F1] + 1) * 512 + offset
-    return unpack(data[start : start + length], 1 << 28)
-
-
 def _libraries(path: Path) -> list[str]:
     listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
     return [found for found in re.findall(r"(/\S+) \(0x", listed) if "site-packages" not in found]
@@ -261,17 +251,22 @@ def busybox(debs: Path) -> Path:
     return next(path for path in (debs / "bin/busybox", debs / "usr/bin/busybox") if path.exists())
 
 
-def native(tree: Tree, data: Path) -> tuple[Path, Path, str]:
-    """This machine's Python on Debian's kernel; the kernel, busybox and the script that starts it all."""
+def native(tree: Tree, host: Host, home: Path) -> tuple[Path, Path, str]:
+    """This machine's Python on a kernel of Debian's; the kernel, busybox and the script that starts it all."""
     debs = debian()
     shell = busybox(debs)
     tree.put(shell, "bin/busybox")
-    order = modules(tree, debs)
-    home, path = python(tree)
-    (stock,) = data.glob("store/kernels/amd64/*/image")
-    tree.archive.file("vmlinux", vmlinux(stock))
-    (kernel,) = debs.glob("boot/vmlinuz-*")
-    script = INIT.replace("@MODULES@", " ".join(order)).replace("@HOME@", home)
+    (bzimage,) = debs.glob("boot/vmlinuz-*")
+    tree.put(bzimage, "/bzImage")
+    if host.modules:
+        files = stock_modules(host.architecture, host.modules, home)
+        kernel, order = files[0].with_name("image"), [path.stem for path in files]
+        for path in files:
+            tree.put(path, f"modules/{path.name}")
+    else:
+        kernel, order = bzimage, modules(tree, debs)
+    prefix, path = python(tree)
+    script = INIT.replace("@MODULES@", " ".join(order)).replace("@HOME@", prefix)
     return kernel, shell, script.replace("@PATH@", path)
 
 
@@ -307,7 +302,11 @@ def build(
     for name in ("root", "proc", "sys", "etc", "dev", "run", "tmp"):
         tree.archive.directory(name)
     tree.archive.character_device("dev/console", 5, 1)
-    made = native(tree, data) if host.foreign is None else foreign(tree, data, home, host.foreign)
+    made = (
+        native(tree, host, home)
+        if host.foreign is None
+        else foreign(tree, data, home, host.foreign)
+    )
     kernel, shell, script = made
     image(shell, home, host.architecture)
     more(tree)

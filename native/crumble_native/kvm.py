@@ -378,6 +378,10 @@ class Vcpu:
         count = len(entries) // lib.CRB_KVM_CPUID_SIZE
         self.set(CPUID, struct.pack("<II", count, 0) + entries)
 
+    def prefault(self, address: int, size: int) -> None:
+        """Maps whole pages of guest memory ahead of the guest's accesses, where KVM can."""
+        _check(lib.crb_kvm_prefault(self._handle, address, size), "prefault")
+
     def counters(self) -> dict[str, int]:
         """Exits by kind, by the names in kvm.h."""
         raw = ffi.new("crb_kvm_counters *")

@@ -271,6 +271,25 @@ int crb_kvm_create_vcpu(crb_kvm_vm *vm, uint32_t index, crb_kvm_vcpu **made) {
     return 0;
 }
 
+// KVM_PRE_FAULT_MEMORY (Linux, Documentation/virt/kvm/api.rst), which headers before Linux 6.12
+// have not.
+typedef struct pre_fault {
+    uint64_t address;
+    uint64_t size;
+    uint64_t flags;
+    uint64_t padding[5];
+} pre_fault;
+#define PRE_FAULT _IOWR(KVMIO, 0xd5, pre_fault)
+
+int crb_kvm_prefault(crb_kvm_vcpu *vcpu, uint64_t address, uint64_t size) {
+    pre_fault range = {.address = address, .size = size}; // the kernel moves it on
+    while (range.size != 0 && ioctl(vcpu->fd, PRE_FAULT, &range) < 0) {
+        if (errno == ENOTTY || errno == EOPNOTSUPP) return 0;
+        if (errno != EINTR && errno != EAGAIN) return -errno;
+    }
+    return 0;
+}
+
 void crb_kvm_get_counters(const crb_kvm_vcpu *vcpu, crb_kvm_counters *counters) {
     *counters = vcpu->counters;
 }

@@ -69,6 +69,18 @@ def test_guest_and_host_share_memory(quest: Quest) -> None:
     assert quest.value(1) == VALUE
 
 
+def test_memory_that_was_mapped_ahead_is_the_same(quest: Quest) -> None:
+    first = quest.results // 0x1000 * 0x1000
+    quest.memory.write(quest.results, VALUE.to_bytes(8, "little"))
+    quest.load(
+        quest.guest().read(quest.results, 8, quest.results + 8).write(first + 0x3000, 8, 1).end()
+    )
+    quest.cpu.prefault(first, 0x4000)
+    assert quest.go_on() == DONE
+    assert quest.value(1) == VALUE
+    assert quest.memory.read(first + 0x3000, 8) == (1).to_bytes(8, "little")
+
+
 def test_a_doorbell_rings_without_an_exit(quest: Quest, eventfd: int) -> None:
     quest.vm.add_doorbell(NOTIFY, 4, 1, eventfd)
     guest = quest.guest().write(NOTIFY, 4, 1).write(NOTIFY, 4, 2).write(NOTIFY, 4, 1).end()

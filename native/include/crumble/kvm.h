@@ -119,6 +119,10 @@ int crb_kvm_run(crb_kvm_vcpu *vcpu, crb_kvm_exit *stop);
 int crb_kvm_decode(const void *run, size_t size, int error, crb_kvm_exit *stop);
 // Makes run return CANCELED soon, also when it is called only later. Any thread.
 void crb_kvm_cancel(crb_kvm_vcpu *vcpu);
+// Maps the guest memory [address, address + size), of whole pages, as accesses to it would, without
+// an exit for each page. 0 also where KVM has no such call (before Linux 6.12). Not while the vCPU
+// runs.
+int crb_kvm_prefault(crb_kvm_vcpu *vcpu, uint64_t address, uint64_t size);
 void crb_kvm_get_counters(const crb_kvm_vcpu *vcpu, crb_kvm_counters *counters);
 
 // Register groups, of x86 all but MP_STATE. Get gives the group's size; -EINVAL for another one, or

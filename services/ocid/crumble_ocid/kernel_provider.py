@@ -16,6 +16,7 @@ from pathlib import Path
 from crumble_common import directories
 from crumble_common.errors import RemoteError, UsageError
 from crumble_common.messages.image import Kernel
+from crumble_ocid import bzimage
 from crumble_ocid.compression import decompress
 from crumble_ocid.debian.deb import DebReader
 from crumble_ocid.debian.download import digest_of, download_packages
@@ -25,7 +26,7 @@ from crumble_ocid.debian.resolve import parse_relations
 from crumble_ocid.debian.version import version_key
 from crumble_ocid.files import host_errors, write_atomically
 from crumble_ocid.images import collect_garbage
-from crumble_ocid.kernels import WANTED, WANTED_FILE, WANTED_TEXT, kernels_home, stored_kernel
+from crumble_ocid.kernels import WANTED, WANTED_FILE, kernels_home, stored_kernel, wanted_text
 from crumble_ocid.progress import Reporter
 from crumble_ocid.store import Store
 from crumble_ocid.transfer import Transport
@@ -106,15 +107,23 @@ class KernelProvider:
             blob = self._store.blob_path(digest)
             step = reporter.step("unpack the kernel", package.size)
             modules = KernelPackage(blob, step.set).extract(made)
+            _unpack(made / "image")
             step.finish()
             kernel = Kernel(architecture, target.name, digest, "image", modules)
-            write_atomically(made / WANTED_FILE, WANTED_TEXT.encode())
+            write_atomically(made / WANTED_FILE, wanted_text(target.parent.name).encode())
             write_atomically(made / "kernel.json", json.dumps(asdict(kernel)).encode())
             if target.exists():  # incomplete: `stored_kernel` would have given it
                 shutil.rmtree(target)
             made.rename(target)
             directories.sync(target.parent)
         collect_garbage(self._store)  # the package: 112 MB of which 31 were wanted
+
+
+def _unpack(image: Path) -> None:
+    """A bzImage becomes what is in it; other images stay."""
+    unpacked = image.with_name("vmlinux")
+    if bzimage.unpack(image, unpacked):
+        unpacked.replace(image)
 
 
 def find_kernel(index: PackageIndex, architecture: str, version: str) -> Package:

@@ -1,7 +1,7 @@
 """Kernels in the store, and nothing of how they get there: finding one must cost no imports.
 
 A kernel stays at kernels/ARCHITECTURE/RELEASE/: `image`, `NAME.ko` (decompressed) and `kernel.json`,
-which lists them, and `wanted`, which says what was looked for. It appears by rename. `default` beside it names the one that was newest when the
+which lists them, and `wanted`, which says what was looked for. amd64's `image` is a vmlinux, unpacked (bzimage.py). It appears by rename. `default` beside it names the one that was newest when the
 default was last asked of the archive.
 """
 
@@ -33,7 +33,12 @@ WANTED = {
     "sunxi_wdt": "CONFIG_SUNXI_WATCHDOG",
     "wdat_wdt": "CONFIG_WDAT_WDT",
 }
-WANTED_FILE, WANTED_TEXT = "wanted", "\n".join(sorted(WANTED))
+WANTED_FILE = "wanted"
+
+
+def wanted_text(architecture: str) -> str:
+    """What is in WANTED_FILE of a kernel that is as we want it now."""
+    return "\n".join((*sorted(WANTED), *(["vmlinux"] if architecture == "amd64" else [])))
 
 
 def kernels_home(store: Store, architecture: str, version: str) -> Path:
@@ -54,7 +59,7 @@ def stored_kernel(home: Path, version: str) -> Kernel | None:
         name = version or (home / "default").read_text("ascii")
         if not _RELEASE.fullmatch(name):
             return None
-        if (home / name / WANTED_FILE).read_text("ascii") != WANTED_TEXT:
+        if (home / name / WANTED_FILE).read_text("ascii") != wanted_text(home.name):
             return None
         kernel = Kernel(**json.loads((home / name / "kernel.json").read_bytes()))
         paths = [home / name / item for item in (kernel.image, *kernel.modules)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from crumble_common.errors import UsageError
-from crumble_ocid.kernels import WANTED_FILE, WANTED_TEXT, kernels_home, stored_kernel
+from crumble_ocid.kernels import WANTED_FILE, kernels_home, stored_kernel, wanted_text
 from crumble_ocid.store import Store
 
 RELEASE = "6.12.1-riscv64"
@@ -25,7 +25,7 @@ def home(tmp_path: Path) -> Path:
     (made / RELEASE / "kernel.json").write_text(json.dumps(said))
     for name in ("image", "a.ko"):
         (made / RELEASE / name).touch()
-    (made / RELEASE / WANTED_FILE).write_text(WANTED_TEXT)
+    (made / RELEASE / WANTED_FILE).write_text(wanted_text("riscv64"))
     (made / "default").write_text(RELEASE)
     return made
 

@@ -19,6 +19,7 @@ from crumble_common.eventloop import EventLoop
 from crumble_common.guest_memory import GuestMemory, RamRegion
 from crumble_common.memory_base import MemoryBase
 from crumble_common.vhost_user import MemoryRegion
+from crumble_native.memory import PAGE_SIZE
 from crumble_vmm.boot.initramfs import Initramfs
 from crumble_vmm.boot.modules import load_modules
 from crumble_vmm.boot.ram import Ram
@@ -239,6 +240,12 @@ class Board(ABC):
         size = archive.size
         archive.write_into(window(ram, start, size))
         return start, start + size
+
+    def prefault(self, cpu: VirtualCPU, ram: Ram) -> None:
+        """The guest's first accesses are to what was loaded."""
+        for address, size in ram.filled:
+            start = address // PAGE_SIZE * PAGE_SIZE
+            cpu.prefault(start, up(address + size, PAGE_SIZE) - start)
 
     def cmdline(self, config: MachineConfig) -> str:
         """The kernel's command line; raises UsageError when it is too long."""

@@ -87,6 +87,7 @@ class FdtBoard(Board):
             initrd = self.load_initramfs(config, ends, ram, kernel.end)
         tree = self._place_tree(config, ram, initrd, ends.entropy(_SEED_SIZE))
         cpus[0].set_entry(kernel.entry, self.arguments(tree))
+        self.prefault(cpus[0], ram)
 
     @abstractmethod
     def arguments(self, tree: int) -> tuple[int, ...]:

@@ -137,6 +137,7 @@ class X8664Board(Board):
             window(ram, address, len(data))[:] = data
         tables = () if kernel.pvh else (PAGE_TABLES_BASE, GDT_BASE)
         cpus[0].set_entry(kernel.entry, (BOOT_PARAMS_BASE, *tables))
+        self.prefault(cpus[0], ram)
 
     def _start_info(self, initrd: tuple[int, int]) -> dict[int, bytes]:
         """What PVH wants, by address."""

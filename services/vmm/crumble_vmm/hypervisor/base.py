@@ -94,6 +94,9 @@ class VirtualCPU(ABC):
     def set_entry(self, pc: int, arguments: tuple[int, ...]) -> None:
         """Where it starts, and the boot protocol's arguments in order. Only while not running."""
 
+    def prefault(self, address: int, size: int) -> None:  # noqa: B027  most can do nothing
+        """Whole pages of memory that the guest will use at once: it need not exit for each. Only while not running."""
+
     @abstractmethod
     def run(self) -> Exit:
         """Runs the guest, GIL released, until the machine must decide something."""

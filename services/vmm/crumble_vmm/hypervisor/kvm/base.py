@@ -106,6 +106,10 @@ class KvmCpu(VirtualCPU):
         """Any thread."""
         self.vcpu.cancel()
 
+    def prefault(self, address: int, size: int) -> None:
+        """By KVM_PRE_FAULT_MEMORY."""
+        self.vcpu.prefault(address, size)
+
     def counters(self) -> dict[str, int]:
         """Exits by kind."""
         return self.vcpu.counters()
