@@ -34,15 +34,22 @@ import socket
 ear = socket.create_server(("127.0.0.1", 7000))
 print(flush=True)
 mouth, _ = ear.accept()
-while mouth.recv(1 << 20): pass
+size = 0
+while data := mouth.recv(1 << 20): size += len(data)
+print(size)
 ' >/tmp/heard &
     until [ -s /tmp/heard ]; do sleep 0.1; done
+}
+# What came is what was sent.
+heard() {
+    [ "$(tail -n 1 /tmp/heard)" = 10485760 ] || echo "RIG failed: only $(tail -n 1 /tmp/heard) bytes came"
+    rm /tmp/heard
 }
 received() {
     listen
     crumble exec box sh -c 'dd if=/dev/zero bs=64k count=160 | /bin/busybox nc 10.0.2.2 7000'
     wait $!
-    rm /tmp/heard
+    heard
 }
 # The same work by a QEMU guest's init, which says when (benchmarks/exits.py). Its memory is shared as ours is, with
 # the file server that QEMU comes with.
@@ -69,7 +76,8 @@ qemu_work() {
     clear; says SENT; counted $side tcp
     wait $listener
     wait
-    rm -f /tmp/heard /tmp/files
+    heard
+    rm -f /tmp/files
     echo "RIG ok $side work $(tail -c 60 /tmp/qemu | tr '\n' ' ')"
 }
 work() {
