@@ -19,6 +19,7 @@ from crumble_common.parking import Parking
 from crumble_netd import commands, events
 from crumble_netd.addresses import text
 from crumble_netd.fast_path import steady
+from crumble_netd.flow_table import Flow
 from crumble_netd.forward_rules import ForwardRule
 from crumble_netd.host_sockets import (
     Datagrams,
@@ -59,6 +60,7 @@ class HostSide:
         self._due = 0.0  # of the timer
         self._settling = False
         stack.tcp.pusher = lambda flow: self._lend_one(flow, push=True)
+        stack.udp.look = self._look_at
         self._do: dict[type[commands.Command], Callable[..., None]] = {
             commands.HostConnect: self._connect,
             commands.HostSend: self._send,
@@ -118,6 +120,16 @@ class HostSide:
         if device is None or not isinstance(sock, Stream) or not steady(flow):
             return False
         return device.lend(flow, sock, push=push)
+
+    def _lend_datagrams(self, number: int, sock: Datagrams) -> None:
+        flow = self._stack.flows.get(number)
+        if flow is not None and (device := self.devices.get(flow.port.number)):
+            device.lend_datagrams(flow, sock)
+
+    def _look_at(self, flow: Flow) -> None:
+        sock = self._sockets.get(flow.number)
+        if isinstance(sock, Datagrams) and sock.lent is not None:
+            sock.lent.note()
 
     def _tell(self, event: events.Event) -> None:
         self._stack.event(event)
@@ -197,6 +209,8 @@ class HostSide:
     def _send(self, command: commands.HostSend) -> None:
         if sock := self._sockets.get(command.flow):
             sock.send(command.data)
+            if isinstance(sock, Datagrams) and sock.lent is None:
+                self._lend_datagrams(command.flow, sock)
 
     def _read(self, command: commands.HostRead) -> None:
         if sock := self._sockets.get(command.flow):
