@@ -306,7 +306,7 @@ static int put(crb_udp_flows *t, const crb_udp_flow *f, crb_vring *to, uint8_t *
 void crb_udp_resume(crb_udp_flows *t, crb_vring *to) {
     t->odd = false;
     if (t->reader == 0) return;
-    const crb_udp_flow *f = &t->flows[t->reader - 1];
+    crb_udp_flow *f = &t->flows[t->reader - 1];
     const uint32_t most = t->mtu - UDP - (f->six ? IP6 : IP4);
     for (; t->n_put < t->n_read; t->n_put++) {
         const uint32_t size = t->read_sizes[t->n_put];
@@ -321,6 +321,7 @@ void crb_udp_resume(crb_udp_flows *t, crb_vring *to) {
             t->broken = result;
             break;
         }
+        f->received += size != 0 ? size : 1;
     }
     t->reader = 0;
 }
@@ -340,11 +341,8 @@ static uint32_t receive(crb_udp_flows *t, crb_udp_flow *f, double now) {
         if (errno != EAGAIN && errno != EINTR) tell(t, f, errno);
         return 0;
     }
-    for (int i = 0; i < count; i++) {
-        const uint32_t size = messages[i].msg_len;
-        t->read_sizes[i] = size;
-        f->received += size != 0 ? size : 1;
-    }
+    for (int i = 0; i < count; i++)
+        t->read_sizes[i] = messages[i].msg_len;
     f->last = now;
     t->n_read = (uint32_t)count;
     t->n_put = 0;

@@ -56,11 +56,12 @@ class Elsewhere(Protocol):
 
 
 class Datagrams:
-    """A connected UDP or ping socket. lent: what reads it."""
+    """A connected UDP or ping socket. lent: what reads it. sent: datagrams, by `send`."""
 
     def __init__(self, loop: EventLoop, flow: int, sock: socket.socket, tell: Tell) -> None:
         self.flow = flow
         self.lent: Elsewhere | None = None
+        self.sent = 0
         self._loop, self._socket, self.tell = loop, sock, tell
         self._fd = sock.fileno()
         sock.setblocking(False)
@@ -93,6 +94,7 @@ class Datagrams:
 
     def send(self, data: bytes | memoryview) -> None:
         """Sends one; the network may lose it, so may a full socket."""
+        self.sent += 1
         try:
             self._socket.send(data)
         except BlockingIOError:

@@ -49,10 +49,9 @@ class Lent:
         self.path.note(self)
 
 
-def steady(flow: Flow) -> bool:
+def steady(flow: Flow, datagrams: Datagrams) -> bool:
     """There was more than one datagram, and more will come: short exchanges are not worth it."""
-    ports = flow.key.remote_port, flow.target[1]
-    return flow.key.kind == "udp" and flow.sent > 0 and not SHORT_PORTS.intersection(ports)
+    return flow.key.kind == "udp" and datagrams.sent > 1 and flow.key.remote_port not in SHORT_PORTS
 
 
 class UdpPath:
@@ -87,7 +86,7 @@ class UdpPath:
 
     def lend(self, flow: Flow, datagrams: Datagrams) -> None:
         """Lends a flow that is steady, if that can be."""
-        if not self._free or not steady(flow):
+        if not self._free or not steady(flow, datagrams):
             return
         index, key = self._free.pop(), flow.key
         ports = key.guest_port.to_bytes(2, "big") + key.remote_port.to_bytes(2, "big")
