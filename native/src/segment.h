@@ -126,8 +126,8 @@ static inline void chain_read(const crb_chain *chain, uint32_t skip, uint8_t *to
     }
 }
 
-// What bytes [skip, skip + size) of those lie in: how many pieces; more than `room` when that is too
-// little.
+// What bytes [skip, skip + size) of those lie in: how many pieces; more than `room` when that is
+// too little.
 static inline uint32_t chain_pieces(const crb_chain *chain, uint32_t skip, uint32_t size,
                                     crb_segment *found, uint32_t room) {
     uint32_t n = 0;

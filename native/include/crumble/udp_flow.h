@@ -27,7 +27,7 @@ typedef struct crb_udp_flow {
     uint16_t next; // of its bucket, + 1
     bool six;
     bool live;
-    bool cuts; // the host's kernel cuts what it is given (UDP_SEGMENT)
+    bool cuts;                 // the host's kernel cuts what it is given (UDP_SEGMENT)
     uint8_t key[CRB_FLOW_KEY]; // addresses and ports, as in a datagram from the guest
 } crb_udp_flow;
 
@@ -85,8 +85,8 @@ bool crb_udp_lend(crb_udp_flows *table, uint32_t index, double now);
 void crb_udp_recall(crb_udp_flows *table, uint32_t index);
 
 // Takes chains from the driver's ring as long as they hold datagrams of lent flows with nothing
-// special, sends those and gives the chains back: how many, or a crb_ring_error when there were none
-// before it. The first frame that is something else is left in the ring: `*left` then.
+// special, sends those and gives the chains back: how many, or a crb_ring_error when there were
+// none before it. The first frame that is something else is left in the ring: `*left` then.
 int crb_udp_burst(crb_udp_flows *table, crb_vring *from, double now, bool *left);
 
 // Reads from a flow's socket, which is readable, onto the driver's ring. Not while there is a
