@@ -56,12 +56,14 @@ class Elsewhere(Protocol):
 
 
 class Datagrams:
-    """A connected UDP or ping socket. lent: what reads it. sent: datagrams, by `send`."""
+    """A connected UDP or ping socket. lent: what reads it. served: datagrams, either way, by
+    this one.
+    """
 
     def __init__(self, loop: EventLoop, flow: int, sock: socket.socket, tell: Tell) -> None:
         self.flow = flow
         self.lent: Elsewhere | None = None
-        self.sent = 0
+        self.served = 0
         self._loop, self._socket, self.tell = loop, sock, tell
         self._fd = sock.fileno()
         sock.setblocking(False)
@@ -90,11 +92,12 @@ class Datagrams:
             except OSError as error:
                 self.tell(events.Failed(self.flow, error.errno or errno.EIO))
                 return
+            self.served += 1
             self.tell(events.Received(self.flow, data))
 
     def send(self, data: bytes | memoryview) -> None:
         """Sends one; the network may lose it, so may a full socket."""
-        self.sent += 1
+        self.served += 1
         try:
             self._socket.send(data)
         except BlockingIOError:

@@ -121,7 +121,10 @@ class HostSide:
             return False
         return device.lend(flow, sock, push=push)
 
-    def _lend_datagrams(self, number: int, sock: Datagrams) -> None:
+    def _lend_datagrams(self, number: int) -> None:
+        sock = self._sockets.get(number)
+        if not isinstance(sock, Datagrams) or sock.lent is not None:
+            return
         flow = self._stack.flows.get(number)
         if flow is not None and (device := self.devices.get(flow.port.number)):
             device.lend_datagrams(flow, sock)
@@ -135,6 +138,8 @@ class HostSide:
         self._stack.event(event)
         if type(event) is events.Connected:
             self._park(event.flow)
+        elif type(event) is events.Received:
+            self._lend_datagrams(event.flow)
         self.settle()
 
     def _arm(self) -> None:
@@ -209,8 +214,7 @@ class HostSide:
     def _send(self, command: commands.HostSend) -> None:
         if sock := self._sockets.get(command.flow):
             sock.send(command.data)
-            if isinstance(sock, Datagrams) and sock.lent is None:
-                self._lend_datagrams(command.flow, sock)
+            self._lend_datagrams(command.flow)
 
     def _read(self, command: commands.HostRead) -> None:
         if sock := self._sockets.get(command.flow):

@@ -189,15 +189,15 @@ class NetDevice:
         """A burst of what the guest sends: of steady flows in C, as far as that goes."""
         queue, chains, more = self._tx, 0, True
         assert queue is not None
+        paths = [path for path in self._paths if path.live]
         while more:
             more = False
-            for path in self._paths:
-                if path.live:
-                    taken, left = path.burst(queue)
-                    chains += taken
-                    if not left or chains >= frames.BURST:
-                        return chains
-                    more |= bool(taken)
+            for path in paths:
+                taken, left = path.burst(queue)
+                chains += taken
+                if not left or chains >= frames.BURST:
+                    return chains
+                more |= bool(taken) and len(paths) > 1  # the next frame may be the other's
         return chains + self._look(queue)
 
     def _look(self, queue: Virtqueue) -> int:

@@ -1,6 +1,6 @@
 """UDP flows, lent to the C core (`crumble_native.udp_flow`).
 
-A flow is lent when a second datagram has gone out. Only its traffic is served there: the flow stays Python's, which serves
+A flow is lent with its third datagram. Only its traffic is served there: the flow stays Python's, which serves
 the same socket when a frame comes that is not plain, and keeps its timer. Errors are told here, too.
 """
 
@@ -50,8 +50,10 @@ class Lent:
 
 
 def steady(flow: Flow, datagrams: Datagrams) -> bool:
-    """There was more than one datagram, and more will come: short exchanges are not worth it."""
-    return flow.key.kind == "udp" and datagrams.sent > 1 and flow.key.remote_port not in SHORT_PORTS
+    """There was more than a question and its answer, and more will come: short exchanges are not worth it."""
+    return (
+        flow.key.kind == "udp" and datagrams.served > 2 and flow.key.remote_port not in SHORT_PORTS
+    )
 
 
 class UdpPath:

@@ -114,10 +114,10 @@ class Side(NetdSide):
 
     def begin(self) -> None:
         """A flow that is lent, if it may be."""
-        for _ in range(2):
+        for _ in range(3):
             self.send(b"begin")
             self.step()
-        assert self.received() == [b"begin"] * 2
+        assert self.received() == [b"begin"] * 3
 
     def close(self) -> None:
         super().close()
@@ -131,24 +131,31 @@ def side(request: pytest.FixtureRequest) -> Iterator[Side]:
     made.close()
 
 
-def test_a_flow_is_lent_with_its_second_datagram(side: Side) -> None:
-    side.send(b"one")
-    side.step()
-    assert not side.lent
-    side.send(b"two")
-    side.step()
-    assert side.lent
-    side.send(b"three")
-    side.step()
-    assert side.received() == [b"one", b"two", b"three"]
+def test_a_flow_is_lent_with_its_third_datagram(side: Side) -> None:
+    for number in range(4):
+        side.send(b"%d" % number)
+        side.step()
+        assert side.lent == (number >= 2)
+    assert side.received() == [b"0", b"1", b"2", b"3"]
     side.answer(b"answer")
     side.step()
     assert side.answers == [b"answer"]
     assert side.lent
     side.stack.udp.look(side.flow)
-    assert (side.flow.sent, side.flow.received) == (11, 6)
+    assert (side.flow.sent, side.flow.received) == (4, 6)
     side.device.count()
-    assert side.port.counts["rx.frames"] == 3
+    assert side.port.counts["rx.frames"] == 4
+
+
+def test_a_flow_to_the_guest_alone_is_lent(side: Side) -> None:
+    side.send(b"begin")
+    side.step()
+    side.received()
+    for number in range(4):
+        assert side.lent == (number >= 2)
+        side.answer(b"%d" % number)
+        side.step()
+    assert side.answers == [b"0", b"1", b"2", b"3"]
 
 
 def test_a_lent_flow_ends_when_it_was_silent_for_its_time(side: Side) -> None:
@@ -177,7 +184,7 @@ def test_the_flow_that_was_silent_for_longest_makes_room() -> None:
     side = Side()
     side.stack.flows.limits = side.stack.flows.limits.__class__(udp=2)
     for port in (1000, 2000):
-        for _ in range(2):
+        for _ in range(3):
             side.send(b"x", port=port)
             side.step()
             side.time += 1
