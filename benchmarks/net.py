@@ -1,6 +1,9 @@
-"""What a virtual network costs, without a guest: CPU of the back end a gigabyte, a round trip and a connection.
+"""What a virtual network costs, without a guest, and what it does in a second.
 
-    python -m benchmarks.net [--rounds 3] [--megabytes 200]
+CPU of the back end for a gigabyte each way, by one TCP connection and by sixteen, a round trip, a connection, a datagram of 64
+and of 1,400 bytes; how much of that there was in a second of a driver in Python, which is what bounds it. A guest's: `benchmarks.net_guest`.
+
+    python -m benchmarks.net [--rounds 3] [--megabytes 100]
 
 A driver plays the guest over vhost-user with a TCP of its own; the other end is a socket on the host's loopback.
 Sides: `netd` with all offloads, as the supervisor runs it (it survives its own death), `netd-alone` without that,
@@ -11,37 +14,25 @@ or --passt says where it is. Debian 12's has no vhost-user: it gets whole frames
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks._common import Comparison, Sample, process_cpu_seconds
+from benchmarks import _net_tcp, _net_udp
+from benchmarks._common import Comparison, Sample
 from crumble_common.messages.net import NetConfig, NetPolicy
 from crumble_netd.addresses import packed
-from framework.net_client import OFFLOADS, PLAIN, NetClient, Stream
+from framework.net_client import OFFLOADS, PLAIN, NetClient
 from framework.stream_net_client import StreamNetClient
 from framework.surviving_netd import SurvivingNetd
 
 HOST = packed("10.0.2.2")
 GATEWAY = packed("10.0.2.1")  # the host's loopback, to passt
-CHUNK = 1 << 20
-ROUND_TRIPS = 300
-CONNECTIONS = 200
-
-
-class Forgetting(deque[bytes]):
-    """What was received is not kept."""
-
-    def append(self, data: bytes, /) -> None:
-        pass
 
 
 def measure_surviving(megabytes: int) -> Sample:
@@ -87,96 +78,14 @@ def measure_passt(passt: str, mtu: int, megabytes: int) -> Sample:
 
 
 def _all(client: NetClient, pid: int, megabytes: int, host: bytes) -> dict[str, float]:
-    size = megabytes * CHUNK
-    found = _streams(client, pid, size, host) | _questions(client, pid, host)
-    return found | _connections(client, pid, host)
-
-
-def _pair(client: NetClient, host: bytes) -> tuple[Stream, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        stream = client.connect((host, server.getsockname()[1]))
-        connection, _ = server.accept()
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return stream, connection
-
-
-def _streams(client: NetClient, pid: int, size: int, host: bytes) -> dict[str, float]:
-    stream, connection = _pair(client, host)
-    stream.received = Forgetting()
-    data = bytes(CHUNK)
-
-    def write() -> None:
-        for _ in range(size // CHUNK):
-            connection.sendall(data)
-
-    def read() -> None:
-        buffer = bytearray(CHUNK)
-        with contextlib.suppress(ConnectionResetError):
-            while connection.recv_into(buffer):
-                pass
-
-    found = {}
-    before = process_cpu_seconds(pid)
-    threading.Thread(target=write, daemon=True).start()
-    stream.wait(lambda: stream.count >= size, 600)
-    found["to guest"] = (process_cpu_seconds(pid) - before) * 1e12 / size
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    before = process_cpu_seconds(pid)
-    for _ in range(size // CHUNK):
-        stream.send(data)
-    stream.wait(lambda: stream.idle, 600)
-    found["from guest"] = (process_cpu_seconds(pid) - before) * 1e12 / size
-    stream.abort()
-    reader.join()
-    connection.close()
-    return found
-
-
-def _questions(client: NetClient, pid: int, host: bytes) -> dict[str, float]:
-    stream, connection = _pair(client, host)
-
-    def answer() -> None:
-        while data := connection.recv(100):
-            connection.sendall(data)
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    before, began = process_cpu_seconds(pid), time.monotonic()
-    for _ in range(ROUND_TRIPS):
-        stream.send(b"x")
-        stream.read(1)
-    elapsed, spent = time.monotonic() - began, process_cpu_seconds(pid) - before
-    stream.shutdown()
-    thread.join()
-    connection.close()
-    return {
-        "round trip us": elapsed * 1e6 / ROUND_TRIPS,
-        "round trip CPU us": spent * 1e6 / ROUND_TRIPS,
-    }
-
-
-def _connections(client: NetClient, pid: int, host: bytes) -> dict[str, float]:
-    """Opened and reset, one after the other."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        to = (host, server.getsockname()[1])
-        before, began = process_cpu_seconds(pid), time.monotonic()
-        for _ in range(CONNECTIONS):
-            stream = client.connect(to)
-            server.accept()[0].close()
-            stream.abort()
-        elapsed, spent = time.monotonic() - began, process_cpu_seconds(pid) - before
-    return {
-        "connections a s": CONNECTIONS / elapsed,
-        "connection CPU us": spent * 1e6 / CONNECTIONS,
-    }
+    return _net_tcp.measure(client, pid, megabytes, host) | _net_udp.measure(client, pid, host)
 
 
 def main() -> None:
     """Measures, prints the table, writes benchmarks/results/net.json."""
     parser = argparse.ArgumentParser(prog="benchmarks.net", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--passt", default=shutil.which("passt"), help="the program")
     options = parser.parse_args()
     comparison = Comparison("net", "CPU ms a GB", {"megabytes": options.megabytes})

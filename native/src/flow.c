@@ -368,31 +368,11 @@ typedef struct arrival {
     uint32_t value, echo; // of its timestamps
 } arrival;
 
-static uint32_t swapped(uint32_t sum) {
-    return (sum & 0xff) << 8 | sum >> 8;
-}
-
 // Whether the checksum of the segment in the chain is right.
 static bool sums_up(const crb_chain *chain, const uint8_t *heads, const segment *at) {
     const uint32_t start = pseudo(heads + ETH, at->six, at->end - at->tcp);
-    uint32_t sum = crb_checksum_sum(heads + at->tcp, at->data - at->tcp, start);
-    uint32_t skip = NET_HDR + at->data, left = at->end - at->data;
-    bool odd = false;
-    for (uint64_t i = 0; left != 0; i++) {
-        const crb_segment piece = chain->segments[i];
-        if (skip >= piece.length) {
-            skip -= (uint32_t)piece.length;
-            continue;
-        }
-        const uint32_t run = piece.length - skip < left ? (uint32_t)piece.length - skip : left;
-        const uint32_t part = crb_checksum_sum(piece.at + skip, run, 0);
-        sum += odd ? swapped(part) : part;
-        sum = (sum & 0xffff) + (sum >> 16);
-        odd ^= (run & 1) != 0;
-        left -= run;
-        skip = 0;
-    }
-    return sum == 0xffff;
+    const uint32_t sum = crb_checksum_sum(heads + at->tcp, at->data - at->tcp, start);
+    return chain_sum(chain, NET_HDR + at->data, at->end - at->data, sum) == 0xffff;
 }
 
 // Whether the chain holds a segment of a lent flow, from the right guest, its checksum left to us
@@ -526,20 +506,11 @@ static void acknowledged(crb_flow *f, const arrival *a, double now) {
 
 // Leaves the pieces of a segment's bytes to be written; false when there are too many.
 static bool gather(crb_flows *t, const segment *at) {
-    uint32_t skip = NET_HDR + at->data, left = at->end - at->data, n = t->n_pieces;
-    for (uint64_t i = 0; left != 0; i++) {
-        const crb_segment piece = t->chain.segments[i];
-        if (skip >= piece.length) {
-            skip -= (uint32_t)piece.length;
-            continue;
-        }
-        if (n == CRB_FLOW_PIECES) return false;
-        const uint32_t run = piece.length - skip < left ? (uint32_t)piece.length - skip : left;
-        t->pieces[n++] = (crb_segment){piece.at + skip, run};
-        left -= run;
-        skip = 0;
-    }
-    t->n_pieces = n;
+    const uint32_t room = CRB_FLOW_PIECES - t->n_pieces;
+    const uint32_t count = chain_pieces(&t->chain, NET_HDR + at->data, at->end - at->data,
+                                        t->pieces + t->n_pieces, room);
+    if (count > room) return false;
+    t->n_pieces += count;
     return true;
 }
 

@@ -368,6 +368,9 @@ static int put_cut(crb_vring *ring, crb_frame_out *out) {
 }
 
 int crb_frames_put(crb_vring *ring, crb_frame_out *out) {
-    if (out->cut || (out->gso_type != 0 && total(out) > CRB_FRAME_MAX)) return put_cut(ring, out);
+    // An IPv4 header's length counts the header, an IPv6 one's does not.
+    const bool six = (out->gso_type & ~GSO_ECN) == GSO_TCPV6;
+    const uint64_t most = six ? CRB_FRAME_MAX : CRB_FRAME_MAX - IP6;
+    if (out->cut || (out->gso_type != 0 && total(out) > most)) return put_cut(ring, out);
     return out->fill ? put_filled(ring, out) : put_whole(ring, out);
 }

@@ -1,4 +1,5 @@
-// TCP segments in Ethernet frames: what frames.c and flow.c have in common.
+// TCP segments, and datagrams, in Ethernet frames: what frames.c, flow.c and udp_flow.c have in
+// common.
 #ifndef CRUMBLE_SEGMENT_H
 #define CRUMBLE_SEGMENT_H
 
@@ -60,7 +61,7 @@ static inline void sum_ip4(uint8_t *ip, uint32_t size) {
     put16(ip + 10, crb_checksum_sum(ip, size, 0) ^ 0xffff);
 }
 
-// Where the parts of a TCP segment are, from the frame's start.
+// Where the parts of a TCP segment, or of a datagram, are, from the frame's start.
 typedef struct segment {
     bool six;
     uint32_t tcp;
@@ -68,35 +69,41 @@ typedef struct segment {
     uint32_t end; // of the IP packet; what follows is padding
 } segment;
 
-static inline bool ip4_head(const uint8_t *frame, uint32_t size, segment *found) {
+static inline bool ip4_head(const uint8_t *frame, uint32_t size, uint32_t protocol, uint32_t least,
+                            segment *found) {
     const uint8_t *ip = frame + ETH;
     const uint32_t length = be16(ip + 2);
-    if (ip[0] != 0x45 || (be16(ip + 6) & 0x3fff) != 0 || ip[9] != PROTO_TCP) return false;
-    if (length < IP4 + TCP || ETH + length > size) return false;
+    if (ip[0] != 0x45 || (be16(ip + 6) & 0x3fff) != 0 || ip[9] != protocol) return false;
+    if (length < IP4 + least || ETH + length > size) return false;
     if (crb_checksum_sum(ip, IP4, 0) != 0xffff) return false;
     *found = (segment){.six = false, .tcp = ETH + IP4, .end = ETH + length};
     return true;
 }
 
-static inline bool ip6_head(const uint8_t *frame, uint32_t size, segment *found) {
+static inline bool ip6_head(const uint8_t *frame, uint32_t size, uint32_t protocol, uint32_t least,
+                            segment *found) {
     const uint8_t *ip = frame + ETH;
     const uint32_t length = be16(ip + 4);
-    if (ip[0] >> 4 != 6 || ip[6] != PROTO_TCP || length < TCP) return false;
+    if (ip[0] >> 4 != 6 || ip[6] != protocol || length < least) return false;
     if (ETH + IP6 + length > size) return false;
     *found = (segment){.six = true, .tcp = ETH + IP6, .end = ETH + IP6 + length};
     return true;
 }
 
-// Whether a frame, of which `heads` holds what headers may take, is a segment with nothing special:
-// no fragment, no IP options, ACK and perhaps PSH set and nothing else.
-static inline bool is_segment(const uint8_t *heads, uint32_t size, segment *found) {
-    if (size < ETH + IP4 + TCP) return false;
+// Whether a frame, of which `heads` holds what headers may take, is a packet of a protocol with at
+// least so many bytes: no fragment, no IP options.
+static inline bool is_packet(const uint8_t *heads, uint32_t size, uint32_t protocol, uint32_t least,
+                             segment *found) {
+    if (size < ETH + IP4 + least) return false;
     const uint32_t kind = be16(heads + 12);
-    if (kind == 0x86dd) {
-        if (size < ETH + IP6 + TCP || !ip6_head(heads, size, found)) return false;
-    } else if (kind != 0x0800 || !ip4_head(heads, size, found)) {
-        return false;
-    }
+    if (kind == 0x86dd)
+        return size >= ETH + IP6 + least && ip6_head(heads, size, protocol, least, found);
+    return kind == 0x0800 && ip4_head(heads, size, protocol, least, found);
+}
+
+// Whether it is a segment with nothing special: ACK and perhaps PSH set and nothing else.
+static inline bool is_segment(const uint8_t *heads, uint32_t size, segment *found) {
+    if (!is_packet(heads, size, PROTO_TCP, TCP, found)) return false;
     const uint8_t *tcp = heads + found->tcp;
     found->data = found->tcp + (tcp[12] >> 4) * 4u;
     if (tcp[12] >> 4 < 5 || found->data > found->end || (tcp[12] & 0x0f) != 0) return false;
@@ -117,6 +124,47 @@ static inline void chain_read(const crb_chain *chain, uint32_t skip, uint8_t *to
         size -= run;
         skip = 0;
     }
+}
+
+// What bytes [skip, skip + size) of those lie in: how many pieces; more than `room` when that is
+// too little.
+static inline uint32_t chain_pieces(const crb_chain *chain, uint32_t skip, uint32_t size,
+                                    crb_segment *found, uint32_t room) {
+    uint32_t n = 0;
+    for (uint64_t i = 0; size != 0; i++) {
+        const crb_segment piece = chain->segments[i];
+        if (skip >= piece.length) {
+            skip -= (uint32_t)piece.length;
+            continue;
+        }
+        if (n == room) return room + 1;
+        const uint32_t run = piece.length - skip < size ? (uint32_t)piece.length - skip : size;
+        found[n++] = (crb_segment){piece.at + skip, run};
+        size -= run;
+        skip = 0;
+    }
+    return n;
+}
+
+// `sum` and that of bytes [skip, skip + size) of those.
+static inline uint32_t chain_sum(const crb_chain *chain, uint32_t skip, uint32_t size,
+                                 uint32_t sum) {
+    bool odd = false;
+    for (uint64_t i = 0; size != 0; i++) {
+        const crb_segment piece = chain->segments[i];
+        if (skip >= piece.length) {
+            skip -= (uint32_t)piece.length;
+            continue;
+        }
+        const uint32_t run = piece.length - skip < size ? (uint32_t)piece.length - skip : size;
+        const uint32_t part = crb_checksum_sum(piece.at + skip, run, 0);
+        sum += odd ? (part & 0xff) << 8 | part >> 8 : part;
+        sum = (sum & 0xffff) + (sum >> 16);
+        odd ^= (run & 1) != 0;
+        size -= run;
+        skip = 0;
+    }
+    return sum;
 }
 
 // The length field of an IP header: 0 when it cannot say it, as in Linux' BIG TCP.

@@ -18,6 +18,7 @@ from crumble_common import paths
 from framework import assets
 from framework.command import World
 from framework.qemu_guest import QemuGuest
+from framework.tftp_server import tftp_server
 
 pytestmark = [pytest.mark.guest, pytest.mark.network, pytest.mark.slow]
 
@@ -98,6 +99,23 @@ def test_a_guest_uses_the_network(world: World, site: int, boot: tuple[str, ...]
         "1 packets transmitted, 1 packets received, 0% packet loss",
         "no such name", "no metadata", "not allowed",
     ]  # fmt: skip
+
+
+def test_a_guest_s_datagrams_go_both_ways(world: World) -> None:
+    """Small, large and the largest, hundreds each way."""
+    with tftp_server({"in": DATA[:500_000]}) as server:
+        script = f"""
+        for size in 1000 9000 65464; do
+            busybox tftp -g -b $size -r in -l /tmp/got 10.0.2.2 {server.port} || exit 1
+            busybox md5sum < /tmp/got
+            busybox tftp -p -b $size -l /tmp/got -r out$size 10.0.2.2 {server.port} || exit 2
+        done
+        """
+        output = shell(world, script, "--allow", f"host:{server.port}/udp")
+        md5 = hashlib.md5(DATA[:500_000]).hexdigest()
+        assert output.splitlines() == [f"{md5}  -"] * 3
+        assert all(data == DATA[:500_000] for data in server.files.values())
+        assert len(server.files) == 4
 
 
 def test_a_guest_without_a_network_has_none(world: World) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _NUMBERS = (*native.TIMES, *native.WORDS)
 _TAKE = operator.attrgetter(*_NUMBERS)
-_COUNTS = ("rx.frames", "rx.bytes", "tx.frames", "tx.bytes", "tx.too_large")
+COUNTS = ("rx.frames", "rx.bytes", "tx.frames", "tx.bytes", "tx.too_large")
 
 
 @dataclass(eq=False, slots=True)
@@ -171,7 +171,7 @@ class FastPath:
     def count(self) -> None:
         """The port's counters are right."""
         if self._flows is not None:
-            for name, count in zip(_COUNTS, self._flows.counts(), strict=True):
+            for name, count in zip(COUNTS, self._flows.counts(), strict=True):
                 if count:
                     self._port.counts[name] += count
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
 from crumble_common.eventloop import EventLoop
 from crumble_netd import events
@@ -41,12 +42,29 @@ def unpacked(address: SocketAddress) -> tuple[bytes, int]:
     return raw, address[1]
 
 
+class Elsewhere(Protocol):
+    """What reads a socket in its owner's place."""
+
+    def read(self) -> None:
+        """It is readable."""
+
+    def note(self) -> None:
+        """Its flow is to be up to date."""
+
+    def recall(self) -> None:
+        """It is to be left alone from now on."""
+
+
 class Datagrams:
-    """A connected UDP or ping socket."""
+    """A connected UDP or ping socket. lent: what reads it. served: datagrams, either way, by
+    this one.
+    """
 
     def __init__(self, loop: EventLoop, flow: int, sock: socket.socket, tell: Tell) -> None:
         self.flow = flow
-        self._loop, self._socket, self._tell = loop, sock, tell
+        self.lent: Elsewhere | None = None
+        self.served = 0
+        self._loop, self._socket, self.tell = loop, sock, tell
         self._fd = sock.fileno()
         sock.setblocking(False)
         loop.add_fd(self._fd, "host datagrams", self._read)
@@ -56,7 +74,14 @@ class Datagrams:
         """The socket's descriptor."""
         return self._fd
 
+    def watch(self, *, wanted: bool) -> None:
+        """Has the loop wait for datagrams, or not."""
+        self._loop.set_readable(self._fd, "host datagrams", self._read if wanted else None)
+
     def _read(self) -> None:
+        if self.lent is not None:
+            self.lent.read()
+            return
         for _ in range(_DATAGRAMS):
             if self._fd < 0:
                 return
@@ -65,19 +90,21 @@ class Datagrams:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._tell(events.Failed(self.flow, error.errno or errno.EIO))
+                self.tell(events.Failed(self.flow, error.errno or errno.EIO))
                 return
-            self._tell(events.Received(self.flow, data))
+            self.served += 1
+            self.tell(events.Received(self.flow, data))
 
     def send(self, data: bytes | memoryview) -> None:
         """Sends one; the network may lose it, so may a full socket."""
+        self.served += 1
         try:
             self._socket.send(data)
         except BlockingIOError:
             pass
         except OSError as error:
             if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
-                self._tell(events.Failed(self.flow, error.errno or errno.EIO))
+                self.tell(events.Failed(self.flow, error.errno or errno.EIO))
 
     def shutdown(self) -> None:
         """Datagrams have no end."""
@@ -87,6 +114,8 @@ class Datagrams:
 
     def close(self, *, reset: bool) -> None:  # noqa: ARG002  as Stream has it
         """Closes the socket."""
+        if self.lent is not None:
+            self.lent.recall()
         if self._fd >= 0:
             self._loop.remove_fd(self._fd)
             self._socket.close()

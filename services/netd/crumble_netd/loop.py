@@ -19,6 +19,7 @@ from crumble_common.parking import Parking
 from crumble_netd import commands, events
 from crumble_netd.addresses import text
 from crumble_netd.fast_path import steady
+from crumble_netd.flow_table import Flow
 from crumble_netd.forward_rules import ForwardRule
 from crumble_netd.host_sockets import (
     Datagrams,
@@ -59,6 +60,7 @@ class HostSide:
         self._due = 0.0  # of the timer
         self._settling = False
         stack.tcp.pusher = lambda flow: self._lend_one(flow, push=True)
+        stack.udp.look = self._look_at
         self._do: dict[type[commands.Command], Callable[..., None]] = {
             commands.HostConnect: self._connect,
             commands.HostSend: self._send,
@@ -119,10 +121,25 @@ class HostSide:
             return False
         return device.lend(flow, sock, push=push)
 
+    def _lend_datagrams(self, number: int) -> None:
+        sock = self._sockets.get(number)
+        if not isinstance(sock, Datagrams) or sock.lent is not None:
+            return
+        flow = self._stack.flows.get(number)
+        if flow is not None and (device := self.devices.get(flow.port.number)):
+            device.lend_datagrams(flow, sock)
+
+    def _look_at(self, flow: Flow) -> None:
+        sock = self._sockets.get(flow.number)
+        if isinstance(sock, Datagrams) and sock.lent is not None:
+            sock.lent.note()
+
     def _tell(self, event: events.Event) -> None:
         self._stack.event(event)
         if type(event) is events.Connected:
             self._park(event.flow)
+        elif type(event) is events.Received:
+            self._lend_datagrams(event.flow)
         self.settle()
 
     def _arm(self) -> None:
@@ -197,6 +214,7 @@ class HostSide:
     def _send(self, command: commands.HostSend) -> None:
         if sock := self._sockets.get(command.flow):
             sock.send(command.data)
+            self._lend_datagrams(command.flow)
 
     def _read(self, command: commands.HostRead) -> None:
         if sock := self._sockets.get(command.flow):

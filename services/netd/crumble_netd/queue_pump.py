@@ -25,13 +25,16 @@ from crumble_native.frames import Incoming, Outgoing
 from crumble_netd import segment
 from crumble_netd.commands import Frame
 from crumble_netd.fast_path import FastPath
+from crumble_netd.flow_table import Flow
 from crumble_netd.header import virtio_net
 from crumble_netd.header.virtio_net import Offload
+from crumble_netd.host_sockets import Datagrams
 from crumble_netd.host_streams import Stream
 from crumble_netd.pcap import Capture
 from crumble_netd.port import Port
 from crumble_netd.stack import Stack
 from crumble_netd.tcp_flow import TcpFlow
+from crumble_netd.udp_path import UdpPath
 
 RX, TX = 0, 1
 ETHERNET_MTU = 1500
@@ -64,6 +67,7 @@ class NetDevice:
         self.pump = QueuePump(loop)
         self._capture: Capture | None = None
         self._fast: FastPath | None = None
+        self._udp: UdpPath | None = None
         # Told when the guest's receive ring is there.
         self.up: Callable[[], None] = lambda: None
         self._loop = loop
@@ -90,24 +94,38 @@ class NetDevice:
     @capture.setter
     def capture(self, capture: Capture | None) -> None:
         self._capture = capture
-        if self._fast is not None:
-            self._fast.recall_all()
+        for path in self._paths:
+            path.recall_all()
+
+    @property
+    def _paths(self) -> list[FastPath | UdpPath]:
+        return [path for path in (self._fast, self._udp) if path is not None]
+
+    @property
+    def _looks(self) -> bool:
+        """Every frame is to be looked at."""
+        port = self._port
+        limited = port.rate_out.limited or port.rate_in.limited
+        return self._capture is not None or limited or bool(self._backlog)
 
     def lend(self, flow: TcpFlow, stream: Stream, *, push: bool = False) -> bool:
         """A steady flow is served without Python from now on, if no frame is to be looked at. push: at once."""
-        port = self._port
-        limited = port.rate_out.limited or port.rate_in.limited
-        if self._fast is None or self._capture is not None or limited or self._backlog:
+        if self._fast is None or self._looks:
             return False
         lent = self._fast.lend(flow, stream)
         if lent and push:
             self._fast.push(flow)
         return lent
 
+    def lend_datagrams(self, flow: Flow, datagrams: Datagrams) -> None:
+        """The same for a UDP flow."""
+        if self._udp is not None and not self._looks:
+            self._udp.lend(flow, datagrams)
+
     def count(self) -> None:
         """The port's counters are right."""
-        if self._fast is not None:
-            self._fast.count()
+        for path in self._paths:
+            path.count()
 
     @property
     def is_up(self) -> bool:
@@ -127,6 +145,9 @@ class NetDevice:
             self._ring = ring
             self._fast = FastPath(
                 self._stack, self._port, ring.queue, self._outgoing, self._settle, self._fast_pushed
+            )
+            self._udp = UdpPath(
+                self._stack, self._port, ring.queue, self._outgoing, self._fast_pushed
             )
             ring.queue.disable_kicks()
             if ring.kick_fd >= 0:
@@ -154,9 +175,9 @@ class NetDevice:
             ring, self._ring = self._ring, None
             if ring.kick_fd >= 0:
                 self._loop.remove_fd(ring.kick_fd)
-            if self._fast is not None:
-                self._fast.recall_all()
-                self._fast = None
+            for path in self._paths:
+                path.recall_all()
+            self._fast = self._udp = None
             self._drop_backlog()
 
     def reset(self) -> None:
@@ -166,12 +187,17 @@ class NetDevice:
 
     def _take(self) -> int:
         """A burst of what the guest sends: of steady flows in C, as far as that goes."""
-        queue, fast, chains = self._tx, self._fast, 0
+        queue, chains, more = self._tx, 0, True
         assert queue is not None
-        if fast is not None and fast.live:
-            chains, left = fast.burst(queue)
-            if not left:
-                return chains
+        paths = [path for path in self._paths if path.live]
+        while more:
+            more = False
+            for path in paths:
+                taken, left = path.burst(queue)
+                chains += taken
+                if not left or chains >= frames.BURST:
+                    return chains
+                more |= bool(taken) and len(paths) > 1  # the next frame may be the other's
         return chains + self._look(queue)
 
     def _look(self, queue: Virtqueue) -> int:
@@ -287,8 +313,8 @@ class NetDevice:
         doorbell.drain(ring.kick_fd)
         if not self._delayed:
             self._send_backlog()
-        if self._fast is not None:
-            self._fast.unblock()
+        for path in self._paths:
+            path.unblock()
 
     def _fast_pushed(self, error: RingError | None) -> None:
         """Frames of steady flows are on the guest's ring; or it is broken."""

@@ -181,6 +181,8 @@ class NetdService(Service[NetConfig]):
         guests = [g for g in self._guests.values() if message.guest in ("", g.name)]
         ports = {guest.port.number for guest in guests}
         flows = [flow for flow in self.stack.flows.all() if flow.key.port in ports]
+        for flow in flows[:_MAX_FLOWS_TOLD]:
+            self.stack.udp.look(flow)
         return NetState(
             [forward for guest in guests for forward in guest.forwards.values()],
             [_told(flow, now) for flow in flows[:_MAX_FLOWS_TOLD]],

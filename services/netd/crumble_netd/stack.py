@@ -267,7 +267,7 @@ class Stack:
         elif what == "dns":
             self.dns.failed(flow)
         else:
-            self.udp.close(flow)
+            self.udp.idle(flow)
 
     # Out.
 

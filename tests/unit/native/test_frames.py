@@ -406,6 +406,29 @@ def test_a_segment_larger_than_a_packet_is_cut_into_what_the_driver_takes(six: b
     assert [raw for _, raw in received(small)] == [f.head + b"".join(f.payload) for f in expected]
 
 
+@pytest.mark.parametrize("six", [False, True])
+def test_no_packet_is_longer_than_its_header_can_say(six: bool) -> None:
+    """An IPv4 header counts itself, an IPv6 header does not: what is one packet there may be two here."""
+    start, mss = 54 if six else 34, 1448
+    kind = virtio_net.GSO_TCPV6 if six else virtio_net.GSO_TCPV4
+    offload = Offload(NEEDS_CSUM, kind, start + 32, mss, start, 16)
+    for size in (65_483, 65_484, 65_503, 65_504, 65_523, 65_524):
+        data = bytes(i % 251 for i in range(size))
+        whole = frame(data, six=six, flags=24, left=True, options=stamps(1))
+        driver, queue = ring()
+        driver.submit([], [66_000])
+        driver.submit([], [66_000])
+        outgoing = Outgoing(merge=True)
+        assert outgoing.put(queue, [whole], offload, cut=False, fill=False)[0] == 1
+        got = b""
+        for header, raw in received(driver):
+            found = Offload(*struct.unpack_from("<BBHHHH", header))
+            segment = parse(Frame(raw, [], found)).message
+            assert isinstance(segment, tcp.Segment)
+            got += bytes(segment.payload)
+        assert got == data
+
+
 def test_a_checksum_is_filled_in() -> None:
     driver, queue = ring()
     driver.submit([], [2000])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,79 +12,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crumble_common.eventloop import EventLoop
-from crumble_common.vhost_user.ring import Ring
-from crumble_common.virtqueue import Virtqueue
-from crumble_native.memory import PAGE_SIZE, Memory
 from crumble_netd.commands import Frame
 from crumble_netd.header import checksum, ethernet, ipv4, tcp, virtio_net
 from crumble_netd.header.virtio_net import NEEDS_CSUM, Offload
-from crumble_netd.loop import HostSide
 from crumble_netd.pcap import Capture
-from crumble_netd.policy import Policy
-from crumble_netd.port import Port
-from crumble_netd.queue_pump import RX, TX, NetDevice
-from crumble_netd.stack import Stack
 from crumble_netd.tcp_flow import TcpFlow
-from framework.net_client import OFFLOADS
-from framework.netd_guest import ADDRESSES, GATEWAY_MAC, GUEST, HOST, MAC, parse
-from framework.virtqueue_driver import VirtqueueDriver
+from framework.netd_guest import GATEWAY_MAC, GUEST, HOST, MAC, parse
+from framework.netd_side import NetdSide
 
-RAM = 0x8000_0000
 START = 7000  # the guest's first sequence number
 STREAM = bytes(i * 7 & 0xFF for i in range(60_000))
 
 
-class Side:
+class Side(NetdSide):
     """One netd, a guest that has connected to a server of the host, and that server's socket."""
 
     def __init__(self, *, fast: bool, buffers: int = 200) -> None:
-        self.time = 1000.0
-        self.loop = EventLoop(clock=lambda: self.time)
-        counter = itertools.count(1)
-        self.stack = Stack(
-            ADDRESSES,
-            self.loop.now,
-            random=lambda n: (next(counter) * 7919).to_bytes(16, "big")[-n:],
-        )
-        self.port = Port(1, MAC, GUEST, 65_520, Policy.of([], ["host"], internet=True))
-        self.host = HostSide(self.loop, self.stack)
-        self.device = NetDevice(self.loop, self.stack, self.port, self.host.settle)
+        super().__init__(buffers=buffers)
         if not fast:
             self.device.lend = lambda *_, **__: False  # type: ignore[method-assign]
-        self.stack.add_port(self.port)
-        self.host.devices[1] = self.device
-        self._rings(buffers)
         self.segments: list[tcp.Segment] = []
         self.got: dict[int, int] = {}  # from the host, by sequence number from the first on
         self.seq = START
         self._connect()
-
-    def _rings(self, buffers: int) -> None:
-        memory = Memory()
-        memory.add(RAM, mmap.mmap(-1, 2048 * PAGE_SIZE))
-        half = 1024 * PAGE_SIZE
-        self.device.negotiated(OFFLOADS)
-        made = []
-        self.rings = []
-        for index, at in ((RX, RAM), (TX, RAM + half)):
-            arena = (at + 16 * PAGE_SIZE, half - 16 * PAGE_SIZE)
-            driver = VirtqueueDriver(memory, size=256, at=at, arena=arena)
-            ring = Ring(index)
-            ring.queue = Virtqueue(
-                memory, 256, driver.desc, driver.avail, driver.used, event_idx=True
-            )
-            ring.set_kick(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-            self.rings.append(ring)
-            made.append(driver)
-        self.rx, self.tx = made
-        self.give(buffers)
-        for ring in self.rings:
-            self.device.start(ring)
-
-    def give(self, count: int) -> None:
-        for _ in range(count):
-            self.rx.submit([], [4096])
 
     def _connect(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -134,21 +82,11 @@ class Side:
 
     def run(self) -> None:
         """Until nothing happens any more; the guest takes what has come."""
-        for ring in self.rings:
-            os.eventfd_write(ring.kick_fd, 1)
-        for _ in range(12):
-            self.loop.step(0)
-        self.tx.collect()
-        parts: list[bytes] = []
-        for _, _, data in self.rx.collect():
-            parts.append(data)
-            if len(parts) == struct.unpack_from("<H", parts[0], 10)[0]:
-                self._frame(b"".join(parts))
-                parts = []
+        for offload, frame in self.turn():
+            self._frame(offload, frame)
 
-    def _frame(self, whole: bytes) -> None:
-        offload = Offload(*struct.unpack_from("<BBHHHH", whole))
-        message = parse(Frame(whole[virtio_net.SIZE :], [], offload)).message
+    def _frame(self, offload: Offload, frame: bytes) -> None:
+        message = parse(Frame(frame, [], offload)).message
         if isinstance(message, tcp.Segment):
             self.segments.append(message)
             for i, byte in enumerate(message.payload):
@@ -166,13 +104,8 @@ class Side:
         return found
 
     def close(self) -> None:
-        for index in (RX, TX):
-            self.device.stop(index)
-        self.host.close()
+        super().close()
         self.socket.close()
-        for ring in self.rings:
-            ring.close()
-        self.loop.close()
 
 
 @pytest.fixture

@@ -38,6 +38,39 @@ def test_bytes_both_ways_are_the_same_bytes(netd: SurvivingNetd, seed: int, paus
     exchange(netd, seed, pause, 4, 8_000_000)
 
 
+def test_a_udp_flow_that_c_serves_goes_on() -> None:
+    """With the same port of the host, and what was under way at the kill comes once or, from the guest, twice."""
+    with SurvivingNetd(NetConfig("net", policy=NetPolicy(["host"]))) as netd:
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(10)
+        to = (HOST, server.getsockname()[1])
+        with netd.client() as client, server:
+            peers = set()
+            for number in range(4):
+                sent = [b"%d %d" % (number, i) for i in range(20)]
+                for data in sent:
+                    client.guest.udp(to, data)
+                    client.pump()
+                if number < 3:
+                    netd.kill_and_go_on(client)
+                client.guest.udp(to, b"last")
+                wait(client, 0.05)
+                got = []
+                while not got or got[-1] != b"last":
+                    data, peer = server.recvfrom(100)
+                    got.append(data)
+                    peers.add(peer)
+                assert sorted(set(got[:-1])) == sorted(sent)
+                for data in sent:
+                    server.sendto(data, peer)
+                for data in sent:
+                    message = client.packet("udp").message
+                    assert isinstance(message, udp.Udp)
+                    assert bytes(message.payload) == data
+            assert len(peers) == 1
+
+
 def test_forwards_datagrams_and_idle_connections_go_on() -> None:
     tcp_port, udp_port = free_port(), free_port(socket.SOCK_DGRAM)
     forwards = [Forward(tcp_port, 80), Forward(udp_port, 53, protocol="udp")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from crumble_netd.commands import Adopt, HostClose, HostConnect, HostSend, Refuse
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 # RFC 4787 REQ-5: not less than two minutes, once there was an answer; ports with short exchanges less.
 TIMEOUT, UNANSWERED, SHORT = 180.0, 30.0, 10.0
-_SHORT_PORTS = frozenset((53, 123))
+SHORT_PORTS = frozenset((53, 123))
 DHCP_PORT, DNS_PORT = 67, 53
 
 
@@ -27,6 +28,8 @@ class UdpLayer:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
+        # Brings a flow that is served elsewhere up to date.
+        self.look: Callable[[Flow], None] = lambda _: None
 
     def receive(self, port: Port, packet: Packet) -> None:
         """A datagram from a guest; raises Malformed."""
@@ -79,6 +82,8 @@ class UdpLayer:
         stack = self._stack
         if stack.flows.full(port, "udp"):
             port.counts["limit.udp"] += 1
+            for flow in stack.flows.all():
+                self.look(flow)
             oldest = stack.flows.oldest(port, "udp")
             assert oldest is not None
             self.close(oldest)
@@ -97,10 +102,20 @@ class UdpLayer:
 
     def _touch(self, flow: Flow) -> None:
         flow.last = self._stack.now()
-        life = TIMEOUT if flow.received else UNANSWERED
-        if flow.key.remote_port in _SHORT_PORTS:
-            life = SHORT
-        self._stack.timers.set(("idle", flow.number), flow.last + life)
+        self._stack.timers.set(("idle", flow.number), self._end(flow))
+
+    def _end(self, flow: Flow) -> float:
+        if flow.key.remote_port in SHORT_PORTS:
+            return flow.last + SHORT
+        return flow.last + (TIMEOUT if flow.received else UNANSWERED)
+
+    def idle(self, flow: Flow) -> None:
+        """It was silent for its time, as far as was seen here."""
+        self.look(flow)
+        if flow.key.kind == "udp" and self._end(flow) > self._stack.now():
+            self._stack.timers.set(("idle", flow.number), self._end(flow))
+        else:
+            self.close(flow)
 
     def close(self, flow: Flow) -> None:
         """Its time is over."""
