@@ -152,7 +152,7 @@ def test_a_successor_does_what_was_left_undone(server: EchoServer) -> None:
         assert queue.wait()[2] == b"DONE"
         server.device.hold = True
         heads = [queue.submit([b"left %d" % i], [8]) for i in range(3)]
-        wait_until(lambda: server.device.running[1].queue.in_flight == 3)  # type: ignore[union-attr]
+        wait_until(lambda: server.device.running[1].queue.in_flight == 3)  # type: ignore[union-attr]  # it runs
         successor = server.connect()
         server.device.hold = False
         master.reattach(successor)

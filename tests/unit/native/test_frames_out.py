@@ -65,7 +65,7 @@ def test_large_segments_are_cut_as_in_python(
         found += driver.collect()
         assert queue.in_flight == 0
         room = 100
-    driver.collect = lambda: found  # type: ignore[method-assign]
+    driver.collect = lambda: found  # type: ignore[method-assign]  # they are collected
     got = received(driver)
     assert [data for _, data in got] == [f.head + b"".join(f.payload) for f in expected]
     assert all(header[:10] == bytes(10) for header, _ in got)

@@ -45,7 +45,7 @@ def hostile(size: int, content: bytes) -> tuple[Any, Memory]:
     heap = Bytes(2 * PAGE_SIZE)
     heap[: len(content)] = content
     memory = Memory()
-    memory.add(0, heap)  # type: ignore[arg-type]
+    memory.add(0, heap)  # type: ignore[arg-type]  # any buffer will do
     return heap, memory
 
 

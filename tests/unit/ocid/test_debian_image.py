@@ -2,6 +2,7 @@ import json
 import lzma
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,8 +44,8 @@ class Tree:
             return False
 
 
-def get(library: Library, reference: str = "deb:trixie", pull: str = "always") -> Image:
-    return library.get(ImageGet(reference, "", pull))  # type: ignore[arg-type]
+def get(library: Library, reference: str = "deb:trixie", pull: Any = "always") -> Image:
+    return library.get(ImageGet(reference, "", pull))
 
 
 def failure(library: Library, reference: str = "deb:trixie") -> CrumbleError:
