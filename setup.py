@@ -6,10 +6,11 @@ import subprocess
 import sysconfig
 
 from setuptools import setup  # before distutils, which is its own from then on
+
 from distutils.command.build_scripts import build_scripts  # isort: skip
 
 
-class BuildLauncher(build_scripts):  # type: ignore[misc]  # it has no types
+class BuildLauncher(build_scripts):
     """Compiles the scripts, which are C."""
 
     def run(self) -> None:

@@ -35,6 +35,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import crumble
 from benchmarks._common import Comparison, Sample, process_cpu_seconds
@@ -52,10 +53,10 @@ CRUMBLE = Path(sys.executable).parent / "crumble"
 _GUEST_MEMORY = ("crumble-memory", "/dev/shm/", "memfd:")
 
 
-def ocid(*arguments: str) -> dict[str, object]:
+def ocid(*arguments: str) -> dict[str, Any]:
     """An answer of the image service's command."""
     command = [sys.executable, "-m", "crumble_ocid", arguments[0], "--json", *arguments[1:]]
-    answer: dict[str, object] = json.loads(subprocess.check_output(command))
+    answer: dict[str, Any] = json.loads(subprocess.check_output(command))
     return answer
 
 
@@ -78,7 +79,7 @@ class QemuSide:
         self._kernel = str(kernel["image"])
         self._initramfs = folder / "initramfs"
         self._folder = folder
-        write_initramfs(self._initramfs, list(kernel["modules"]))  # type: ignore[call-overload]
+        write_initramfs(self._initramfs, list(kernel["modules"]))
 
     def boot(self) -> Sample:
         """One boot, to READY."""

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,10 +49,10 @@ class Bench:
         self.fuse.init()
         self.unique = 1 << 32
 
-    def send(self, readable: object, writable: object) -> bytes:
+    def send(self, readable: Iterable[bytes], writable: Iterable[int]) -> bytes:
         """The transport for what is not measured."""
         queue = self.queue if writable else self.master.queues[0]
-        queue.submit([part for part in readable if part], list(writable))  # type: ignore[attr-defined,call-overload]
+        queue.submit([part for part in readable if part], list(writable))
         return queue.wait()[2]
 
     def request(

@@ -34,6 +34,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import crumble
 from benchmarks import _bundle
@@ -48,7 +49,11 @@ ANSWER = (
 )
 # In which the supervisor makes ready what the next start finds, s.
 _REST = 0.5
-QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+QUIET: dict[str, Any] = {
+    "stdin": subprocess.DEVNULL,
+    "stdout": subprocess.DEVNULL,
+    "stderr": subprocess.DEVNULL,
+}
 
 
 def took(call: Callable[[], object]) -> float:
@@ -60,7 +65,7 @@ def took(call: Callable[[], object]) -> float:
 
 def command(*words: str) -> float:
     """A whole command, which must not fail."""
-    return took(lambda: subprocess.run(words, check=True, **QUIET))  # type: ignore[call-overload]
+    return took(lambda: subprocess.run(words, check=True, **QUIET))
 
 
 def answer(vm: crumble.VM) -> float:

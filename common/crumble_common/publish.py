@@ -32,5 +32,4 @@ def parse_forward(text: str) -> Forward:
         raise problem from None
     if not all(0 < port < 65_536 for port in ports):
         raise problem
-    protocol = "udp" if match["protocol"] == "udp" else "tcp"
-    return Forward(*ports, host, protocol)  # type: ignore[arg-type]
+    return Forward(*ports, host, "udp" if match["protocol"] == "udp" else "tcp")

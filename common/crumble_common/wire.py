@@ -47,7 +47,7 @@ def message(name: str) -> Callable[[type[M]], type[M]]:
         if name in _TYPES:
             raise InternalError(f"Message type {name} is declared twice.")
         _TYPES[name] = kind
-        kind.wire_type = name  # type: ignore[attr-defined]
+        kind.wire_type = name  # type: ignore[attr-defined]  # it is given here
         return kind
 
     return register
@@ -247,7 +247,7 @@ def validate(kind: type[M], value: Any, where: str = "") -> M:
     where = where or kind.__name__
     if not isinstance(value, dict):
         raise WireError(f"{where} is not a map")
-    fields: dict[str, Any] = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    fields: dict[str, Any] = kind.__dataclass_fields__  # type: ignore[attr-defined]  # every M is one
     if extra := value.keys() - fields.keys():
         raise WireError(f"{where} has unknown fields {sorted(map(str, extra))}")
     made: dict[str, Any] = {}

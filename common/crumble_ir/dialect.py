@@ -56,7 +56,8 @@ def as_type(written: Any, namespace: dict[str, Any] | None = None) -> Type:
     if isinstance(written, Type):
         return written
     if isinstance(written, type) and hasattr(written, "__crumble_struct__"):
-        return written.__crumble_struct__  # type: ignore[no-any-return]
+        laid: Type = written.__crumble_struct__
+        return laid
     if written is bool:
         return types.BOOL
     if written is None:
@@ -72,7 +73,7 @@ def struct(declared: type[T]) -> type[T]:
     def fields() -> dict[str, Type]:
         return {name: as_type(written, namespace) for name, written in annotations.items()}
 
-    declared.__crumble_struct__ = StructType(declared.__name__, fields)  # type: ignore[attr-defined]
+    declared.__crumble_struct__ = StructType(declared.__name__, fields)  # type: ignore[attr-defined]  # it is given here
     return declared
 
 

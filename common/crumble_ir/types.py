@@ -33,7 +33,7 @@ class IntType(Type):
     signed: bool
 
     @property
-    def align(self) -> int:  # type: ignore[override]
+    def align(self) -> int:  # type: ignore[override]  # computed
         """Natural alignment."""
         return self.size
 
@@ -119,7 +119,7 @@ class PointerType(Type):
     align: int = POINTER_SIZE
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override]  # computed
         """As written."""
         return f"ptr[{self.target}]"
 
@@ -135,17 +135,17 @@ class ArrayType(Type):
     count: int
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override]  # computed
         """As written."""
         return f"array[{self.element}, {self.count}]"
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:  # type: ignore[override]  # computed
         """Bytes of all elements."""
         return self.element.size * self.count
 
     @property
-    def align(self) -> int:  # type: ignore[override]
+    def align(self) -> int:  # type: ignore[override]  # computed
         """That of an element."""
         return self.element.align
 
@@ -189,12 +189,12 @@ class StructType(Type):
         return self._lay_out()
 
     @property
-    def align(self) -> int:  # type: ignore[override]
+    def align(self) -> int:  # type: ignore[override]  # computed
         """The largest of its fields'."""
         return max((kind.align for _, kind in self.fields.values()), default=1)
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:  # type: ignore[override]  # computed
         """Up to the last field's end, rounded up to the alignment."""
         end = max((offset + kind.size for offset, kind in self.fields.values()), default=0)
         return -(-end // self.align) * self.align

@@ -4,20 +4,21 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def check(*command: object, **options: object) -> str:
+def check(*command: object, **options: Any) -> str:
     """Runs a command; fails the test with its output when it fails."""
     done = subprocess.run(
         [str(word) for word in command],
         check=False,
         capture_output=True,
         text=True,
-        **options,  # type: ignore[call-overload]
+        **options,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return str(done.stdout)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from crumble_vmm.guest import build, protocol
 from crumble_vmm.guest.protocol import Frame, FrameReader, Spawn, ToHost
@@ -103,10 +104,10 @@ class AgentHost:
 
     # Processes.
 
-    def spawn(self, *argv: str, **fields: object) -> int:
+    def spawn(self, *argv: str, **fields: Any) -> int:
         """Starts a process; gives its channel."""
         fields.setdefault("env", [b"PATH=/usr/bin:/bin"])
-        spawn = Spawn([word.encode() for word in argv], **fields)  # type: ignore[arg-type]
+        spawn = Spawn([word.encode() for word in argv], **fields)
         number = self.channel()
         self.send(protocol.encode_spawn(number, spawn))
         return number
@@ -124,13 +125,13 @@ class AgentHost:
         assert self.of(channel)[-1] is frame
         return protocol.decode_exit(frame.argument)
 
-    def run(self, *argv: str, **fields: object) -> tuple[bytes, bytes, tuple[int, int]]:
+    def run(self, *argv: str, **fields: Any) -> tuple[bytes, bytes, tuple[int, int]]:
         """(stdout, stderr, (code, signal)) of a process."""
         number = self.spawn(*argv, **fields)
         status = self.exit(number)
         return self.output(number), self.output(number, 2), status
 
-    def failure(self, *argv: str, **fields: object) -> tuple[int, int]:
+    def failure(self, *argv: str, **fields: Any) -> tuple[int, int]:
         """(stage, errno) of a process that cannot be started."""
         number = self.spawn(*argv, **fields)
         frame = self.wait(number, ToHost.FAILED)

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,9 +61,9 @@ def run(
         )
 
 
-def output(source: str, arch: str, **options: object) -> str:
+def output(source: str, arch: str, **options: Any) -> str:
     """What the program printed; fails unless it ended with 0."""
-    done = run(source, arch, **options)  # type: ignore[arg-type]
+    done = run(source, arch, **options)
     assert done.returncode == 0, (done.returncode, done.stderr)
     return done.stdout.decode()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -90,10 +91,15 @@ class EchoServer:
         self.call(lambda: self._adopt(ours))
         return theirs
 
-    def call(self, action: object) -> None:
+    def call(self, action: Callable[[], object]) -> None:
         """Runs `action` in the loop's thread and waits for it."""
         done = threading.Event()
-        self.loop.call_soon_threadsafe(lambda: (action(), done.set()))  # type: ignore[operator]
+
+        def act() -> None:
+            action()
+            done.set()
+
+        self.loop.call_soon_threadsafe(act)
         assert done.wait(10)
 
     def _adopt(self, sock: socket.socket) -> None:

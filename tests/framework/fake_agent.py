@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from typing import Any
 
 from crumble_vmm.agent.events import Event
 from crumble_vmm.agent.session import AgentSession
@@ -73,7 +74,7 @@ class FakeAgent:
         return frame
 
 
-def parse_spawn(payload: bytes) -> dict[str, object]:
+def parse_spawn(payload: bytes) -> dict[str, Any]:
     """A SPAWN's payload, read as the agent reads it."""
     flags, rows, cols, uid, gid, n_groups = struct.unpack_from("<IHHIII", payload)
     at = 20

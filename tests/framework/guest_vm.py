@@ -97,7 +97,8 @@ class GuestVm:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.loop.call_soon_threadsafe(lambda: (self.service.stop(0), self.loop.stop()))  # type: ignore[func-returns-value]
+        self.loop.call_soon_threadsafe(lambda: self.service.stop(0))
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(TIMEOUT)
         assert not self._thread.is_alive(), "the VM does not stop"
         self.loop.close()

@@ -25,6 +25,8 @@ SIZE = 4 << 20
 ZERO, RA, SP, GP, TP, T0, T1, T2, S0, S1, A0, A1, A2, A3, A4, A5, A6, A7 = range(18)
 T3, T4, T5, T6 = 28, 29, 30, 31
 V, R, W, X, U, G, A, D = (1 << bit for bit in range(8))
+FULL = V | R | W | X | A | D
+VA = 0x40_0000_0000 - 0x5000  # high in the low half of Sv39, in no superpage
 SUM, MXR, SPP, SPIE, SIE = 1 << 18, 1 << 19, 1 << 8, 1 << 5, 1 << 1
 FS_DIRTY = 3 << 13
 

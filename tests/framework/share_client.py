@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from framework.fuse_client import DirEntry, FuseClient
+
+
+def failing(number: int) -> Any:
+    """Expects a reply of this errno."""
+    return pytest.raises(OSError, match=f"Errno {number}]")
 
 
 class ShareClient(FuseClient):
@@ -73,3 +81,6 @@ class ShareClient(FuseClient):
             return listed(nodeid, size, fh, plus=plus)
         finally:
             self.release(nodeid, fh)
+
+
+Sharing = Callable[..., ShareClient]  # of shares, and of a layer below them

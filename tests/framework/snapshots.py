@@ -33,7 +33,7 @@ MIB = 1 << 20
 _PIECE = 1 << 20
 
 
-def config(**fields: object) -> VmConfig:
+def config(**fields: Any) -> VmConfig:
     files = kernel()
     made = VmConfig(
         vm="vm1",
@@ -42,7 +42,7 @@ def config(**fields: object) -> VmConfig:
         modules=[str(path) for path in files.modules],
         hostname="first",
     )
-    return replace(made, **fields)  # type: ignore[arg-type]
+    return replace(made, **fields)
 
 
 class SnapshotVm(GuestVm):
@@ -92,13 +92,13 @@ class Snapshot:
     config: VmConfig
     pages: int
 
-    def vm(self, **fields: object) -> SnapshotVm:
+    def vm(self, **fields: Any) -> SnapshotVm:
         """A VM that goes on from here, not started yet."""
-        made = replace(self.config, restore=self.state, kernel="", modules=[], **fields)  # type: ignore[arg-type]
+        made = replace(self.config, restore=self.state, kernel="", modules=[], **fields)
         return SnapshotVm(made, {"memory_base": os.dup(self.memory)})
 
     @contextmanager
-    def restore(self, **fields: object) -> Iterator[SnapshotVm]:
+    def restore(self, **fields: Any) -> Iterator[SnapshotVm]:
         """A VM that went on from here and answers."""
         with self.vm(**fields) as vm:
             vm.ready()
@@ -109,7 +109,7 @@ class Snapshot:
 
 
 @contextmanager
-def alone(**fields: object) -> Iterator[SnapshotVm]:
+def alone(**fields: Any) -> Iterator[SnapshotVm]:
     """A booted VM without a file system but the initramfs, with busybox in it."""
     with SnapshotVm(config(**fields)) as vm:
         vm.ready()

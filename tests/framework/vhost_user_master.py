@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import struct
 import time
 from collections import deque
 from types import TracebackType
@@ -30,6 +31,7 @@ from crumble_common.vhost_user import (
     connect,
 )
 from crumble_common.vhost_user.frontend import PROTOCOL_FEATURES, eventfd
+from crumble_common.vhost_user.wire import Request
 from crumble_native.memory import Memory
 from framework.ready import readable
 from framework.virtqueue_driver import Arena, VirtqueueDriver
@@ -217,3 +219,25 @@ class Master:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def send(
+    frontend: Frontend, request: Request | int, payload: bytes = b"", fds: list[int] | None = None
+) -> None:
+    """A request by hand, acknowledged."""
+    frontend._command(request, payload, fds)  # type: ignore[arg-type]  # numbers that are no request, too
+
+
+def u64(value: int) -> bytes:
+    """The payload of one number."""
+    return struct.pack("<Q", value)
+
+
+def state(index: int, number: int) -> bytes:
+    """A vring state."""
+    return struct.pack("<II", index, number)
+
+
+def addresses(index: int, at: int) -> bytes:
+    """Vring addresses: the rings of one queue from `at` on."""
+    return struct.pack("<IIQQQQ", index, 0, at, at + 8192, at + 4096, 0)

@@ -74,7 +74,7 @@ class MmioDriver:
         self.memory.add(RAM, mmap.mmap(memory_fd, RAM_SIZE))
         self.interrupt = Interrupt()
         self.transport = mmio.MmioTransport(device, BASE, self.memory, self.interrupt)
-        self.transport.connect_doorbells(Doorbells())  # type: ignore[arg-type]
+        self.transport.connect_doorbells(Doorbells())  # type: ignore[arg-type]  # a fake
         if state is not None:
             self.transport.set_state(state)
         self.transport.start()

@@ -141,7 +141,7 @@ def test_power_off_waits_for_processes_but_not_forever(tmp_path: Path) -> None:
         gentle = "trap 'echo leaving; exit 3' TERM; echo up; while :; do sleep 0.1; done"
         channels = [host.spawn("sh", "-c", text, env=env) for text in (stubborn, gentle)]
         for channel in channels:
-            host.until(lambda channel=channel: host.output(channel))  # type: ignore[misc]
+            host.until(lambda channel=channel: host.output(channel))  # type: ignore[misc]  # bound now
         begin = time.monotonic()
         host.send(protocol.encode_shutdown(1500))
         host.until(lambda: host.closed, 60)

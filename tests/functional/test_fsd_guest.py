@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,8 +44,11 @@ class Fsd:
             self.process.wait()
 
 
+Serve = Callable[..., Fsd]
+
+
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[object]:
+def serve(tmp_path: Path) -> Iterator[Serve]:
     made: list[Fsd] = []
 
     def start(*arguments: str) -> Fsd:
@@ -138,15 +141,15 @@ wc -l < /tmp/remote.out
 """
 
 
-def test_everything_a_shell_does_is_as_on_tmpfs(tmp_path: Path, serve: object) -> None:
-    fsd = serve(*layer_arguments(tmp_path, {"there": b"x"}))  # type: ignore[operator]
+def test_everything_a_shell_does_is_as_on_tmpfs(tmp_path: Path, serve: Serve) -> None:
+    fsd = serve(*layer_arguments(tmp_path, {"there": b"x"}))
     output = QemuGuest(tmp_path, compare(SAME), {"root": fsd.socket}).run()
     assert "# done" in output
     assert int(output.split()[-1]) > 150
     assert fsd.ended() == 0
 
 
-def test_a_layered_image_is_one_tree(tmp_path: Path, serve: object) -> None:
+def test_a_layered_image_is_one_tree(tmp_path: Path, serve: Serve) -> None:
     low = {
         "etc": {"passwd": b"root\n", "gone": b"", "dir": {"old": b""}},
         "usr": {"bin": {f"tool{n}": b"#!" for n in range(300)}},
@@ -154,7 +157,7 @@ def test_a_layered_image_is_one_tree(tmp_path: Path, serve: object) -> None:
         "setuid": Special(b"x", mode=0o4755, uid=3),
     }
     high = {"etc": {"gone": WHITEOUT, "dir": Special({"new": b"n"}, opaque=True)}, "bin": "usr/bin"}
-    fsd = serve(*layer_arguments(tmp_path, low, high))  # type: ignore[operator]
+    fsd = serve(*layer_arguments(tmp_path, low, high))
     script = """
 cd /mnt
 find etc | sort; ls bin/ | wc -l; md5sum < big; stat -c '%A %u' setuid
@@ -179,7 +182,7 @@ diff /tmp/local.out /tmp/remote.out && wc -l < /tmp/remote.out
 
 
 @pytest.mark.parametrize("kind", ["memory", "directory", "share", "locks"])
-def test_calls_that_no_shell_makes(tmp_path: Path, serve: object, probe: bytes, kind: str) -> None:
+def test_calls_that_no_shell_makes(tmp_path: Path, serve: Serve, probe: bytes, kind: str) -> None:
     """Mappings, locks, holes, unnamed files, exchanges, attributes, direct I/O: as on tmpfs."""
     (tmp_path / "shared").mkdir()
     arguments = {
@@ -188,21 +191,21 @@ def test_calls_that_no_shell_makes(tmp_path: Path, serve: object, probe: bytes, 
         "share": ["--shared-dir", str(tmp_path / "shared")],
         "locks": ["--shared-dir", str(tmp_path / "shared"), "--posix-lock"],
     }
-    fsd = serve(*arguments[kind])  # type: ignore[operator]
+    fsd = serve(*arguments[kind])
     guest = QemuGuest(tmp_path, PROBE, {"root": fsd.socket}, files={"probe": probe})
     assert int(guest.run()) > 50
 
 
-def test_what_a_guest_wrote_is_there_for_the_next_one(tmp_path: Path, serve: object) -> None:
+def test_what_a_guest_wrote_is_there_for_the_next_one(tmp_path: Path, serve: Serve) -> None:
     image = layer_arguments(tmp_path, {"etc": {"a": b"image\n", "b": b"gone\n"}})
     first = """
 cd /mnt; echo changed >> etc/a; rm etc/b; mkdir d; echo new > d/f; ln d/f d/g; ln -s d l; mknod n c 1 3
 dd if=/dev/zero bs=64k count=40 2>/dev/null | tr '\\0' z > big
 """
-    fsd = serve(*image, "--upper", str(tmp_path / "upper"))  # type: ignore[operator]
+    fsd = serve(*image, "--upper", str(tmp_path / "upper"))
     QemuGuest(tmp_path, first, {"root": fsd.socket}).run()
     assert fsd.ended() == 0
-    fsd = serve(*image, "--upper", str(tmp_path / "upper"))  # type: ignore[operator]
+    fsd = serve(*image, "--upper", str(tmp_path / "upper"))
     second = "cd /mnt; cat etc/a d/g; ls etc l; stat -c '%h %s' d/f big; stat -c %t n; ls"
     output = QemuGuest(tmp_path, second, {"root": fsd.socket}).run()
     assert output.splitlines() == [
@@ -211,9 +214,9 @@ dd if=/dev/zero bs=64k count=40 2>/dev/null | tr '\\0' z > big
     ]  # fmt: skip
 
 
-def test_the_limit_of_the_upper_is_a_full_disk(tmp_path: Path, serve: object) -> None:
+def test_the_limit_of_the_upper_is_a_full_disk(tmp_path: Path, serve: Serve) -> None:
     arguments = layer_arguments(tmp_path, {})
-    fsd = serve(*arguments, "--upper-limit", str(4 << 20))  # type: ignore[operator]
+    fsd = serve(*arguments, "--upper-limit", str(4 << 20))
     script = """
 cd /mnt; dd if=/dev/zero of=f bs=64k count=200 2>&1 | grep -o 'No space left on device'
 rm f; dd if=/dev/zero of=f bs=64k count=50 2>/dev/null && echo room again
@@ -222,7 +225,7 @@ rm f; dd if=/dev/zero of=f bs=64k count=50 2>/dev/null && echo room again
     assert output == "No space left on device\nroom again\n"
 
 
-def test_host_shares_are_mounts_of_their_own(tmp_path: Path, serve: object) -> None:
+def test_host_shares_are_mounts_of_their_own(tmp_path: Path, serve: Serve) -> None:
     host = tmp_path / "host"
     (host / "d").mkdir(parents=True)
     (host / "f").write_text("from the host\n")
@@ -235,7 +238,7 @@ def test_host_shares_are_mounts_of_their_own(tmp_path: Path, serve: object) -> N
         "--share",
         f"{host}:/x/ro:ro",
     ]
-    fsd = serve(*image, *shares)  # type: ignore[operator]
+    fsd = serve(*image, *shares)
     script = """
 cd /mnt; cat etc/f data/f x/ro/f; (echo no > etc/f) 2>&1; (echo no > x/ro/y) 2>&1
 echo new > data/n; chown 5:6 data/n; chmod 640 data/n; stat -c '%u %g %a' x/ro/n
@@ -259,10 +262,10 @@ mkdir -p a/b; mv a c; touch c/b/f; cp -a c e; rm -r c; find e; truncate -s 5 f; 
     assert sorted(path.name for path in host.iterdir()) == ["d", "e", "f"]
 
 
-def test_the_same_on_a_share(tmp_path: Path, serve: object) -> None:
+def test_the_same_on_a_share(tmp_path: Path, serve: Serve) -> None:
     host = tmp_path / "host"
     host.mkdir()
-    fsd = serve("--shared-dir", str(host))  # type: ignore[operator]
+    fsd = serve("--shared-dir", str(host))
     same = SAME.replace("mknod c c 1 5; mknod b b 7 1;", "").replace("head -c 3 c | od -c;", "")
     output = QemuGuest(tmp_path, compare(same), {"root": fsd.socket}).run()
     assert "# done" in output

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,10 +87,10 @@ def test_check_timeout_and_failures_are_crumble_errors() -> None:
     ],
 )
 def test_a_vm_that_does_not_start_says_why(
-    options: dict[str, object], kind: type[crumble.CrumbleError], says: str
+    options: dict[str, Any], kind: type[crumble.CrumbleError], says: str
 ) -> None:
     with pytest.raises(kind, match=says):
-        crumble.VM(**{"image": "fake", **options}).start()  # type: ignore[arg-type]
+        crumble.VM(**{"image": "fake", **options}).start()
 
 
 def test_popen_has_streams(either: World) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -113,10 +114,14 @@ def check(
 
 
 DELAYS = st.lists(st.floats(0, 0.3), min_size=1, max_size=2)
-COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
+COMMON: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "print_blob": True,
+}
 
 
-@settings(max_examples=2, **COMMON)  # type: ignore[arg-type]
+@settings(max_examples=2, **COMMON)
 @given(st.lists(STEPS, min_size=8, max_size=25), DELAYS)
 def test_a_workload_ends_as_if_nobody_had_captured_it(
     world: RealWorld, steps: list[tuple[str, dict[str, object]]], delays: list[float]
@@ -126,7 +131,7 @@ def test_a_workload_ends_as_if_nobody_had_captured_it(
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)  # all examples are one test
-@settings(max_examples=int(os.environ.get("CRUMBLE_EXAMPLES", "40")), **COMMON)  # type: ignore[arg-type]
+@settings(max_examples=int(os.environ.get("CRUMBLE_EXAMPLES", "40")), **COMMON)
 @given(st.lists(STEPS, min_size=8, max_size=60), DELAYS)
 def test_many_workloads(
     world: RealWorld, steps: list[tuple[str, dict[str, object]]], delays: list[float]

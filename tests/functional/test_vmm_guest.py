@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_root(tmp_path_factory.mktemp("root"))
 
 
-def config(**fields: object) -> VmConfig:
+def config(**fields: Any) -> VmConfig:
     files = kernel()
     made = VmConfig(
         vm="vm1",
@@ -46,7 +47,7 @@ def config(**fields: object) -> VmConfig:
         hostname="box",
         filesystems=[VirtioFs("root", "root_fs")],
     )
-    return replace(made, **fields)  # type: ignore[arg-type]
+    return replace(made, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,9 @@ def vm(root: Path) -> Iterator[GuestVm]:
 class Run:
     """A process in the guest, and what it did."""
 
-    def __init__(self, vm: GuestVm, *argv: str, **fields: object) -> None:
+    def __init__(self, vm: GuestVm, *argv: str, **fields: Any) -> None:
         self.vm = vm
-        answer = vm.ask(ProcessStart(list(argv), **fields))  # type: ignore[arg-type]
+        answer = vm.ask(ProcessStart(list(argv), **fields))
         assert isinstance(answer, ProcessStarted)
         self.process, self.pid = answer.process, answer.pid
 
@@ -87,7 +88,7 @@ class Run:
         self.vm.tell(messages.ProcessInput(self.process, data, eof))
 
 
-def run(vm: GuestVm, *argv: str, **fields: object) -> str:
+def run(vm: GuestVm, *argv: str, **fields: Any) -> str:
     process = Run(vm, *argv, **fields)
     assert process.wait() == 0, (process.output(1), process.output(2))
     return process.output().decode()
@@ -235,19 +236,19 @@ def test_the_timeline_has_every_phase(vm: GuestVm) -> None:
     assert vm.ask(messages.Timeline()).counters["instructions"] > 100_000_000
 
 
-def boot(root: Path, **fields: object) -> Iterator[tuple[GuestVm, object]]:
+def boot(root: Path, **fields: Any) -> Iterator[tuple[GuestVm, Any]]:
     with fsd(root) as (sock, process), GuestVm(config(**fields), {"root_fs": sock}) as made:
         made.wait(VmEvent, lambda event: event.kind == "agent_ready")
         yield made, process
 
 
 @pytest.fixture
-def own(root: Path) -> Iterator[tuple[GuestVm, object]]:
+def own(root: Path) -> Iterator[tuple[GuestVm, Any]]:
     """A VM to break."""
     yield from boot(root)
 
 
-def test_shutdown_ends_processes_and_powers_off(own: tuple[GuestVm, object]) -> None:
+def test_shutdown_ends_processes_and_powers_off(own: tuple[GuestVm, Any]) -> None:
     vm, _ = own
     script = "trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.1; done"
     process = Run(vm, "sh", "-c", script)
@@ -258,7 +259,7 @@ def test_shutdown_ends_processes_and_powers_off(own: tuple[GuestVm, object]) -> 
     assert process.wait() == 9
 
 
-def test_a_panic_is_told(own: tuple[GuestVm, object]) -> None:
+def test_a_panic_is_told(own: tuple[GuestVm, Any]) -> None:
     vm, _ = own
     Run(vm, "sh", "-c", "echo c > /proc/sysrq-trigger")
     event = vm.wait_end()
@@ -266,15 +267,15 @@ def test_a_panic_is_told(own: tuple[GuestVm, object]) -> None:
     assert event.detail.startswith("The guest's kernel panicked: sysrq triggered crash.")
 
 
-def test_a_reboot_is_told_from_a_power_off(own: tuple[GuestVm, object]) -> None:
+def test_a_reboot_is_told_from_a_power_off(own: tuple[GuestVm, Any]) -> None:
     vm, _ = own
     Run(vm, "reboot", "-f")
     assert vm.wait_end().kind == "reset"
 
 
-def test_a_file_server_that_dies_ends_the_vm_with_a_reason(own: tuple[GuestVm, object]) -> None:
+def test_a_file_server_that_dies_ends_the_vm_with_a_reason(own: tuple[GuestVm, Any]) -> None:
     vm, process = own
-    process.kill()  # type: ignore[attr-defined]
+    process.kill()
     event = vm.wait_end()
     assert event.kind == "failed"
     assert event.detail == "The back end of device fs root ended."

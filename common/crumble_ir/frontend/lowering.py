@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crumble_ir import ir, types
 from crumble_ir.errors import CompileError
@@ -116,10 +116,10 @@ class Lowering:
         if not block or block[-1].op not in ir.TERMINATORS:
             block.append(Ins("jump", targets=(target,)))
 
-    def result(self, op: str, kind: Type, /, *operands: ir.Operand, **fields: object) -> int:
+    def result(self, op: str, kind: Type, /, *operands: ir.Operand, **fields: Any) -> int:
         """Emits an instruction with a new register as its result."""
         dst = self.function.register(kind_of(kind))
-        self.emit(Ins(op, dst, *operands, **fields))  # type: ignore[arg-type]
+        self.emit(Ins(op, dst, *operands, **fields))
         return dst
 
     def reg(self, value: Value) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from crumble.cli import terminal
 from crumble.cli.link import Link
+from crumble.cli.main import say
 from crumble.cli.signals import Interrupted, Signals
 from crumble.cli.streams import Reader, Writer
 from crumble.sdk.options import failure_of
@@ -19,6 +21,7 @@ from crumble_common.messages import vm as messages
 _STDIN_CREDIT = 1 << 20
 # Whoever sends two of these wants the end, whatever the command does with them.
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LATE = 124  # timeout(1)'s
 
 
 class CommandLateError(GuestError):
@@ -27,6 +30,17 @@ class CommandLateError(GuestError):
     def __init__(self, seconds: float) -> None:
         text = f"The command did not end within {seconds:g} s."
         super().__init__(text, code="exec.timeout", hint="Give it longer with --timeout.")
+
+
+def status_of(run: Callable[[], int]) -> int:
+    """The exit status of `run`, also when a signal or --timeout ended it."""
+    try:
+        return run()
+    except Interrupted as interrupted:
+        return interrupted.status
+    except CommandLateError as error:
+        say(str(error))
+        return _LATE
 
 
 class Attached:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 
 from crumble.cli import run_options, terminal
-from crumble.cli.attach import Attached, CommandLateError
+from crumble.cli.attach import Attached, status_of
 from crumble.cli.link import Link
-from crumble.cli.main import say
 from crumble.cli.parser import Parser
-from crumble.cli.signals import Interrupted
 from crumble_common.messages.vm import ProcessStart
-
-_LATE = 124
 
 
 def main(arguments: list[str]) -> int:
@@ -35,13 +31,7 @@ def _attach(link: Link, options: argparse.Namespace) -> int:
     link.client.listen_all(attached.event)
     if options.timeout:
         attached.limit(options.timeout)
-    try:
-        return attached.run()
-    except Interrupted as interrupted:
-        return interrupted.status
-    except CommandLateError as error:
-        say(str(error))
-        return _LATE
+    return status_of(attached.run)
 
 
 def _process(options: argparse.Namespace) -> ProcessStart:

@@ -9,9 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from crumble.cli import run_options, terminal
-from crumble.cli.attach import Attached, CommandLateError
+from crumble.cli.attach import Attached, CommandLateError, status_of
 from crumble.cli.link import Link, no_daemon
-from crumble.cli.main import say
 from crumble.cli.phases import Phases
 from crumble.cli.progress import Bars
 from crumble.cli.signals import Interrupted, Signals
@@ -27,7 +26,6 @@ from crumble_common.messages.vm import ConsoleOutput, Digest, ProcessStart, VmEv
 if TYPE_CHECKING:
     from crumble.supervisor.ground import Ground
 
-_LATE = 124
 # Writable shares: what the guest may take to write its pages back before it ends, s.
 _SYNC_GRACE = 10.0
 
@@ -41,13 +39,7 @@ def run(options: argparse.Namespace, ground: Ground | None) -> int:
         phases.mark("supervisor")
         if options.detach:
             return _detached(link, request)
-        try:
-            return _Run(link, request, start, options, phases).live()
-        except Interrupted as interrupted:
-            return interrupted.status
-        except CommandLateError as error:
-            say(str(error))
-            return _LATE
+        return status_of(_Run(link, request, start, options, phases).live)
 
 
 def _process(options: argparse.Namespace) -> ProcessStart:

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from crumble_common.eventloop import EventLoop
 
@@ -29,7 +29,7 @@ class Signals:
     def __init__(self, loop: EventLoop, on_signal: Callable[[int], None]) -> None:
         self._loop = loop
         self._on_signal = on_signal
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
         self._seen = 0
 
     def __enter__(self) -> Self:
@@ -49,7 +49,7 @@ class Signals:
         where: TracebackType | None,
     ) -> None:
         for number, before in self._before.items():
-            signal.signal(number, before)  # type: ignore[arg-type]
+            signal.signal(number, before)
         signal.set_wakeup_fd(self._woke)
         self._loop.remove_fd(self._reader)
         os.close(self._reader)

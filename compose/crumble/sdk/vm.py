@@ -310,10 +310,8 @@ class VM:
     ) -> str:
         """Makes an image of what its files are now; its name, by which a VM can be made of it."""
         reference = reference or f"crumble.local/snapshot:{secrets.token_hex(8)}"
-        request = messages.Commit(
-            self._target[3:], reference, excludes=list(excludes), comment=comment
-        )
-        self._connected().call(request)
+        vm, excluded = self._target[3:], list(excludes)
+        self._connected().call(messages.Commit(vm, reference, excluded, comment=comment))
         return reference
 
     def digest(self) -> guest.Digested:

@@ -54,7 +54,7 @@ class Future(Generic[T]):
         assert self.done
         if self._error is not None:
             raise self._error
-        return self._value  # type: ignore[return-value]
+        return self._value  # type: ignore[return-value]  # set, if to None
 
     def then(self, callback: Callable[[Future[T]], None]) -> None:
         """Calls back when resolved: now, if it is."""

@@ -290,27 +290,27 @@ def _data_name(number: int) -> str:
     return f"{number:x}"
 
 
+def _unusable(path: str, error: OSError) -> HostError:
+    return HostError(
+        f"Cannot use {path} for what the guest writes: {error.strerror}.",
+        code="upper.open",
+        hint="Choose a directory of yours on a disk with space.",
+    )
+
+
 def _open_directory(path: str) -> int:
     try:
         Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise HostError(
-            f"Cannot use {path} for what the guest writes: {error.strerror}.",
-            code="upper.open",
-            hint="Choose a directory of yours on a disk with space.",
-        ) from error
+        raise _unusable(path, error) from error
 
 
 def _take_lock(directory: int, path: str) -> int:
     try:
         lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=directory)
     except OSError as error:
-        raise HostError(
-            f"Cannot use {path} for what the guest writes: {error.strerror}.",
-            code="upper.open",
-            hint="Choose a directory of yours on a disk with space.",
-        ) from error
+        raise _unusable(path, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

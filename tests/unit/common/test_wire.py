@@ -1,5 +1,7 @@
 """The control plane's codec: what goes in comes out; what is malformed changes nothing."""
 
+from typing import Any
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -74,18 +76,18 @@ def test_no_bytes_do_anything_but_decode_or_raise_wire_error(data: bytes) -> Non
     ),
     st.sampled_from([service.Ready, vm.VmConfig, fs.FsConfig, image.Image, vm.ProcessStart]),
 )
-def test_no_body_does_anything_but_validate_or_raise(body: object, kind: type) -> None:
+def test_no_body_does_anything_but_validate_or_raise(body: object, kind: Any) -> None:
     """Invariant: any body for any type gives a message or WireError."""
     try:
-        wire.decode(msgpack.packb({"t": kind.wire_type, "b": body}))  # type: ignore[attr-defined]
+        wire.decode(msgpack.packb({"t": kind.wire_type, "b": body}))
     except wire.WireError:
         pass
 
 
 @pytest.mark.parametrize("value", ["\udcff", 1 << 70, "x" * (wire.MAX_FRAME + 1)])
-def test_what_cannot_be_sent_is_the_callers_fault(value: object) -> None:
+def test_what_cannot_be_sent_is_the_callers_fault(value: Any) -> None:
     with pytest.raises(UsageError) as caught:
-        wire.encode(wire.Envelope(service.Ok(), to=value))  # type: ignore[arg-type]
+        wire.encode(wire.Envelope(service.Ok(), to=value))
     assert caught.value.code == "wire.value" and len(str(caught.value)) < 300
 
 

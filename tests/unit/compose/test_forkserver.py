@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,9 +40,9 @@ class Nursery:
         children.append(child)
         return child
 
-    def until(self, condition: object) -> None:
+    def until(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + 30
-        while not condition():  # type: ignore[operator]
+        while not condition():
             assert time.monotonic() < deadline, "it did not happen"
             self.loop.step(0.1)
 

@@ -35,7 +35,7 @@ class Guest:
 
 def test_it_lasts_until_the_shell_has_ended() -> None:
     guest = Guest()
-    task = Task(rehearse(guest))  # type: ignore[arg-type]
+    task = Task(rehearse(guest))  # type: ignore[arg-type]  # a fake
     guest.listener.deliver(ProcessOutput(1, 1, b"a profile's greeting"), "vm:a")
     assert guest.started == [["/bin/sh", "-c", ":"]]
     assert not task.done
@@ -44,14 +44,14 @@ def test_it_lasts_until_the_shell_has_ended() -> None:
 
 
 def test_an_image_without_a_shell_is_none_the_worse() -> None:
-    task = Task(rehearse(Guest(shell=False)))  # type: ignore[arg-type]
+    task = Task(rehearse(Guest(shell=False)))  # type: ignore[arg-type]  # a fake
     assert task.done
     assert not task.failed
 
 
 def test_a_shell_that_does_not_end_is_not_waited_for_and_not_left() -> None:
     guest = Guest()
-    task = Task(rehearse(guest))  # type: ignore[arg-type]
+    task = Task(rehearse(guest))  # type: ignore[arg-type]  # a fake
     guest.now = 60.0
     guest.loop.step(0)
     assert task.done

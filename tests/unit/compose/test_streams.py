@@ -5,6 +5,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -29,11 +30,11 @@ class Host:
         self.streams = Streams(self.loop, path, self.message, self.gone.append)
 
     @staticmethod
-    def message(client: object, envelope: wire.Envelope) -> None:
+    def message(client: Any, envelope: wire.Envelope) -> None:
         if isinstance(envelope.body, VmList):
-            client.answer(envelope.request, VmInfos([]))  # type: ignore[attr-defined]
+            client.answer(envelope.request, VmInfos([]))
         elif envelope.request:
-            client.refuse(envelope.request, UsageError("No.", code="no", hint="Never."))  # type: ignore[attr-defined]
+            client.refuse(envelope.request, UsageError("No.", code="no", hint="Never."))
 
     def close(self) -> None:
         self.streams.close()

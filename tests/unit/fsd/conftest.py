@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from crumble_common import log
-from crumble_fsd.assemble import new_session, new_tree, options_for
+from crumble_common.messages.fs import Share
+from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
 from crumble_fsd.session import Session
 from crumble_fsd.union_parts import LayerFiles
 from crumble_fsd.upper import MemoryUpper
 from framework.fuse_client import FuseClient, direct
 from framework.layers import write_layer
+from framework.share_client import ShareClient, Sharing
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,3 +64,36 @@ def no_bugs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     if bugs:
         raise bugs[0]
+
+
+@pytest.fixture
+def sharing(tmp_path: Path) -> Iterator[Sharing]:
+    """A client of an image with shares; `layer` is the image."""
+    opened: list[Any] = []
+
+    def make(*shares: Share, layer: dict[str, Any] | None = None) -> ShareClient:
+        upper = MemoryUpper(1 << 24)
+        layers = [write_layer(tmp_path, "layer", layer)] if layer is not None else []
+        tree, nodes = new_tree(layers, upper)
+        made = add_shares(tree, nodes, list(shares))
+        opened.extend(made)
+        options = options_for(upper, shared=True, remote_locks=True)
+        session = new_session(nodes, [tree, *made], options)
+        client = ShareClient(direct(session))
+        client.init()
+        return client
+
+    yield make
+    for share in opened:
+        share.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """A directory of the host's to be shared."""
+    where = tmp_path / "host"
+    where.mkdir()
+    (where / "file").write_text("from the host")
+    (where / "dir").mkdir()
+    (where / "dir" / "deep").write_text("deep")
+    return where

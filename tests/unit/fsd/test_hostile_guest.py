@@ -4,6 +4,7 @@ or a well-formed header and payload inside the writable buffers, and the tree go
 import errno
 import stat
 import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from crumble_fsd.upper import MemoryUpper
 from framework.fuse_client import FuseClient, direct
 from framework.layers import write_layer
 
+Mount = Callable[..., FuseClient]
+SessionOf = Callable[..., Session]
 TREE = {"a": b"data" * 2000, "d": {"x": b"1", "y": {}}, "s": "a"}
 NODES = st.sampled_from([0, 1, 2, 3, 4, 5, 1 << 32 | 1, 1 << 32 | 2, 1 << 32 | 3, 1 << 63])
 NUMBERS = st.sampled_from(
@@ -183,7 +186,7 @@ def refused(fuse: FuseClient, number: int, opcode: int, nodeid: int, *body: byte
         fuse.call(opcode, nodeid, *body, room=200)
 
 
-def test_names_that_are_no_names(mount) -> None:  # type: ignore[no-untyped-def]
+def test_names_that_are_no_names(mount: Mount) -> None:
     fuse = mount({"d": {}})
     for name in (b"\0", b".\0", b"..\0", b"a/b\0", b"no end"):
         refused(fuse, errno.EINVAL, w.FUSE_LOOKUP, 1, name)
@@ -194,7 +197,7 @@ def test_names_that_are_no_names(mount) -> None:  # type: ignore[no-untyped-def]
     assert fuse.names(1) == {b"d"}
 
 
-def test_nodes_and_handles_that_are_none(mount) -> None:  # type: ignore[no-untyped-def]
+def test_nodes_and_handles_that_are_none(mount: Mount) -> None:
     fuse = mount({"f": b"data"})
     for opcode in (w.FUSE_LOOKUP, w.FUSE_GETATTR, w.FUSE_READ, w.FUSE_UNLINK):
         refused(fuse, errno.ESTALE, opcode, 99, bytes(100))
@@ -208,7 +211,7 @@ def test_nodes_and_handles_that_are_none(mount) -> None:  # type: ignore[no-unty
     assert fuse.read_path("f") == b"data"
 
 
-def test_offsets_and_sizes_beyond_everything(mount) -> None:  # type: ignore[no-untyped-def]
+def test_offsets_and_sizes_beyond_everything(mount: Mount) -> None:
     fuse = mount({"f": b"data"})
     node = fuse.lookup(1, b"f").nodeid
     assert fuse.read(node, 1 << 62, 10) == b""
@@ -225,7 +228,7 @@ def test_offsets_and_sizes_beyond_everything(mount) -> None:  # type: ignore[no-
         fuse.setattr(node, size=1 << 63)
 
 
-def test_nothing_is_served_before_init(session_of) -> None:  # type: ignore[no-untyped-def]
+def test_nothing_is_served_before_init(session_of: SessionOf) -> None:
     fuse = FuseClient(direct(session_of({})))
     with pytest.raises(OSError, match=f"Errno {errno.EIO}]"):
         fuse.getattr(1)
@@ -233,7 +236,7 @@ def test_nothing_is_served_before_init(session_of) -> None:  # type: ignore[no-u
     fuse.getattr(1)
 
 
-def test_a_reply_without_room_changes_nothing(session_of) -> None:  # type: ignore[no-untyped-def]
+def test_a_reply_without_room_changes_nothing(session_of: SessionOf) -> None:
     session = session_of({})
     fuse = FuseClient(direct(session))
     fuse.init()
@@ -244,7 +247,7 @@ def test_a_reply_without_room_changes_nothing(session_of) -> None:  # type: igno
     assert fuse.names(1) == set()
 
 
-def test_a_guest_that_starts_again_holds_nothing(session_of) -> None:  # type: ignore[no-untyped-def]
+def test_a_guest_that_starts_again_holds_nothing(session_of: SessionOf) -> None:
     session = session_of({"f": b"data"})
     fuse = FuseClient(direct(session))
     fuse.init()

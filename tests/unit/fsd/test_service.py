@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,8 +41,11 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
+Serve = Callable[..., tuple[Any, FuseClient]]
+
+
 @pytest.fixture
-def serve(start: Start, tmp_path: Path) -> Callable[..., tuple[Master, FuseClient]]:
+def serve(start: Start, tmp_path: Path) -> Serve:
     """A front end of an fsd of its own."""
 
     def connect(*arguments: str) -> tuple[Master, FuseClient]:
@@ -54,11 +58,11 @@ def serve(start: Start, tmp_path: Path) -> Callable[..., tuple[Master, FuseClien
             time.sleep(0.01)
         master = Master(str(path))
         master.attach(queues=2, size=64)
-        master.process = process  # type: ignore[attr-defined]
+        master.process = process  # type: ignore[attr-defined]  # to be killed by tests
 
-        def send(readable: object, writable: object) -> bytes:
+        def send(readable: Iterable[bytes], writable: Iterable[int]) -> bytes:
             queue = master.queues[1] if writable else master.queues[0]
-            queue.submit(list(readable), list(writable))  # type: ignore[call-overload]
+            queue.submit(list(readable), list(writable))
             return queue.wait()[2]
 
         return master, FuseClient(send)
@@ -111,7 +115,7 @@ def test_a_socket_path_that_cannot_be_used(start: Start, tmp_path: Path) -> None
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
-def test_it_serves_until_the_front_end_leaves(serve, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_it_serves_until_the_front_end_leaves(serve: Serve, tmp_path: Path) -> None:
     write_layer(tmp_path, "l", {"f": b"from the layer"})
     master, fuse = serve("--layer", f"{tmp_path}/l.index:{tmp_path}/l.contents", "--tag", "root")
     fuse.init()
@@ -127,7 +131,7 @@ def test_it_serves_until_the_front_end_leaves(serve, tmp_path: Path) -> None:  #
     assert master.process.wait(10) == 0
 
 
-def test_sigterm_ends_it(serve) -> None:  # type: ignore[no-untyped-def]
+def test_sigterm_ends_it(serve: Serve) -> None:
     master, fuse = serve()
     fuse.init()
     master.process.send_signal(signal.SIGTERM)
@@ -135,7 +139,7 @@ def test_sigterm_ends_it(serve) -> None:  # type: ignore[no-untyped-def]
     master.close()
 
 
-def test_a_broken_ring_is_reported_and_the_other_goes_on(serve) -> None:  # type: ignore[no-untyped-def]
+def test_a_broken_ring_is_reported_and_the_other_goes_on(serve: Serve) -> None:
     master, fuse = serve()
     fuse.init()
     hiprio = master.queues[0]
@@ -150,7 +154,7 @@ def test_a_broken_ring_is_reported_and_the_other_goes_on(serve) -> None:  # type
     assert master.process.wait(10) == 0
 
 
-def test_requests_without_room_for_an_answer(serve) -> None:  # type: ignore[no-untyped-def]
+def test_requests_without_room_for_an_answer(serve: Serve) -> None:
     master, fuse = serve()
     fuse.init()
     queue = master.queues[1]
@@ -164,7 +168,7 @@ def test_requests_without_room_for_an_answer(serve) -> None:  # type: ignore[no-
     master.close()
 
 
-def test_a_lock_held_outside_is_waited_for(serve, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_lock_held_outside_is_waited_for(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     path = tmp_path / "shared" / "f"
     path.touch()
@@ -185,7 +189,7 @@ def test_a_lock_held_outside_is_waited_for(serve, tmp_path: Path) -> None:  # ty
     master.close()
 
 
-def test_the_upper_directory_is_kept_from_run_to_run(serve, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_upper_directory_is_kept_from_run_to_run(serve: Serve, tmp_path: Path) -> None:
     for expected in (set(), {b"d0"}, {b"d0", b"d1"}):
         master, fuse = serve("--upper", str(tmp_path / "upper"))
         fuse.init()

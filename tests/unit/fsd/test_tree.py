@@ -24,8 +24,11 @@ IMAGE = {
 }
 
 
+Made = tuple[Tree, Callable[[], FuseClient]]
+
+
 @pytest.fixture
-def tree(tmp_path: Path) -> tuple[Tree, Callable[[], FuseClient]]:
+def tree(tmp_path: Path) -> Made:
     upper = MemoryUpper(1 << 20)
     made, nodes = new_tree([write_layer(tmp_path, "l", IMAGE)], upper)
 
@@ -37,7 +40,7 @@ def tree(tmp_path: Path) -> tuple[Tree, Callable[[], FuseClient]]:
     return made, client
 
 
-def test_injected_files_take_the_place_of_files_and_links(tree) -> None:  # type: ignore[no-untyped-def]
+def test_injected_files_take_the_place_of_files_and_links(tree: Made) -> None:
     made, client = tree
     made.inject("/etc/resolv.conf", b"nameserver 10.0.2.3\n", 0o644)
     made.inject("/etc/hosts", b"hosts", 0o600)
@@ -55,7 +58,7 @@ def test_injected_files_take_the_place_of_files_and_links(tree) -> None:  # type
 
 
 @pytest.mark.parametrize("path", ["/", "relative", "/a/../b", "/etc/d", "/file/x", "/" + "n" * 256])
-def test_paths_nothing_can_be_put_at(tree, path: str) -> None:  # type: ignore[no-untyped-def]
+def test_paths_nothing_can_be_put_at(tree: Made, path: str) -> None:
     with pytest.raises(UsageError):
         tree[0].inject(path, b"", 0o644)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import textwrap
+from typing import Any
 
 import pytest
 
@@ -332,6 +333,6 @@ def test_functions_and_globals_of_other_modules(arch: str) -> None:
 
 def test_sources_import_as_plain_python(arch: str) -> None:
     """The dialect is Python: importing a source runs its declarations."""
-    namespace: dict[str, object] = {"__name__": "source"}
+    namespace: dict[str, Any] = {"__name__": "source"}
     exec(HEAD + "N = 3\n@struct\nclass S:\n    a: u8\n\nx = static(array[S, N])\n", namespace)
-    assert str(namespace["x"].type) == "array[S, 3]"  # type: ignore[attr-defined]
+    assert str(namespace["x"].type) == "array[S, 3]"

@@ -35,7 +35,7 @@ def test_a_test_passes_or_says_which_case_failed() -> None:
 
 def test_what_is_no_executable_is_refused() -> None:
     with pytest.raises(ValueError, match="ELF"):
-        load(b"#!/bin/sh\n" * 20, None)  # type: ignore[arg-type]
+        load(b"#!/bin/sh\n" * 20, None)  # type: ignore[arg-type]  # nothing is loaded
 
 
 def test_a_directory_fails_with_its_tests(tmp_path: Path) -> None:

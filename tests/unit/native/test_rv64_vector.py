@@ -271,7 +271,7 @@ def test_states_round_trip_and_are_checked() -> None:
         {"v": bytes(1025)},
     ):
         with pytest.raises(ValueError, match="not a hart state"):
-            hart.set_state(dataclasses.replace(full, **fields))  # type: ignore[arg-type]
+            hart.set_state(dataclasses.replace(full, **fields))
     older = dataclasses.replace(state, v=b"", vtype=0, vlenb=0)
     hart.set_state(older)
     assert hart.get_state().vtype == ILL

@@ -7,6 +7,7 @@ from crumble_ocid import transfer
 from crumble_ocid.library import Library
 from crumble_ocid.store import Store
 from crumble_ocid.transfer import Transport
+from framework.debian_archive import DebianArchive
 from framework.registry import Registry, running_registry
 
 
@@ -36,6 +37,17 @@ def store(tmp_path: Path) -> Store:
 def registry() -> Iterator[Registry]:
     with running_registry() as made:
         yield made
+
+
+@pytest.fixture
+def archive(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DebianArchive]:
+    made = DebianArchive(registry)
+    monkeypatch.setenv("CRUMBLE_DEBIAN_MIRROR", made.uri)
+    keyring = made.write_keyring(tmp_path / "keyring.asc")
+    monkeypatch.setenv("CRUMBLE_DEBIAN_KEYRING", str(keyring))
+    yield made
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,13 +110,13 @@ def test_the_base_may_go(library: Library, base: Image, layer: tuple[str, str]) 
 
 @pytest.mark.parametrize("form", ["oci", "docker-archive"])
 def test_other_tools_read_its_exports(
-    library: Library, base: Image, layer: tuple[str, str], tmp_path: Path, form: str
+    library: Library, base: Image, layer: tuple[str, str], tmp_path: Path, form: Any
 ) -> None:
     if shutil.which("skopeo") is None:
         pytest.skip("skopeo is not installed")
     image = library.commit(ImageCommit(base.digest, *layer, "mine", ImageConfig(cmd=["/x"])))
     path = tmp_path / "out.tar" if form == "docker-archive" else tmp_path / "out"
-    library.export(ImageExport("mine", str(path), form))  # type: ignore[arg-type]
+    library.export(ImageExport("mine", str(path), form))
     source = f"{form}:{path}" + (":latest" if form == "oci" else "")
     copied = tmp_path / "copied"
     run("skopeo", "--insecure-policy", "copy", "-q", source, f"dir:{copied}")

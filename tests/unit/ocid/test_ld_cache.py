@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import pytest
 from hypothesis import given, settings
@@ -116,6 +117,38 @@ def test_libraries_are_found_by_their_own_names(tmp_path: Path) -> None:
         assert tree.read("etc/ld.so.cache") == b"", "a package's own stays"
 
 
+class CountedTree(Tree):
+    """Keeps the paths of the files that are read."""
+
+    opened: list[str]
+
+    def stream(self, path: str) -> IO[bytes]:
+        self.opened.append(path)
+        return super().stream(path)
+
+
+def test_a_file_is_read_once_and_links_to_one_without_a_soname_count(tmp_path: Path) -> None:
+    with (tmp_path / "contents").open("w+b") as contents:
+        tree = CountedTree(LayerBuilder(contents), contents, 1)
+        tree.opened = []
+        tree.write("etc/ld.so.conf.d/x.conf", "")
+        tree.write("usr/lib/libone.so.1.2", shared_object("libone.so.1"))
+        tree.write("usr/lib/impl/plain.so", shared_object())
+        for name, target in (
+            ("libone.so", "libone.so.1.2"),
+            ("libone.so.1", "libone.so.1.2"),
+            ("libplain.so", "impl/plain.so"),
+            ("libplain.so.1", "impl/plain.so"),
+        ):
+            tree.link(f"usr/lib/{name}", target)
+        write_cache(tree, ARCHITECTURE)
+        assert sorted(tree.opened) == ["usr/lib/impl/plain.so", "usr/lib/libone.so.1.2"]
+        cache = tree.read("etc/ld.so.cache")
+        for name in (b"libone.so.1", b"libplain.so", b"libplain.so.1"):
+            assert b"/usr/lib/" + name + b"\0" in cache
+        assert b"libone.so.1.2" not in cache
+
+
 @pytest.mark.parametrize("architecture", ["mips64el", "all"])
 def test_architectures_without_one(tmp_path: Path, architecture: str) -> None:
     with (tmp_path / "contents").open("w+b") as contents:
@@ -133,7 +166,7 @@ def test_any_file(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 8))):
         whole[data.draw(st.integers(0, min(len(whole), 1024) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(whole)))
-    name = soname(io.BytesIO(bytes(whole[:cut])), "libfile.so", ARCHITECTURE)
+    name = soname(io.BytesIO(bytes(whole[:cut])), ARCHITECTURE) or ""
     assert "/" not in name
     assert name.isascii()
     assert len(name) <= 255

@@ -2,6 +2,7 @@ import base64
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,8 @@ from framework.registry import Fault, Registry, encode, make_image, running_regi
 from framework.registry_archives import PACKERS, Item, sha256, tar
 
 
-def get(library: Library, reference: str, platform: str = "", pull: str = "missing") -> Image:
-    return library.get(ImageGet(reference, platform, pull))  # type: ignore[arg-type]
+def get(library: Library, reference: str, platform: str = "", pull: Any = "missing") -> Image:
+    return library.get(ImageGet(reference, platform, pull))
 
 
 def failure(library: Library, reference: str, platform: str = "") -> CrumbleError:
@@ -343,9 +344,9 @@ def test_a_token_that_runs_out_is_renewed(library: Library, registry: Registry) 
 
 
 @pytest.mark.parametrize("answer", [{}, {"token": 7}, {"token": "a\r\nX: y"}, []])
-def test_bad_tokens_are_refused(library: Library, registry: Registry, answer: object) -> None:
+def test_bad_tokens_are_refused(library: Library, registry: Registry, answer: Any) -> None:
     reference = registry.add(make_image())
-    registry.token, registry.token_answer = "t", answer  # type: ignore[assignment]
+    registry.token, registry.token_answer = "t", answer
     assert failure(library, reference).code == "registry.token"
 
 

@@ -3,6 +3,7 @@
 import errno
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -44,9 +45,9 @@ def spawn(agent: FakeAgent, request: ProcessStart, token: object = "t") -> Frame
     return agent.expect(ToGuest.SPAWN)
 
 
-def run(agent: FakeAgent, **fields: object) -> int:
+def run(agent: FakeAgent, **fields: Any) -> int:
     """A running process; its channel."""
-    frame = spawn(agent, ProcessStart(["sh"], **fields))  # type: ignore[arg-type]
+    frame = spawn(agent, ProcessStart(["sh"], **fields))
     assert agent.say(ToHost.STARTED, frame.channel, 42) == [Started("t", frame.channel, 42)]
     return frame.channel
 
@@ -100,14 +101,14 @@ def test_user_home_groups_and_terminal(agent: FakeAgent) -> None:
     found = parse_spawn(frame.payload)
     assert (found["uid"], found["gid"], found["groups"]) == (33, 34, (50,))
     assert (found["flags"], found["rows"], found["cols"]) == (protocol.SPAWN_TTY, 50, 132)
-    assert {b"HOME=/srv", b"TERM=xterm"} <= set(found["env"])  # type: ignore[call-overload]
+    assert {b"HOME=/srv", b"TERM=xterm"} <= set(found["env"])
     assert found["cwd"] == b"/"
 
 
 def test_environment_given_wins(agent: FakeAgent) -> None:
     frame = spawn(agent, ProcessStart(["sh"], env={"PATH": "/x", "HOME": "/y"}))
     env = parse_spawn(frame.payload)["env"]
-    assert env[:2] == [b"PATH=/x", b"HOME=/y"]  # type: ignore[index]
+    assert env[:2] == [b"PATH=/x", b"HOME=/y"]
 
 
 def test_an_unknown_user_is_refused_and_leaves_nothing_open(agent: FakeAgent) -> None:
@@ -152,10 +153,9 @@ def test_a_command_that_cannot_start(agent: FakeAgent, stage: int, number: int, 
         ("/etc/s6-init", "always", True),
     ],
 )
-def test_what_becomes_pid_1(agent: FakeAgent, argv: str, systemd: str, init: bool) -> None:
-    frame = spawn(agent, ProcessStart([argv], systemd=systemd))  # type: ignore[arg-type]
-    flags = parse_spawn(frame.payload)["flags"]
-    assert flags == (protocol.SPAWN_INIT if init else 0)
+def test_what_becomes_pid_1(agent: FakeAgent, argv: str, systemd: Any, init: bool) -> None:
+    frame = spawn(agent, ProcessStart([argv], systemd=systemd))
+    assert parse_spawn(frame.payload)["flags"] == (protocol.SPAWN_INIT if init else 0)
     agent.say(ToHost.STARTED, frame.channel, 1)
     assert agent.session.power_off() == ([Exited(frame.channel, 0, 0)] if init else [])
 

@@ -78,9 +78,9 @@ def test_chipset_is_immutable_and_ordered() -> None:
     with pytest.raises(InternalError, match="late"):
         builder.add(Recorder("d", log))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        chipset.bus = Bus([])  # type: ignore[misc]
+        chipset.bus = Bus([])  # type: ignore[misc]  # it must not
     with pytest.raises(TypeError):
-        chipset.devices["x"] = Device()  # type: ignore[index]
+        chipset.devices["x"] = Device()  # type: ignore[index]  # it must not
     chipset.start()
     chipset.reset()
     chipset.stop()

@@ -1,6 +1,7 @@
 """What a VM's configuration may be."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -69,10 +70,10 @@ def test_from_message(kernel: Path) -> None:
         ({"filesystems": (Filesystem("a", "a"), Filesystem("a", "b"))}, "vmm.tag"),
     ],
 )
-def test_what_cannot_be(kernel: Path, changes: dict[str, object], code: str) -> None:
-    fields: dict[str, object] = {"name": "vm", "kernel": kernel, "memory": 128 * MIB, **changes}
+def test_what_cannot_be(kernel: Path, changes: dict[str, Any], code: str) -> None:
+    fields: dict[str, Any] = {"name": "vm", "kernel": kernel, "memory": 128 * MIB, **changes}
     with pytest.raises(UsageError) as caught:
-        MachineConfig(**fields)  # type: ignore[arg-type]
+        MachineConfig(**fields)
     assert caught.value.code == code
     assert caught.value.message.endswith(".")
 

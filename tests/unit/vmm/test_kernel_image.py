@@ -4,6 +4,7 @@ import gzip
 import mmap
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,7 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [lambda data: data, packed])
-def test_a_kernel_larger_than_memory(tmp_path: Path, pack) -> None:  # type: ignore[no-untyped-def]
+def test_a_kernel_larger_than_memory(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     path = write(tmp_path / "k", pack(image(size=7 * MIB)))
     with pytest.raises(UsageError, match="needs 9 MiB of memory, the VM has 8 MiB") as caught:
         load_kernel(path, ram())

@@ -4,6 +4,7 @@ import mmap
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -79,9 +80,9 @@ def test_a_kernel_is_put_where_it_wants(tmp_path: Path, sectors: int) -> None:
         ({"jump": 0}, "setup header is too short"),
     ],
 )
-def test_what_is_not_a_kernel(tmp_path: Path, wrong: dict[str, int], words: str) -> None:
+def test_what_is_not_a_kernel(tmp_path: Path, wrong: dict[str, Any], words: str) -> None:
     path = tmp_path / "bzImage"
-    path.write_bytes(image(**wrong))  # type: ignore[arg-type]
+    path.write_bytes(image(**wrong))
     with pytest.raises(UsageError, match=words) as caught:
         load_kernel(path, ram())
     assert caught.value.code == "vmm.kernel"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -29,10 +30,10 @@ MIB = 1 << 20
 
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[[TinyKernel], VmConfig]:
-    def make(kernel: TinyKernel, **fields: object) -> VmConfig:
+    def make(kernel: TinyKernel, **fields: Any) -> VmConfig:
         path = tmp_path / "kernel"
         path.write_bytes(kernel.image())
-        return VmConfig(vm="vm1", kernel=str(path), memory=64 * MIB, **fields)  # type: ignore[arg-type]
+        return VmConfig(vm="vm1", kernel=str(path), memory=64 * MIB, **fields)
 
     return make
 
@@ -191,8 +192,8 @@ def test_a_guest_that_abuses_its_devices_hurts_only_itself(config: Make) -> None
     with GuestVm(config(kernel(abuse, TinyKernel.power_off), dmesg=True)) as vm:
         assert vm.wait_end().kind == "poweroff"
         assert b"".join(e.data for e in vm.events if isinstance(e, ConsoleOutput)) == b"RR"
-        devices = vm.service.machine.chipset.devices
-        assert all(devices[name].problem for name in ("console", "rng"))  # type: ignore[attr-defined]
+        devices: Any = vm.service.machine.chipset.devices
+        assert all(devices[name].problem for name in ("console", "rng"))
 
 
 def test_requests_before_the_agent_is_ready(config: Make) -> None:
@@ -241,11 +242,11 @@ def test_requests_before_the_agent_is_ready(config: Make) -> None:
         ({"modules": ["/etc/passwd"]}, "vmm.module"),
     ],
 )
-def test_what_cannot_be_built(config: Make, fields: dict[str, object], code: str) -> None:
+def test_what_cannot_be_built(config: Make, fields: dict[str, Any], code: str) -> None:
     good = config(kernel(TinyKernel.power_off))
     changed = {name: getattr(good, name) for name in ("vm", "kernel", "memory")} | fields
     with pytest.raises(CrumbleError) as caught:
-        GuestVm(VmConfig(**changed), memory=64 * MIB)  # type: ignore[arg-type]
+        GuestVm(VmConfig(**changed), memory=64 * MIB)
     assert caught.value.code.startswith(code)
     assert caught.value.message.endswith(".")
 

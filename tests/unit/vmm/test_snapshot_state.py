@@ -120,10 +120,10 @@ def test_the_clock_stands_while_paused(live: dict[str, Any], memory: int) -> Non
         assert first < third < first + 20_000_000
 
 
-def change(found: dict[str, Any], path: tuple[str | int, ...], value: object) -> dict[str, Any]:
+def change(found: dict[str, Any], path: tuple[str | int, ...], value: Any) -> Any:
     """A copy with one value replaced."""
     if not path:
-        return value  # type: ignore[return-value]
+        return value
     copy: Any = found.copy()
     copy[path[0]] = change(copy[path[0]], path[1:], value)
     return copy

@@ -74,12 +74,17 @@ def _directories(tree: Tree) -> list[str]:
 def _libraries(tree: Tree, directory: str, architecture: str) -> list[str]:
     """The names by which a directory's libraries are asked for, for which there is a file or a link."""
     place = _real(tree, directory)
+    read: dict[str, str | None] = {}  # a file is read once, however many links lead to it
     wanted = set()
     for name in tree.names(place):
         if _NAME.match(name):
-            with tree.stream(_behind(tree, place, name)) as file:
-                wanted.add(soname(file, name, architecture))
-    return sorted(name for name in wanted if name and tree.exists(f"{place}/{name}"))
+            path = _behind(tree, place, name)
+            if path not in read:
+                with tree.stream(path) as file:
+                    read[path] = soname(file, architecture)
+            if (said := read[path]) is not None:
+                wanted.add(said or name)
+    return sorted(name for name in wanted if tree.exists(f"{place}/{name}"))
 
 
 def _behind(tree: Tree, place: str, name: str) -> str:
@@ -99,8 +104,8 @@ def _real(tree: Tree, directory: str) -> str:
     return f"{first}/{rest}".rstrip("/")
 
 
-def soname(file: IO[bytes], name: str, architecture: str) -> str:
-    """What a shared object says it is called, its file's name when it says nothing; "" for what is none."""
+def soname(file: IO[bytes], architecture: str) -> str | None:
+    """What a shared object says it is called, "" when it says nothing; None for what is none or says nonsense."""
     from elftools.common.exceptions import ELFError
     from elftools.elf.dynamic import DynamicSegment
     from elftools.elf.elffile import ELFFile
@@ -108,15 +113,14 @@ def soname(file: IO[bytes], name: str, architecture: str) -> str:
     try:
         elf = ELFFile(file)
         if elf["e_machine"] != _CLASSES[architecture] or elf["e_type"] != "ET_DYN":
-            return ""
+            return None
         for segment in elf.iter_segments("PT_DYNAMIC"):
             assert isinstance(segment, DynamicSegment)
             tag: Any
             for tag in segment.iter_tags("DT_SONAME"):
                 said = str(tag.soname)
-                return (
-                    said if said.isascii() and "/" not in said and len(said) <= _MAX_SONAME else ""
-                )
+                usable = said.isascii() and "/" not in said and len(said) <= _MAX_SONAME
+                return said if said and usable else None
     except (ELFError, ValueError, OverflowError, UnicodeDecodeError, KeyError, AttributeError):
-        return ""
-    return name
+        return None
+    return ""

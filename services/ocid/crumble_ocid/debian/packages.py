@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from crumble_common.errors import RemoteError, UsageError
@@ -283,8 +283,8 @@ def parse_provides(text: str) -> list[tuple[str, str]]:
     return [(item[1], item[2] or "") for item in found if item]
 
 
-def _package(row: tuple[object, ...]) -> Package:
-    return Package(*row)  # type: ignore[arg-type]
+def _package(row: tuple[Any, ...]) -> Package:
+    return Package(*row)
 
 
 def _remove_older(path: Path, prefix: str) -> None:
