@@ -40,7 +40,7 @@ _WORK = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 for m in failover net_failover virtio_mmio virtio_net; do insmod /$m.ko; done
 ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0
-mkdir /share; mount -t virtiofs share /share
+mkdir -p /dev /share; mount -t devtmpfs dev /dev; mount -t virtiofs share /share
 echo READY; sleep 3
 dd if=/share/file of=/dev/null bs=64k
 echo FILE; sleep 3
