@@ -33,6 +33,13 @@ class ZmqSocket(Protocol):
     def getsockopt(self, option: int) -> int | bytes: ...
 
 
+class Waiter(Protocol):
+    """What waits in the loop's place, and serves some of what happens itself."""
+
+    def wait(self, seconds: float | None) -> list[tuple[int, int]]:
+        """At most so long, for what is the loop's: descriptors, and `selectors` masks of what they are ready for."""
+
+
 class Timer:
     """A call to come; `cancel` may be used at any time."""
 
@@ -105,6 +112,8 @@ class EventLoop:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.counts: Counter[str] = Counter()
         self.on_error: Callable[[str, Exception], None] | None = None
+        self.waiter: Waiter | None = None
+        """Waits on `epoll`. Set before `run`."""
         self._clock = clock
         self._selector = selectors.DefaultSelector()
         self._watches: dict[int, _Watch] = {}
@@ -120,6 +129,19 @@ class EventLoop:
     def now(self) -> float:
         """Seconds on the loop's clock."""
         return self._clock()
+
+    @property
+    def fake(self) -> bool:
+        """Its clock is not `time.monotonic`."""
+        return self._clock is not time.monotonic
+
+    @property
+    def epoll(self) -> int:
+        """The epoll(7) descriptor that has everything waited for; -1 where there is no epoll."""
+        epoll = getattr(selectors, "EpollSelector", None)
+        if epoll is None or not isinstance(self._selector, epoll):
+            return -1
+        return int(self._selector.fileno())
 
     def in_loop_thread(self) -> bool:
         """True before `run` and inside it."""
@@ -198,11 +220,11 @@ class EventLoop:
         served = self._serve_soon()
         served = self._serve_sockets() or served
         wait = 0.0 if served or self._stopped else self._wait_time(timeout)
-        for key, mask in self._selector.select(wait):
-            if key.fd == self._wakeup.reader:
+        for fd, mask in self._wait(wait):
+            if fd == self._wakeup.reader:
                 self._wakeup.clear()
-            elif watch := self._watches.get(key.fd):
-                self._serve_fd(key.fd, watch, mask)
+            elif watch := self._watches.get(fd):
+                self._serve_fd(fd, watch, mask)
         self._serve_sockets()
         self._serve_timers()
 
@@ -222,6 +244,11 @@ class EventLoop:
             self._selector.modify(fd, mask, None)
         else:
             self.remove_fd(fd)
+
+    def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
+        if self.waiter is not None:
+            return self.waiter.wait(timeout)
+        return [(key.fd, mask) for key, mask in self._selector.select(timeout)]
 
     def _wait_time(self, timeout: float | None) -> float | None:
         while self._timers and self._timers[0][2].callback is None:

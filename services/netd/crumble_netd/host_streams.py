@@ -117,10 +117,6 @@ class Stream:
         self._credit = credit
         self._want()
 
-    def fail(self, code: int) -> None:
-        """The connection broke."""
-        self._fail(code)
-
     def _recall(self) -> None:
         if self.lent is not None:
             self.lent.recall()
@@ -131,14 +127,15 @@ class Stream:
         code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         self._loop.set_writable(self._fd, "host write", None)
         if code:
-            self._fail(code)
+            self.fail(code)
             return
         self._connecting = False
         self._tell(events.Connected(self.flow))
         self._write()
         self._want()
 
-    def _fail(self, code: int) -> None:
+    def fail(self, code: int) -> None:
+        """The connection broke."""
         self._end()
         if not self._closing:
             self._tell(events.Failed(self.flow, code))
@@ -153,7 +150,7 @@ class Stream:
             except BlockingIOError:
                 pass
             except OSError as error:
-                self._fail(error.errno or errno.EIO)
+                self.fail(error.errno or errno.EIO)
                 return
             self._written += took
         if took < len(data):
@@ -181,7 +178,7 @@ class Stream:
         except BlockingIOError:
             pass
         except OSError as error:
-            self._fail(error.errno or errno.EIO)
+            self.fail(error.errno or errno.EIO)
             return
         if took and not self._closing:
             self._tell(events.Took(self.flow, took))
@@ -197,7 +194,7 @@ class Stream:
                 self._socket.shutdown(socket.SHUT_WR)
             except OSError as error:
                 if error.errno != errno.ENOTCONN:
-                    self._fail(error.errno or errno.EIO)
+                    self.fail(error.errno or errno.EIO)
                     return
         if self._closing:
             self._end()
@@ -231,7 +228,7 @@ class Stream:
         except BlockingIOError:
             pass
         except OSError as error:
-            self._fail(error.errno or errno.EIO)
+            self.fail(error.errno or errno.EIO)
             return
         self._want()
 

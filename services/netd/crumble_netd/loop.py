@@ -16,6 +16,7 @@ from crumble_common import log
 from crumble_common.errors import UsageError
 from crumble_common.eventloop import EventLoop, Timer
 from crumble_common.parking import Parking
+from crumble_native.flow_wait import Waiter
 from crumble_netd import commands, events
 from crumble_netd.addresses import text
 from crumble_netd.fast_path import steady
@@ -48,6 +49,10 @@ class HostSide:
     def __init__(self, loop: EventLoop, stack: Stack, parking: Parking | None = None) -> None:
         self.devices: dict[int, NetDevice] = {}
         self.parking = parking
+        # Serves lent flows while the loop has nothing else to do.
+        self.waiter: Waiter | None = None
+        if loop.epoll >= 0:
+            self.waiter = loop.waiter = Waiter(loop.epoll, loop.now if loop.fake else None)
         self._loop, self._stack = loop, stack
         self._sockets: dict[int, HostSocket] = {}
         self._forwards: dict[int, TcpForward | UdpForward] = {}

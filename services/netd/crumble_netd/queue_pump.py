@@ -21,6 +21,7 @@ from crumble_common.vhost_user import (
 )
 from crumble_common.virtqueue import RingError, Virtqueue
 from crumble_native import frames
+from crumble_native.flow_wait import Waiter
 from crumble_native.frames import Incoming, Outgoing
 from crumble_netd import segment
 from crumble_netd.commands import Frame
@@ -49,7 +50,8 @@ CONFIGURED = virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS
 class NetDevice:
     """A crumble_common.vhost_user.Device for one port of the stack.
 
-    settle: has the stack's commands carried out; called after each batch of frames.
+    settle: has the stack's commands carried out; called after each batch of frames. waiter: the loop's, which serves
+    lent flows.
     """
 
     features = (
@@ -59,9 +61,12 @@ class NetDevice:
     config = None
 
     def __init__(
-        self, loop: EventLoop, stack: Stack, port: Port, settle: Callable[[], None]
-    ) -> None:
+        self, loop: EventLoop, stack: Stack, port: Port, settle: Callable[[], None],
+        waiter: Waiter | None = None,
+    ) -> None:  # fmt: skip
         self.pump = QueuePump(loop)
+        self._waiter = waiter
+        self._side = -1  # the waiter's
         self._capture: Capture | None = None
         self._fast: FastPath | None = None
         # Told when the guest's receive ring is there.
@@ -80,6 +85,7 @@ class NetDevice:
         self._pushed = False
         self._delayed = False  # by the guest's rate
         self._served: Served | None = None
+        self._call_tx = -1
         port.cuts = True
 
     @property
@@ -100,9 +106,28 @@ class NetDevice:
         if self._fast is None or self._capture is not None or limited or self._backlog:
             return False
         lent = self._fast.lend(flow, stream)
+        if lent and self._side < 0:
+            self._wait_for(self._fast)
         if lent and push:
             self._fast.push(flow)
         return lent
+
+    def _wait_for(self, fast: FastPath) -> None:
+        """The loop's waiter knows of the flows that are lent."""
+        rx, served = self._ring, self._served
+        if self._waiter is None or rx is None or rx.queue is None or fast.flows is None:
+            return
+        if served is None or not served.live:
+            return
+        self._side = self._waiter.add(
+            fast.flows, rx.queue, served.queue, self.pump.spinner,
+            (rx.kick_fd, served.kick_fd), (rx.call_fd, self._call_tx),
+        )  # fmt: skip
+
+    def _wait_no_more(self) -> None:
+        if self._waiter is not None and self._side >= 0:
+            self._waiter.remove(self._side)
+        self._side = -1
 
     def count(self) -> None:
         """The port's counters are right."""
@@ -133,9 +158,10 @@ class NetDevice:
                 self._loop.add_fd(ring.kick_fd, "kick rx", self._kicked)
             self._loop.call_soon(self.up)
             return
-        self._tx = ring.queue
+        self._tx, self._call_tx = ring.queue, ring.call_fd
 
         def broken(error: RingError) -> None:
+            self._wait_no_more()
             log.warning("ring broken", queue=ring.index, reason=error.message)
             ring.fail()
 
@@ -147,6 +173,7 @@ class NetDevice:
 
     def stop(self, index: int) -> None:
         """Of vhost_user.Device."""
+        self._wait_no_more()
         if index == TX and self._tx is not None:
             self.pump.remove(self._tx)
             self._tx = self._served = None
@@ -204,6 +231,7 @@ class NetDevice:
         now, rate = self._loop.now(), self._port.rate_out
         rate.spend(size, now)
         if (wait := rate.wait(now)) and self._served is not None and self._served.live:
+            self._wait_no_more()
             self.pump.remove(self._served.queue)
             served = self._served
             self._loop.call_later(wait, lambda: self._again(served))
