@@ -134,11 +134,12 @@ class QueuePump:
             served.queue.disable_kicks()
         end = time.monotonic() + _TURN
         while self._served:
-            count = sum(self._drain(served) for served in tuple(self._served))
+            for served in tuple(self._served):
+                self._drain(served)
             if time.monotonic() >= end:
                 self._soon()
                 return
-            if count == 0 and not self.spinner.wait() and not self._enable_kicks():
+            if not self.spinner.wait() and not self._enable_kicks():
                 break
         self.spinner.idle()
 

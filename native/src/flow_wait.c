@@ -100,7 +100,7 @@ static void serve(crb_waiter *w, crb_wait_side *s, double now) {
         after(w, s, now);
         if (count < 0 || left) tell(w, s);
         if (s->told) return;
-        if (count == 0 && !crb_spin_wait(s->spin, &s->tx, 1) && !crb_vring_enable_kicks(s->tx)) {
+        if (!crb_spin_wait(s->spin, &s->tx, 1) && !crb_vring_enable_kicks(s->tx)) {
             s->busy = false;
             crb_spin_idle(s->spin);
             return;
@@ -191,22 +191,30 @@ static void give_up(crb_waiter *w) {
         if (w->sides[i].busy) tell(w, &w->sides[i]);
 }
 
+// Whether anything may be served here.
+static bool any_lent(const crb_waiter *w) {
+    for (uint32_t i = 0; i < w->n_sides; i++)
+        if (w->sides[i].flows != NULL && w->sides[i].flows->n_live != 0) return true;
+    return false;
+}
+
 int crb_waiter_wait(crb_waiter *w, double seconds, double now) {
     const double begun = clock_now();
+    const bool lent = any_lent(w);
     progress p = {.now = now};
     sigset_t all, before;
     sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &before);
+    if (lent) pthread_sigmask(SIG_BLOCK, &all, &before); // else there is no second turn
     w->n_events = 0;
     for (uint32_t i = 0; i < w->n_sides; i++)
         w->sides[i].told = false;
-    for (int i = 0; i < CRB_WAIT_TURNS && !p.over; i++) {
+    for (int i = 0; i < (lent ? CRB_WAIT_TURNS : 1) && !p.over; i++) {
         const double left = seconds < 0 ? -1 : seconds - (i == 0 ? 0 : clock_now() - begun);
         if (seconds >= 0 && left <= 0 && i != 0 && !p.busy) break;
         p.timeout = p.busy ? 0 : seconds < 0 ? -1 : milliseconds(left);
-        turn(w, &before, &p);
+        turn(w, lent ? &before : NULL, &p);
     }
     give_up(w);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (lent) pthread_sigmask(SIG_SETMASK, &before, NULL);
     return p.error != 0 ? p.error : (int)w->n_events;
 }

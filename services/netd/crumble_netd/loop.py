@@ -155,7 +155,11 @@ class HostSide:
         flow, kind, address, port = command
         try:
             if kind == "tcp":
-                self.stream(flow, connect(address, port), connecting=True)
+                sock, there = connect(address, port)
+                self.stream(flow, sock, connecting=not there)
+                if there:
+                    self._stack.event(events.Connected(flow))
+                    self._park(flow)
             else:
                 self.datagrams(flow, connect_datagrams(kind, address, port))
                 self._park(flow)
