@@ -387,10 +387,6 @@ typedef struct arrival {
     uint32_t value, echo; // of its timestamps
 } arrival;
 
-static uint32_t swapped(uint32_t sum) {
-    return (sum & 0xff) << 8 | sum >> 8;
-}
-
 // Whether the checksum of the segment in the chain is right.
 static bool sums_up(const crb_chain *chain, const uint8_t *heads, const segment *at) {
     const uint32_t start = pseudo(heads + ETH, at->six, at->end - at->tcp);
