@@ -158,16 +158,11 @@ int crb_frames_give(crb_vring *ring, const crb_burst *burst) {
 
 // ---- To the driver.
 
-_Static_assert(sizeof((crb_frame_out){0}.used) ==
-                   (CRB_FRAME_BUFFERS + CRB_FRAME_BATCH) * sizeof(crb_used),
-               "a batch and the frame after it have room");
-
 // Buffers of the ring that are being filled.
 typedef struct sink {
     crb_vring *ring;
     crb_frame_out *out;
-    uint32_t n;     // all that have not been given back
-    uint32_t first; // of this frame
+    uint32_t n;
     uint64_t piece; // of the chain
     uint64_t at;    // in that
     uint8_t *last;  // the last byte written
@@ -175,8 +170,7 @@ typedef struct sink {
 
 // The next buffer: as crb_frames_put.
 static int next_buffer(sink *to) {
-    const uint32_t mine = to->n - to->first;
-    if (mine == CRB_FRAME_BUFFERS || (mine != 0 && !to->out->merge)) return 2;
+    if (to->n == CRB_FRAME_BUFFERS || (to->n != 0 && !to->out->merge)) return 2;
     const int n = crb_vring_pop(to->ring, &to->out->chain);
     if (n <= 0) return n;
     to->out->used[to->n++] = (crb_used){.head = (uint32_t)to->out->chain.head};
@@ -188,7 +182,7 @@ static int next_buffer(sink *to) {
 static int sink_write(sink *to, const uint8_t *data, uint64_t size) {
     const crb_chain *chain = &to->out->chain;
     while (size != 0) {
-        if (to->n == to->first || to->piece == chain->n_readable + chain->n_writable) {
+        if (to->n == 0 || to->piece == chain->n_readable + chain->n_writable) {
             const int result = next_buffer(to);
             if (result != 1) return result;
             continue;
@@ -219,34 +213,22 @@ static int write_all(sink *to, const uint8_t *header, const crb_segment *pieces,
     for (uint32_t i = 0; i < count && result == 1; i++)
         result = sink_write(to, pieces[i].at, pieces[i].length);
     if (n_buffers[1] != NULL) {
-        *n_buffers[0] = (uint8_t)(to->n - to->first);
-        *n_buffers[1] = (uint8_t)((to->n - to->first) >> 8);
+        *n_buffers[0] = (uint8_t)to->n;
+        *n_buffers[1] = (uint8_t)(to->n >> 8);
     }
     return result;
 }
 
-// One frame: all of it or, without room, nothing. The driver sees it when the sink is flushed.
-static int put_frame(sink *to, const uint8_t *header, const crb_segment *pieces, uint32_t count) {
-    const crb_vring_mark mark = crb_vring_mark_of(to->ring);
-    to->first = to->n;
-    const int result = write_all(to, header, pieces, count);
-    if (result <= 0) {
-        crb_vring_untake(to->ring, &mark, to->out->used + to->first, to->n - to->first);
-        to->n = to->first;
-    }
-    return result;
-}
-
-static void flush(sink *to) {
-    if (to->n != 0) crb_vring_push_batch(to->ring, to->out->used, to->n);
-    to->n = 0;
-}
-
-static int put_one(crb_vring *ring, crb_frame_out *out, const uint8_t *header,
-                   const crb_segment *pieces, uint32_t count) {
+// One frame, as it is to be seen: all of it or, without room, nothing.
+static int put_frame(crb_vring *ring, crb_frame_out *out, const uint8_t *header,
+                     const crb_segment *pieces, uint32_t count) {
+    const crb_vring_mark mark = crb_vring_mark_of(ring);
     sink to = {.ring = ring, .out = out};
-    const int result = put_frame(&to, header, pieces, count);
-    flush(&to);
+    const int result = write_all(&to, header, pieces, count);
+    if (result <= 0)
+        crb_vring_untake(ring, &mark, out->used, to.n);
+    else
+        crb_vring_push_batch(ring, out->used, to.n);
     return result;
 }
 
@@ -283,7 +265,7 @@ static int put_filled(crb_vring *ring, crb_frame_out *out) {
     const uint32_t sum = crb_checksum_sum(out->scratch + start, size - start, 0) ^ 0xffff;
     put16(out->scratch + at, sum != 0 ? sum : 0xffff);
     const crb_segment whole = {.at = out->scratch, .length = size};
-    return put_one(ring, out, header, &whole, 1);
+    return put_frame(ring, out, header, &whole, 1);
 }
 
 // The frame's virtio_net_hdr. small: it is no large segment (any more).
@@ -299,7 +281,7 @@ static int put_whole(crb_vring *ring, crb_frame_out *out) {
     uint8_t header[NET_HDR];
     if (total(out) > CRB_FRAME_MAX) return 2;
     net_header(out, out->gso_type == 0, header);
-    return put_one(ring, out, header, out->pieces, out->n_pieces);
+    return put_frame(ring, out, header, out->pieces, out->n_pieces);
 }
 
 // What the bytes [from, from + size) of the frame lie in; how many pieces.
@@ -360,9 +342,8 @@ static void fill_sum(const segment *at, crb_segment *pieces, uint32_t count) {
 }
 
 // A piece of a large segment: small and with its checksum, or as large as the driver takes it.
-static int put_piece(sink *to, const segment *at, uint32_t from) {
-    const crb_frame_out *out = to->out;
-    crb_segment pieces[1 + CRB_FRAME_PIECES] = {{.at = to->out->scratch, .length = at->data}};
+static int put_piece(crb_vring *ring, crb_frame_out *out, const segment *at, uint32_t from) {
+    crb_segment pieces[1 + CRB_FRAME_PIECES] = {{.at = out->scratch, .length = at->data}};
     const uint32_t size = at->end - at->data;
     const uint32_t n = 1 + slice(out, at->data + from, size, pieces + 1);
     uint8_t header[NET_HDR] = {0};
@@ -370,7 +351,7 @@ static int put_piece(sink *to, const segment *at, uint32_t from) {
         fill_sum(at, pieces, n);
     else
         net_header(out, size <= out->gso_size, header);
-    return put_frame(to, header, pieces, n);
+    return put_frame(ring, out, header, pieces, n);
 }
 
 static int put_cut(crb_vring *ring, crb_frame_out *out) {
@@ -379,7 +360,6 @@ static int put_cut(crb_vring *ring, crb_frame_out *out) {
     const uint32_t payload = at.end - at.data;
     uint32_t step = out->gso_size < LARGEST ? out->gso_size : LARGEST;
     if (!out->cut) step = LARGEST - LARGEST % step;
-    sink to = {.ring = ring, .out = out};
     int result = 1;
     do {
         const uint32_t from = out->done, left = payload - from;
@@ -387,11 +367,9 @@ static int put_cut(crb_vring *ring, crb_frame_out *out) {
         gather(out, 0, out->scratch, at.data);
         at.end = at.data + run;
         number(out->scratch, &at, from, from / out->gso_size, from + run == payload);
-        result = put_piece(&to, &at, from);
+        result = put_piece(ring, out, &at, from);
         if (result > 0) out->done = from + run;
-        if (to.n >= CRB_FRAME_BATCH) flush(&to);
     } while (result > 0 && out->done < payload);
-    flush(&to);
     return result;
 }
 

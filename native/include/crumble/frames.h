@@ -21,8 +21,6 @@
 // Pieces that a frame for the driver may lie in, and buffers that it may take.
 #define CRB_FRAME_PIECES  4
 #define CRB_FRAME_BUFFERS 1024
-// Buffers of frames that a large segment is cut into, until the driver is given them.
-#define CRB_FRAME_BATCH 16
 
 // One frame, and its virtio_net_hdr. DATA_VALID in `flags` means that the TCP checksum was verified
 // here; of the guest's own only NEEDS_CSUM is kept. 32-bit members only, so that Python unpacks it
@@ -76,7 +74,7 @@ typedef struct crb_frame_out {
     uint32_t n_pieces;
     crb_segment pieces[CRB_FRAME_PIECES];
     uint32_t done; // payload bytes of a cut segment that have been put; 0 at first
-    crb_used used[1040]; // CRB_FRAME_BUFFERS + CRB_FRAME_BATCH
+    crb_used used[CRB_FRAME_BUFFERS];
     crb_chain chain;
     uint8_t scratch[CRB_FRAME_MAX];
 } crb_frame_out;
