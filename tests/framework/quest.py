@@ -143,10 +143,27 @@ class Quest:
             timer.cancel()
 
     @property
+    def vcpu(self) -> Any:
+        """KVM's own, crumble_native's: only where the back end is KVM."""
+        cpu: Any = self.cpu
+        return cpu.vcpu
+
+    @property
+    def mmio(self) -> Any:
+        """Who serves the first CPU's accesses."""
+        cpu: Any = self.cpu
+        return cpu._mmio
+
+    @property
+    def _kvm(self) -> Any:
+        vm: Any = self.vm
+        return vm._vm
+
+    @property
     def frequency(self) -> int:
         """Of the clock that guests read, Hz."""
         if self.backend.guest is X86Guest:
-            return int(self.cpu.vcpu.tsc_khz) * 1000  # type: ignore[attr-defined]
+            return int(self.vcpu.tsc_khz) * 1000
         if self.backend.guest is Arm64Guest:
             guest = self.guest()
             assert isinstance(guest, Arm64Guest)
@@ -159,7 +176,7 @@ class Quest:
         if self.backend is SOFT:
             self.written()
         else:
-            self.vm._vm.set_memory(self.memory, log_dirty=True)  # type: ignore[attr-defined]
+            self._kvm.set_memory(self.memory, log_dirty=True)
 
     def written(self) -> set[int]:
         """Addresses of the pages that were since the last call."""
@@ -170,7 +187,7 @@ class Quest:
             self.memory.release()
             self.vm.settle()
         else:
-            found = pages(self.vm._vm.dirty_log(0))  # type: ignore[attr-defined]
+            found = pages(self._kvm.dirty_log(0))
         return {self.backend.ram + (number << 12) for number in found}
 
     def value(self, index: int = 0) -> int:

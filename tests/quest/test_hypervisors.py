@@ -152,14 +152,14 @@ def test_cancel_finishes_the_access_that_is_out(quest: Quest) -> None:
     """A load whose answer has come is not asked for again."""
     quest.answers[MMIO] = 5
     quest.load(quest.guest().read(MMIO, 4, quest.results).write(MMIO + 4, 4, 9).end())
-    read = quest.cpu._mmio.read  # type: ignore[attr-defined]
+    read = quest.mmio.read
     stops = []
 
     def cancel_too(address: int, size: int) -> int:
         quest.cpu.cancel()
         return int(read(address, size))
 
-    quest.cpu._mmio.read = cancel_too  # type: ignore[attr-defined]
+    quest.mmio.read = cancel_too
     while not stops or stops[-1].reason is ExitReason.CANCELED:
         stops.append(quest.go_on())
     assert stops[-1] == DONE and len(stops) == 2

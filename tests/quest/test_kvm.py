@@ -4,6 +4,7 @@ import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,12 +86,13 @@ def test_a_kernel_is_entered_by_pvh(quest: Quest) -> None:
 
 def test_firmwares_registers_are_the_same_in_each_cpu() -> None:
     with Quest(KVM, cpus=2) as made:
-        first, second = (cpu.vcpu.get_msrs([0x2FF]) for cpu in made.cpus)  # type: ignore[attr-defined]
+        cpus: list[Any] = list(made.cpus)
+        first, second = (cpu.vcpu.get_msrs([0x2FF]) for cpu in cpus)
         assert first == second == {0x2FF: 0x806}  # on, write-back
 
 
 def test_no_group_takes_what_is_not_its_size(quest: Quest) -> None:
-    vcpu = quest.cpu.vcpu  # type: ignore[attr-defined]
+    vcpu = quest.vcpu
     for group, size in kvm.SIZES.items():
         for wrong in (0, size - 1, size + 1):
             with pytest.raises(OSError, match="Invalid argument"):
@@ -104,7 +106,7 @@ def test_no_group_takes_what_is_not_its_size(quest: Quest) -> None:
 
 
 def test_msrs(quest: Quest) -> None:
-    vcpu = quest.cpu.vcpu  # type: ignore[attr-defined]
+    vcpu = quest.vcpu
     vcpu.set_msrs({0xC000_0082: 0x1234, 0xC000_0081: 0x10_0008_0000_0000})  # LSTAR, STAR
     assert vcpu.get_msrs([0xC000_0082]) == {0xC000_0082: 0x1234}
     with pytest.raises(OSError, match="MSR 0xc0000080"):
@@ -128,7 +130,7 @@ def test_an_interrupt_comes_again_while_its_level_is_high(
     guest = quest.guest()
     assert isinstance(guest, X86Guest)
     quest.load(guest.rest_with_handler(KVM.line, MMIO, level=level))
-    bus = quest.cpu._mmio  # type: ignore[attr-defined]
+    bus = quest.mmio
     write = bus.write
 
     def fall(address: int, size: int, value: int) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from crumble_vmm.hypervisor.kvm.arm64_state import gic_registers
+from crumble_vmm.hypervisor.kvm.arm64_state import gic_registers, gic_version
 from crumble_vmm.hypervisor.kvm.messages import Routes
 
 # KVM_DEV_ARM_VGIC_GRP_*
@@ -19,6 +19,15 @@ def test_every_register_is_set_once(version: int, its: bool) -> None:
     assert (CPU_INTERFACE_V2 in groups) == (version == 2)
     assert (REDISTRIBUTOR in groups) == (version == 3)
     assert (ITS in groups) == its
+
+
+def test_states_of_versions_are_told_apart() -> None:
+    for cpus in range(1, 9):
+        for version, its in ((2, False), (3, False), (3, True)):
+            size = 8 * len(gic_registers(version, 64, cpus, its=its))
+            assert gic_version(bytes(size), 64, cpus) == version
+            assert gic_version(bytes(size - 8), 64, cpus) == 0
+    assert gic_version(b"", 64, 1) == 0
 
 
 def test_each_cpu_has_its_own_private_interrupts() -> None:

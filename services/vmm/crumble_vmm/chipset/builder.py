@@ -94,7 +94,10 @@ class Chipset:
     def stand(self, still: bool) -> None:
         """The guest stands, or does not."""
         for device in self.devices.values():
-            device.pause() if still else device.resume()
+            if still:
+                device.pause()
+            else:
+                device.resume()
 
     def stop(self) -> None:
         """Stops every device, the last one first."""

@@ -13,12 +13,12 @@ from crumble_native.memory import Memory
 from crumble_vmm.hypervisor.base import (
     MessageInterrupt,
     MmioHandler,
-    VirtioInterrupt,
     VirtualCPU,
 )
 from crumble_vmm.hypervisor.kvm import arm64_state
-from crumble_vmm.hypervisor.kvm.base import KvmCpu, KvmInterrupt, KvmMachine, failed
+from crumble_vmm.hypervisor.kvm.base import KvmCpu, KvmMachine, failed
 from crumble_vmm.hypervisor.kvm.messages import Routes
+from crumble_vmm.snapshot.state import foreign
 
 # QEMU's "virt" board has them there. The CPU interface is that of version 2.
 GIC_DISTRIBUTOR, GIC_DISTRIBUTOR_SIZE = 0x0800_0000, 0x1_0000
@@ -84,15 +84,6 @@ class Arm64Machine(KvmMachine):
         else:
             self._early[source] = level
 
-    def virtio_interrupt(self, source: int, status: int, acknowledge: int) -> VirtioInterrupt:
-        """Registers in C, edges by the kernel."""
-        slot = self._vm.add_slot(status, acknowledge)
-        return KvmInterrupt(self._vm, source, slot, lambda: self._pulse(source))
-
-    def _pulse(self, source: int) -> None:
-        self.set_line(source, True)
-        self.set_line(source, False)
-
     def message_interrupt(self, device: int) -> MessageInterrupt | None:
         """By an ITS, which version 2 has none of."""
         if self.gic_version != 3:
@@ -122,7 +113,10 @@ class Arm64Machine(KvmMachine):
         return arm64_state.get_gic(self._vm, self._registers())
 
     def set_controller(self, state: bytes) -> None:
-        """As get_controller."""
+        """As get_controller; UsageError for another version's."""
+        found = arm64_state.gic_version(state, LINES + 1, self._cpus)
+        if found not in (0, self.gic_version):
+            raise foreign(f"its GIC is version {found}, this host's {self.gic_version}")
         arm64_state.set_gic(self._vm, self._registers(), state)
 
     def _registers(self) -> list[tuple[int, int]]:

@@ -105,12 +105,24 @@ def _version2(lines: int, cpus: int) -> Iterator[tuple[int, int]]:
         yield from ((_V2_CPU_INTERFACE, cpu | offset) for offset in _V2_INTERFACE)
 
 
+# Bytes of a register's value in what get_gic gives.
+_SIZE = 8
+
+
 def gic_registers(version: int, lines: int, cpus: int, *, its: bool) -> list[tuple[int, int]]:
     """(group, attribute) of all that a GIC is, as they are set; `lines` shared ones."""
     if version == 2:
         return list(_version2(lines, cpus))
     more = [*_messages(cpus), (_CONTROL, _RESTORE_TABLES), (_ITS, _ITS_CONTROL)] if its else []
     return [*_registers(lines, cpus), *more]
+
+
+def gic_version(state: bytes, lines: int, cpus: int) -> int:
+    """Whose state get_gic gave, as gic_registers names it; 0 for nobody's."""
+    for version, its in ((2, False), (3, False), (3, True)):
+        if len(state) == _SIZE * len(gic_registers(version, lines, cpus, its=its)):
+            return version
+    return 0
 
 
 def get_gic(vm: kvm.Vm, registers: list[tuple[int, int]]) -> bytes:

@@ -50,6 +50,15 @@ class KvmMachine(VirtualMachine):
         fd = self._bells.pop((address, size, value))
         self._vm.doorbell(address, size, value, fd, on=False)
 
+    def virtio_interrupt(self, source: int, status: int, acknowledge: int) -> VirtioInterrupt:
+        """Registers in C, edges by the kernel."""
+        slot = self._vm.add_slot(status, acknowledge)
+        return KvmInterrupt(self._vm, source, slot, lambda: self._pulse(source))
+
+    def _pulse(self, source: int) -> None:
+        self.set_line(source, True)
+        self.set_line(source, False)
+
     def settle(self) -> None:
         """What is under way is the kernel's, and each device interrupts once more when it goes on."""
 

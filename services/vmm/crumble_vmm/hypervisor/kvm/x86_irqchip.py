@@ -8,7 +8,7 @@ from crumble_native import kvm
 from crumble_native.memory import Memory
 from crumble_vmm.chipset import ioapic
 from crumble_vmm.hypervisor.base import MmioHandler, VirtioInterrupt
-from crumble_vmm.hypervisor.kvm.base import KvmInterrupt
+from crumble_vmm.hypervisor.kvm.base import KvmMachine
 from crumble_vmm.hypervisor.kvm.machine import X86Machine
 from crumble_vmm.hypervisor.kvm.messages import Routes
 
@@ -31,13 +31,8 @@ class KernelIrqchipMachine(X86Machine):
         self._vm.set_line(source, level)
 
     def virtio_interrupt(self, source: int, status: int, acknowledge: int) -> VirtioInterrupt:
-        """Registers in C, edges by the kernel."""
-        slot = self._vm.add_slot(status, acknowledge)
-        return KvmInterrupt(self._vm, source, slot, lambda: self._pulse(source))
-
-    def _pulse(self, source: int) -> None:
-        self.set_line(source, True)
-        self.set_line(source, False)
+        """As where no part of the controller is ours."""
+        return KvmMachine.virtio_interrupt(self, source, status, acknowledge)
 
     def get_controller(self) -> bytes:
         """PICs and IOAPIC."""
