@@ -119,15 +119,17 @@ class Peer(ABC):
                     raise
                 time.sleep(0.001)
 
-    def ask(self, method: str, path: str, body: object) -> None:
-        """One request of a REST API over the control socket."""
+    def ask(self, method: str, path: str, body: object = None) -> None:
+        """One request of a REST API over the control socket; RuntimeError when it is refused."""
         connection = http.client.HTTPConnection("localhost")
         connection.sock = self.connected()
-        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+        said = None if body is None else json.dumps(body)
+        connection.request(method, path, said, {"Content-Type": "application/json"})
         answer = connection.getresponse()
-        if answer.status >= 300:
-            raise RuntimeError(f"{method} {path}: {answer.status} {answer.read()!r}")
+        why = answer.read()
         connection.close()
+        if answer.status >= 300:
+            raise RuntimeError(f"{method} {path}: {answer.status} {why!r}")
 
 
 class Qemu(Peer):
@@ -242,7 +244,7 @@ class CloudHypervisor(Peer):
     def save(self) -> None:
         shutil.rmtree(self.folder / "saved", ignore_errors=True)
         (self.folder / "saved").mkdir()
-        self.ask("PUT", "/api/v1/vm.pause", None)
+        self.ask("PUT", "/api/v1/vm.pause")
         place = f"file://{self.folder}/saved"
         self.ask("PUT", "/api/v1/vm.snapshot", {"destination_url": place})
 
@@ -251,8 +253,16 @@ class CloudHypervisor(Peer):
         return [self.command, "--api-socket", str(self.api), "--restore", place]
 
     def started(self) -> None:
-        """What was restored is paused."""
-        self.ask("PUT", "/api/v1/vm.resume", None)
+        """What was restored is paused; until it is there, nothing can be resumed."""
+        end = time.monotonic() + LIMIT
+        while True:
+            try:
+                self.ask("PUT", "/api/v1/vm.resume")
+                return
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.001)
 
 
 PEERS: tuple[type[Peer], ...] = (Firecracker, CloudHypervisor, Qemu)
