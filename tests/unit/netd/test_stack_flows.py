@@ -223,7 +223,7 @@ def test_the_hosts_loopback_is_tried_in_both_families() -> None:
 
 
 def test_forwarded_connections_reach_the_guest(net: FakeNetwork) -> None:
-    net.stack.forwards.add(ForwardRule(1, "tcp", packed("127.0.0.1"), 8080, 1, GUEST, 80))
+    net.stack.forwards.add(ForwardRule(1, "tcp", packed("127.0.0.1"), 8080, 1, 80))
     net.event(events.Accepted(5, 1, (packed("127.0.0.1"), 33333)))
     (adopt,) = net.asked()
     assert adopt == Adopt(5, adopt.flow)  # type: ignore[union-attr]
@@ -237,7 +237,7 @@ def test_forwarded_connections_reach_the_guest(net: FakeNetwork) -> None:
 
 
 def test_a_guest_that_refuses_resets_the_peer(net: FakeNetwork) -> None:
-    net.stack.forwards.add(ForwardRule(1, "tcp", packed("127.0.0.1"), 8080, 1, GUEST, 80))
+    net.stack.forwards.add(ForwardRule(1, "tcp", packed("127.0.0.1"), 8080, 1, 80))
     net.event(events.Accepted(5, 1, (packed("198.51.100.7"), 33333)))
     flow = net.asked()[0].flow  # type: ignore[union-attr]
     packet = one(net.packets())
@@ -247,7 +247,7 @@ def test_a_guest_that_refuses_resets_the_peer(net: FakeNetwork) -> None:
 
 
 def test_forwarded_datagrams_reach_the_guest_and_are_answered(net: FakeNetwork) -> None:
-    net.stack.forwards.add(ForwardRule(1, "udp", packed("127.0.0.1"), 8053, 1, GUEST, 53))
+    net.stack.forwards.add(ForwardRule(1, "udp", packed("127.0.0.1"), 8053, 1, 53))
     net.event(events.Incoming(5, 1, (packed("127.0.0.1"), 33333), b"question"))
     (adopt,) = net.asked()
     packet = one(net.packets())
