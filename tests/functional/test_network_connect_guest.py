@@ -120,6 +120,46 @@ def test_a_guest_moves(world: World) -> None:
     assert fetch(early) == b"mover\n"
 
 
+def test_connections_of_before_are_reset(world: World) -> None:
+    """Those that are open when a guest leaves a network: at both ends, and at once."""
+    ran(world, "network", "create", RED, "--subnet", "10.97.0.0/24")
+    world.up()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        at = server.getsockname()[1]
+        script = f"""
+        mkfifo /f; exec 3<>/f
+        for time in 1 2; do busybox nc host.internal {at} </f >>/told 2>&1; echo ended >> /told; done
+        sleep 1000"""
+        ran(
+            world,
+            "run",
+            "-d",
+            "--name",
+            "mover",
+            "--allow",
+            f"host:{at}",
+            IMAGE,
+            "sh",
+            "-c",
+            script,
+        )
+        for where in (("connect", RED), ("disconnect", RED)):
+            server.settimeout(60)
+            peer, _ = server.accept()
+            with peer:
+                peer.settimeout(60)
+                peer.sendall(b"hello\n")
+                eventually(lambda: told(world)[-1:] == ["hello"], "the guest does not hear")
+                ran(world, "network", *where, "mover")
+                with pytest.raises(ConnectionResetError):
+                    peer.recv(1)
+            eventually(lambda: told(world)[-1:] != ["hello"], "the guest's end is still there")
+
+
+def told(world: World) -> list[str]:
+    return inside(world, "mover", "cat /told 2>/dev/null || true")
+
+
 def answers(port: int) -> bool:
     try:
         return fetch(port) == b"mover\n"

@@ -136,6 +136,14 @@ class NetSever:
     guest: str = ""
 
 
+@message("net.reset")
+@dataclass(frozen=True)
+class NetReset:
+    """The guest's flows end; its TCP connections are reset, in it and at the other end. Reply: Ok. guest: as in NetFreeze."""
+
+    guest: str = ""
+
+
 @message("net.rename")
 @dataclass(frozen=True)
 class NetRename:

@@ -88,6 +88,11 @@ class Guest:
             sever(self._stack, self.port, connections)
             self._host.settle()
 
+    def reset(self) -> None:
+        """Ends all its flows."""
+        self._stack.end_flows(self.port)
+        self._host.settle()
+
     # Forwards.
 
     def forward(self, forward: Forward) -> None:

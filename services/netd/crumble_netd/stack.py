@@ -117,10 +117,15 @@ class Stack:
         port = self.ports.pop(number, None)
         self._claims.release(number)
         self._paused.discard(number)
+        if port is not None:
+            self.end_flows(port)
+        self.name_guests()
+
+    def end_flows(self, port: Port) -> None:
+        """Of a guest, whatever they are doing."""
         for flow in self.flows.all():
             if flow.port is port:
                 self.abandon(flow)
-        self.name_guests()
 
     def name_guests(self) -> None:
         """The DNS knows them by the names that they have now."""

@@ -219,6 +219,17 @@ def test_the_hosts_loopback_is_tried_in_both_families() -> None:
     assert one(net.packets()).message.flags & tcp.RST
 
 
+def test_a_guest_that_leaves_is_told_of_its_connections(net: FakeNetwork) -> None:
+    flow, seq = connect(net)
+    net.guest.udp(WEB, b"question")
+    datagrams = one(net.asked()[:1]).flow
+    net.stack.end_flows(net.port)
+    reset = one(net.packets())
+    assert (reset.message.flags, reset.message.seq) == (tcp.RST | tcp.ACK, seq)
+    assert net.asked() == [HostClose(flow, reset=True), HostClose(datagrams)]
+    assert net.stack.flows.all() == []
+
+
 # -- Forwards -------------------------------------------------------------------------------------
 
 
