@@ -53,8 +53,7 @@ class QueuePump:
         self.lockstep: Callable[[int], None] | None = None
         """Serves in lockstep (crumble_common/lockstep.py): told of each kick's count. Set before `add`."""
         self._served: list[Served] = []
-        self._spinner = Spinner(max_us=spin_us)
-        self._idle_since = 0.0
+        self.spinner = Spinner(max_us=spin_us)
         self._again = False
         self._poll: Timer | None = None
         self.chains = 0
@@ -89,11 +88,11 @@ class QueuePump:
 
     def stats(self) -> dict[str, int]:
         """Counters for heartbeats."""
-        spin = self._spinner
+        spin = self.spinner
         return {"chains": self.chains, "spin_hits": spin.hits, "spin_misses": spin.misses}
 
     def _changed(self) -> None:
-        self._spinner.watch([served.queue for served in self._served])
+        self.spinner.watch([served.queue for served in self._served])
         if self._poll is not None:
             self._poll.cancel()
             self._poll = None
@@ -117,7 +116,7 @@ class QueuePump:
         for served in self._served:
             if served.kick_fd >= 0:
                 drain(served.kick_fd)
-        self._spinner.slept(time.monotonic() - self._idle_since)
+        self.spinner.woken()
         self._run()
 
     def _answer(self, served: Served) -> None:
@@ -135,13 +134,14 @@ class QueuePump:
             served.queue.disable_kicks()
         end = time.monotonic() + _TURN
         while self._served:
-            count = sum(self._drain(served) for served in tuple(self._served))
+            for served in tuple(self._served):
+                self._drain(served)
             if time.monotonic() >= end:
                 self._soon()
                 return
-            if count == 0 and not self._spinner.wait() and not self._enable_kicks():
+            if not self.spinner.wait() and not self._enable_kicks():
                 break
-        self._idle_since = time.monotonic()
+        self.spinner.idle()
 
     def _drain(self, served: Served) -> int:
         """Serves at most a burst of one queue; returns how many chains."""

@@ -1,6 +1,6 @@
 """The one event loop of every process: typed fds, ZeroMQ sockets, timers, calls from other threads.
 
-Level-triggered `selectors` underneath. A ZeroMQ socket's fd is edge-triggered and any send may eat
+Level-triggered epoll(7) or `selectors` underneath. A ZeroMQ socket's fd is edge-triggered and any send may eat
 the edge, so each round asks every ZeroMQ socket for its EVENTS before it sleeps. Everything waited
 for has a kind ("control", "vhost-user", "kick"), and `counts` says how often each kind was served.
 
@@ -9,9 +9,12 @@ The clock can be a fake one: `EventLoop(clock=fake)` with `step(0)` never sleeps
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
+import math
 import os
+import select
 import selectors
 import threading
 import time
@@ -20,6 +23,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 Callback = Callable[[], None]
+
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 # Messages taken from one ZeroMQ socket before the others get their turn.
 _BURST = 64
@@ -31,6 +36,13 @@ class ZmqSocket(Protocol):
     """What the loop needs of a ZeroMQ socket."""
 
     def getsockopt(self, option: int) -> int | bytes: ...
+
+
+class Waiter(Protocol):
+    """What waits in the loop's place, and serves some of what happens itself."""
+
+    def wait(self, seconds: float | None) -> list[tuple[int, int]]:
+        """At most so long, for what is the loop's: descriptors, and `selectors` masks of what they are ready for."""
 
 
 class Timer:
@@ -50,16 +62,66 @@ class Timer:
 class _Watch:
     """What is waited for on one fd."""
 
-    __slots__ = ("kind", "on_readable", "on_writable")
+    __slots__ = ("kind", "on_readable", "on_writable", "registered")
 
-    def __init__(self, kind: str, on_readable: Callback | None) -> None:
+    def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.on_readable = on_readable
+        self.on_readable: Callback | None = None
         self.on_writable: Callback | None = None
+        self.registered = 0  # the mask that the poller has
 
     def mask(self) -> int:
-        readable = selectors.EVENT_READ if self.on_readable else 0
-        return readable | (selectors.EVENT_WRITE if self.on_writable else 0)
+        readable = _READ if self.on_readable else 0
+        return readable | (_WRITE if self.on_writable else 0)
+
+
+class _Epoll:
+    """epoll(7), where there is one: `selectors` costs more than the system calls."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._in, self._out = select.EPOLLIN, select.EPOLLOUT
+        self._masks = (0, self._in, self._out, self._in | self._out)
+        self.fd = self._epoll.fileno()
+        self.close = self._epoll.close
+
+    def register(self, fd: int, mask: int) -> None:
+        self._epoll.register(fd, self._masks[mask])
+
+    def modify(self, fd: int, mask: int) -> None:
+        self._epoll.modify(fd, self._masks[mask])
+
+    def unregister(self, fd: int) -> None:
+        with contextlib.suppress(OSError):  # it was closed
+            self._epoll.unregister(fd)
+
+    def wait(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Descriptors and masks: both when one is hung up."""
+        # Rounded up: a timer's moment has come then.
+        wait = -1 if timeout is None else math.ceil(max(timeout, 0.0) * 1e3) * 1e-3
+        return [(fd, self._mask(found)) for fd, found in self._epoll.poll(wait)]
+
+    def _mask(self, found: int) -> int:
+        return (_READ if found & ~self._out else 0) | (_WRITE if found & ~self._in else 0)
+
+
+class _Selector:
+    """Elsewhere."""
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self._selector = selectors.DefaultSelector()
+        self.close = self._selector.close
+        self.unregister = self._selector.unregister
+
+    def register(self, fd: int, mask: int) -> None:
+        self._selector.register(fd, mask)
+
+    def modify(self, fd: int, mask: int) -> None:
+        self._selector.modify(fd, mask)
+
+    def wait(self, timeout: float | None) -> list[tuple[int, int]]:
+        return [(key.fd, mask) for key, mask in self._selector.select(timeout)]
 
 
 class _Wakeup:
@@ -105,15 +167,17 @@ class EventLoop:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.counts: Counter[str] = Counter()
         self.on_error: Callable[[str, Exception], None] | None = None
+        self.waiter: Waiter | None = None
+        """Waits on `epoll`. Set before `run`."""
         self._clock = clock
-        self._selector = selectors.DefaultSelector()
+        self._poller = _Epoll() if hasattr(select, "epoll") else _Selector()
         self._watches: dict[int, _Watch] = {}
         self._sockets: dict[ZmqSocket, tuple[str, Callback]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._soon: deque[Callback] = deque()
         self._wakeup = _Wakeup()
-        self._selector.register(self._wakeup.reader, selectors.EVENT_READ, None)
+        self._poller.register(self._wakeup.reader, _READ)
         self._stopped = False
         self._thread: int | None = None
 
@@ -121,47 +185,61 @@ class EventLoop:
         """Seconds on the loop's clock."""
         return self._clock()
 
+    @property
+    def fake(self) -> bool:
+        """Its clock is not `time.monotonic`."""
+        return self._clock is not time.monotonic
+
+    @property
+    def epoll(self) -> int:
+        """The epoll(7) descriptor that has everything waited for; -1 where there is no epoll."""
+        return self._poller.fd
+
     def in_loop_thread(self) -> bool:
         """True before `run` and inside it."""
         return self._thread in (None, threading.get_ident())
 
     def add_fd(self, fd: int, kind: str, on_readable: Callback) -> None:
         """Calls `on_readable` in every round in which `fd` is readable or hung up."""
-        self._watch(fd, kind).on_readable = on_readable
-        self._update(fd)
+        watch = self._watch(fd, kind)
+        watch.on_readable = on_readable
+        self._update(fd, watch)
 
     def set_writable(self, fd: int, kind: str, on_writable: Callback | None) -> None:
         """Calls `on_writable` in every round in which `fd` takes bytes; None ends that."""
         if on_writable is None and fd not in self._watches:
             return
-        self._watch(fd, kind).on_writable = on_writable
-        self._update(fd)
+        watch = self._watch(fd, kind)
+        watch.on_writable = on_writable
+        self._update(fd, watch)
 
     def set_readable(self, fd: int, kind: str, on_readable: Callback | None) -> None:
         """`add_fd`; None ends that, and leaves what `set_writable` asked for."""
         if on_readable is None and fd not in self._watches:
             return
-        self._watch(fd, kind).on_readable = on_readable
-        self._update(fd)
+        watch = self._watch(fd, kind)
+        watch.on_readable = on_readable
+        self._update(fd, watch)
 
     def remove_fd(self, fd: int) -> None:
         """Forgets `fd`; call it before closing the fd. Unknown fds are fine."""
-        if self._watches.pop(fd, None):
-            self._selector.unregister(fd)
+        watch = self._watches.pop(fd, None)
+        if watch is not None and watch.registered:
+            self._poller.unregister(fd)
 
     def add_socket(self, socket: ZmqSocket, kind: str, on_readable: Callback) -> None:
         """Calls `on_readable` for each message waiting on a ZeroMQ socket; it must receive one."""
         self._sockets[socket] = (kind, on_readable)
         fd = socket.getsockopt(_ZMQ_FD)
         assert isinstance(fd, int)
-        self._selector.register(fd, selectors.EVENT_READ, None)
+        self._poller.register(fd, _READ)
 
     def remove_socket(self, socket: ZmqSocket) -> None:
         """Forgets a ZeroMQ socket; call it before closing the socket. Unknown ones are fine."""
         if self._sockets.pop(socket, None):
             fd = socket.getsockopt(_ZMQ_FD)
             assert isinstance(fd, int)
-            self._selector.unregister(fd)
+            self._poller.unregister(fd)
 
     def call_later(self, seconds: float, callback: Callback) -> Timer:
         """Calls `callback` once, `seconds` from now."""
@@ -198,30 +276,39 @@ class EventLoop:
         served = self._serve_soon()
         served = self._serve_sockets() or served
         wait = 0.0 if served or self._stopped else self._wait_time(timeout)
-        for key, mask in self._selector.select(wait):
-            if key.fd == self._wakeup.reader:
+        for fd, mask in self._wait(wait):
+            if fd == self._wakeup.reader:
                 self._wakeup.clear()
-            elif watch := self._watches.get(key.fd):
-                self._serve_fd(key.fd, watch, mask)
+            elif watch := self._watches.get(fd):
+                self._serve_fd(fd, watch, mask)
         self._serve_sockets()
         self._serve_timers()
 
     def close(self) -> None:
         """Frees the loop's own fds."""
-        self._selector.close()
+        self._poller.close()
         self._wakeup.close()
 
     def _watch(self, fd: int, kind: str) -> _Watch:
-        if fd not in self._watches:
-            self._watches[fd] = _Watch(kind, None)
-            self._selector.register(fd, selectors.EVENT_READ, None)
-        return self._watches[fd]
+        watch = self._watches.get(fd)
+        if watch is None:
+            watch = self._watches[fd] = _Watch(kind)
+        return watch
 
-    def _update(self, fd: int) -> None:
-        if mask := self._watches[fd].mask():
-            self._selector.modify(fd, mask, None)
-        else:
+    def _update(self, fd: int, watch: _Watch) -> None:
+        mask = watch.mask()
+        if not mask:
             self.remove_fd(fd)
+        elif not watch.registered:
+            self._poller.register(fd, mask)
+        elif mask != watch.registered:
+            self._poller.modify(fd, mask)
+        watch.registered = mask
+
+    def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
+        if self.waiter is not None:
+            return self.waiter.wait(timeout)
+        return self._poller.wait(timeout)
 
     def _wait_time(self, timeout: float | None) -> float | None:
         while self._timers and self._timers[0][2].callback is None:
@@ -265,9 +352,9 @@ class EventLoop:
         return isinstance(events, int) and bool(events & _ZMQ_POLLIN)
 
     def _serve_fd(self, fd: int, watch: _Watch, mask: int) -> None:
-        if mask & selectors.EVENT_READ and watch.on_readable:
+        if mask & _READ and watch.on_readable:
             self._call(watch.kind, watch.on_readable)
-        if mask & selectors.EVENT_WRITE and self._watches.get(fd) is watch and watch.on_writable:
+        if mask & _WRITE and self._watches.get(fd) is watch and watch.on_writable:
             self._call(watch.kind, watch.on_writable)
 
     def _serve_timers(self) -> None:

@@ -58,8 +58,8 @@ class Spinner:
     def __init__(self, queues: Sequence[Virtqueue] = (), max_us: float = 50) -> None:
         if not 0 <= max_us <= MAX_SPIN_US:
             raise ValueError(f"{max_us} is no spin window: it is 0 to {MAX_SPIN_US} µs")
-        self._spin: Any = ffi.new("crb_spin *")
-        lib.crb_spin_init(self._spin, int(max_us * 1000))
+        self.handle: Any = ffi.new("crb_spin *")
+        lib.crb_spin_init(self.handle, int(max_us * 1000))
         self.watch(queues)
 
     def watch(self, queues: Sequence[Virtqueue]) -> None:
@@ -69,11 +69,11 @@ class Spinner:
 
     def wait(self) -> bool:
         """True as soon as a queue has something to pop; False when the window is over."""
-        return bool(lib.crb_spin_wait(self._spin, self._rings, len(self._queues)))
+        return bool(lib.crb_spin_wait(self.handle, self._rings, len(self._queues)))
 
     def slept(self, seconds: float) -> None:
         """After a False: how long it then took until there was work. Adapts the window."""
-        lib.crb_spin_slept(self._spin, min(int(seconds * 1e9), 1 << 62))
+        lib.crb_spin_slept(self.handle, min(int(seconds * 1e9), 1 << 62))
 
     def sleep(self, fds: Sequence[int], timeout: float | None = None) -> list[int]:
         """Looks, then asks the queues for kicks and sleeps in poll(2), at most `timeout` seconds.
@@ -85,23 +85,31 @@ class Spinner:
             raise ValueError(f"{len(fds)} fds are too many to wait for: at most {MAX_FDS}")
         milliseconds = -1 if timeout is None else max(0, min(int(timeout * 1000), (1 << 31) - 1))
         ready = lib.crb_doorbell_wait(
-            self._spin, self._rings, len(self._queues), list(fds), len(fds), milliseconds
+            self.handle, self._rings, len(self._queues), list(fds), len(fds), milliseconds
         )
         if ready < 0:
             raise OSError(-ready, os.strerror(-ready))
         return [fd for index, fd in enumerate(fds) if ready >> index & 1]
 
+    def idle(self) -> None:
+        """After a False: somebody else sleeps from now on, and calls `woken` when there is work."""
+        lib.crb_spin_idle(self.handle)
+
+    def woken(self) -> None:
+        """That sleep, if there was one, is over. Adapts the window."""
+        lib.crb_spin_woken(self.handle)
+
     @property
     def window_us(self) -> float:
         """How long the next wait looks at most."""
-        return float(self._spin.window_ns / 1000)
+        return float(self.handle.window_ns / 1000)
 
     @property
     def hits(self) -> int:
         """Waits that found work."""
-        return int(self._spin.hits)
+        return int(self.handle.hits)
 
     @property
     def misses(self) -> int:
         """Waits that did not."""
-        return int(self._spin.misses)
+        return int(self.handle.misses)

@@ -42,7 +42,7 @@ if _OFFSETS != _EXPECTED:
 
 
 class Fixed(NamedTuple):
-    """What does not change while a flow is lent; see crb_flow. ring, slot: where they are; slot may be empty."""
+    """What does not change while a flow is lent, and where its counts begin; see crb_flow."""
 
     keepalive_idle: float
     armed_at: float
@@ -99,11 +99,11 @@ class Flows:
         found = lib.crb_flows_new()
         if found == ffi.NULL:
             raise MemoryError("there is no memory for flows")
-        self._table: Any = ffi.gc(found, lib.crb_flows_free)
+        self.handle: Any = ffi.gc(found, lib.crb_flows_free)
         self._outgoing = outgoing  # as long as we are
         self._views: dict[int, tuple[Any, ...]] = {}
         self._left: Any = ffi.new("bool *")
-        table = self._table
+        table = self.handle
         table.ends, table.out = ends, outgoing.handle
         table.left, table.gso4, table.gso6 = left, large4, large6
         table.cut4, table.cut6, table.fill = cut4, cut6, fill
@@ -113,12 +113,18 @@ class Flows:
     @property
     def live(self) -> int:
         """How many are lent."""
-        return int(self._table.n_live)
+        return int(self.handle.n_live)
 
     @property
     def blocked(self) -> bool:
         """There was no room in the driver's ring for some."""
-        return bool(self._table.n_blocked)
+        return bool(self.handle.n_blocked)
+
+    @property
+    def waiting(self) -> bool:
+        """There is something for `events` or `check`."""
+        table = self.handle
+        return bool(table.n_events or table.broken or table.pushed)
 
     def lend(
         self, index: int, numbers: tuple[float, ...], fixed: Fixed, key: bytes,
@@ -127,7 +133,7 @@ class Flows:
         """numbers: TIMES and WORDS. key: addresses and ports as in a segment from the guest. notes: words that
         say which numbers hold, and the numbers. False when it cannot be.
         """
-        flow = self._table.flows[index]
+        flow = self.handle.flows[index]
         at = index * ffi.sizeof("crb_flow")
         moving, times = len(TIMES), len(_OTHER_TIMES)
         _LAYOUT.pack_into(
@@ -138,16 +144,16 @@ class Flows:
         flow.ring = ffi.cast("uint8_t *", views[0])
         flow.turns = ffi.cast("uint64_t *", views[1]) if notes else ffi.NULL
         flow.numbers = ffi.cast("uint8_t *", views[2]) if notes else ffi.NULL
-        if not lib.crb_flow_lend(self._table, index):
+        if not lib.crb_flow_lend(self.handle, index):
             return False
         self._views[index] = tuple(views)
         return True
 
     def recall(self, index: int) -> Moved:
         """Takes it back."""
-        lib.crb_flow_recall(self._table, index)
+        lib.crb_flow_recall(self.handle, index)
         del self._views[index]
-        flow = self._table.flows[index]
+        flow = self.handle.flows[index]
         values = _MOVING.unpack_from(self._memory, index * ffi.sizeof("crb_flow"))
         freed, credit, size = values[-3:]
         return Moved(
@@ -156,26 +162,26 @@ class Flows:
 
     def burst(self, tx: Virtqueue, rx: Virtqueue, now: float) -> Burst:
         """Serves what the driver sends; raises the queue's error when its ring is broken."""
-        chains = lib.crb_flows_burst(self._table, tx.handle, rx.handle, now, self._left)
+        chains = lib.crb_flows_burst(self.handle, tx.handle, rx.handle, now, self._left)
         if chains < 0:
             raise tx.broken(chains)
         return Burst(chains, self._left[0])
 
     def read(self, index: int, rx: Virtqueue, now: float) -> None:
         """A flow's socket is readable."""
-        lib.crb_flow_read(self._table, index, rx.handle, now)
+        lib.crb_flow_read(self.handle, index, rx.handle, now)
 
     def push(self, index: int, rx: Virtqueue, now: float) -> None:
         """A flow may have something to send."""
-        lib.crb_flow_push(self._table, index, rx.handle, now)
+        lib.crb_flow_push(self.handle, index, rx.handle, now)
 
     def unblock(self, rx: Virtqueue, now: float) -> None:
         """There is room in the driver's ring."""
-        lib.crb_flows_unblock(self._table, rx.handle, now)
+        lib.crb_flows_unblock(self.handle, rx.handle, now)
 
     def check(self, rx: Virtqueue) -> bool:
         """Whether something was put on the driver's ring since the last call; raises its error when it is broken."""
-        table = self._table
+        table = self.handle
         if table.broken:
             raise rx.broken(table.broken)
         pushed, table.pushed = bool(table.pushed), False
@@ -183,7 +189,7 @@ class Flows:
 
     def events(self) -> list[tuple[int, int, int]]:
         """Flows that want to be looked at: index, why, errno."""
-        table = self._table
+        table = self.handle
         if not table.n_events:
             return []
         found = []
@@ -197,20 +203,20 @@ class Flows:
 
     def deadline(self, index: int) -> float:
         """When a flow's first timer is due; from now on that is what it is waited for."""
-        flow = self._table.flows[index]
+        flow = self.handle.flows[index]
         due = min((at for at in (flow.rtx_at, flow.persist_at, flow.keepalive_at) if at), default=0)
         flow.armed_at = due
         return float(due)
 
     def watch(self, index: int) -> bool:
         """Whether a flow's socket is to be watched; from now on it is, or is not."""
-        flow = self._table.flows[index]
+        flow = self.handle.flows[index]
         flow.watched = wanted = bool(flow.credit) and not flow.more
         return wanted
 
     def counts(self) -> tuple[int, int, int, int, int]:
         """Frames and bytes from the driver, and to it, and frames too large for it, since the last call."""
-        table = self._table
+        table = self.handle
         found = (table.rx_frames, table.rx_bytes, table.tx_frames, table.tx_bytes, table.too_large)
         table.rx_frames = table.rx_bytes = table.tx_frames = table.tx_bytes = table.too_large = 0
         return found

@@ -108,6 +108,15 @@ void crb_spin_slept(crb_spin *spin, uint64_t ns) {
     }
 }
 
+void crb_spin_idle(crb_spin *spin) {
+    spin->idle_ns = now_ns();
+}
+
+void crb_spin_woken(crb_spin *spin) {
+    if (spin->idle_ns != 0) crb_spin_slept(spin, now_ns() - spin->idle_ns);
+    spin->idle_ns = 0;
+}
+
 static bool enable_all(crb_vring *const *rings, uint32_t n_rings) {
     bool pending = false;
     for (uint32_t i = 0; i < n_rings; i++)

@@ -78,6 +78,23 @@ static crb_flow *find(crb_flows *t, const uint8_t *key, bool six) {
     return NULL;
 }
 
+// Whoever waits for the sockets knows of the flow, or forgets it.
+static void own(crb_flows *t, const crb_flow *f, bool owned) {
+    if (t->owners != NULL && f->fd < CRB_FLOW_FDS)
+        t->owners[f->fd] = owned ? t->owner + (uint32_t)(f - t->flows) + 1 : 0;
+}
+
+void crb_flows_owned(crb_flows *t, uint32_t *owners, uint32_t owner) {
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint32_t i = 0; t->owners != NULL && i < CRB_FLOWS; i++)
+            if (t->flows[i].live) own(t, &t->flows[i], pass != 0);
+        if (pass == 0) {
+            t->owners = owners;
+            t->owner = owner;
+        }
+    }
+}
+
 bool crb_flow_lend(crb_flows *t, uint32_t index) {
     if (index >= CRB_FLOWS) return false;
     crb_flow *f = &t->flows[index];
@@ -92,6 +109,7 @@ bool crb_flow_lend(crb_flows *t, uint32_t index) {
     f->next = *first;
     *first = (uint16_t)(index + 1);
     f->live = true;
+    own(t, f, true);
     f->sent = f->received = 0;
     f->error = 0;
     f->why = 0;
@@ -108,6 +126,7 @@ void crb_flow_recall(crb_flows *t, uint32_t index) {
         at = &t->flows[*at - 1].next;
     *at = f->next;
     f->live = false;
+    own(t, f, false);
     t->n_live--;
 }
 

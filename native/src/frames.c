@@ -327,24 +327,30 @@ static bool large(const crb_frame_out *out, segment *at, uint64_t size) {
     return at->end >= at->data && at->end <= size && size <= CRB_SEGMENT_MAX;
 }
 
-// A piece that the driver is given with its checksum.
-static int put_small(crb_vring *ring, crb_frame_out *out, const segment *at, uint32_t from) {
-    static const uint8_t header[NET_HDR];
-    uint8_t *tcp = out->scratch + at->tcp;
-    gather(out, at->data + from, out->scratch + at->data, at->end - at->data);
-    const uint32_t sum = crb_checksum_sum(tcp, at->end - at->tcp, 0);
+// The checksum of a piece of a large segment: its headers are the first, and of an even size.
+static void fill_sum(const segment *at, crb_segment *pieces, uint32_t count) {
+    uint8_t *tcp = pieces[0].at + at->tcp;
+    uint32_t sum = crb_checksum_sum(tcp, at->data - at->tcp, 0);
+    bool odd = false;
+    for (uint32_t i = 1; i < count; i++) {
+        const uint32_t part = crb_checksum_sum(pieces[i].at, pieces[i].length, 0);
+        sum += odd ? swapped(part) : part;
+        sum = (sum & 0xffff) + (sum >> 16);
+        odd ^= (pieces[i].length & 1) != 0;
+    }
     put16(tcp + 16, sum ^ 0xffff);
-    const crb_segment whole = {.at = out->scratch, .length = at->end};
-    return put_frame(ring, out, header, &whole, 1);
 }
 
-// A piece that it takes as a large segment.
-static int put_large(crb_vring *ring, crb_frame_out *out, const segment *at, uint32_t from) {
+// A piece of a large segment: small and with its checksum, or as large as the driver takes it.
+static int put_piece(crb_vring *ring, crb_frame_out *out, const segment *at, uint32_t from) {
     crb_segment pieces[1 + CRB_FRAME_PIECES] = {{.at = out->scratch, .length = at->data}};
     const uint32_t size = at->end - at->data;
     const uint32_t n = 1 + slice(out, at->data + from, size, pieces + 1);
-    uint8_t header[NET_HDR];
-    net_header(out, size <= out->gso_size, header);
+    uint8_t header[NET_HDR] = {0};
+    if (out->cut)
+        fill_sum(at, pieces, n);
+    else
+        net_header(out, size <= out->gso_size, header);
     return put_frame(ring, out, header, pieces, n);
 }
 
@@ -361,7 +367,7 @@ static int put_cut(crb_vring *ring, crb_frame_out *out) {
         gather(out, 0, out->scratch, at.data);
         at.end = at.data + run;
         number(out->scratch, &at, from, from / out->gso_size, from + run == payload);
-        result = out->cut ? put_small(ring, out, &at, from) : put_large(ring, out, &at, from);
+        result = put_piece(ring, out, &at, from);
         if (result > 0) out->done = from + run;
     } while (result > 0 && out->done < payload);
     return result;

@@ -49,6 +49,11 @@ static inline void put32(uint8_t *at, uint32_t value) {
     put16(at + 2, value & 0xffff);
 }
 
+// A folded sum of bytes that begin at an odd place.
+static inline uint32_t swapped(uint32_t sum) {
+    return (sum & 0xff) << 8 | sum >> 8;
+}
+
 // The sum of a TCP pseudo-header: RFC 9293 section 3.1, RFC 8200 section 8.1.
 static inline uint32_t pseudo(const uint8_t *ip, bool six, uint32_t length) {
     const uint8_t *addresses = six ? ip + 8 : ip + 12;

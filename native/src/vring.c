@@ -315,8 +315,10 @@ crb_vring_mark crb_vring_mark_of(const crb_vring *ring) {
 
 void crb_vring_untake(crb_vring *ring, const crb_vring_mark *mark, const crb_used *taken,
                       uint32_t count) {
-    // A predecessor's come first, and stay marked.
-    for (uint32_t i = (uint16_t)(ring->next_resubmit - mark->next_resubmit); i < count; i++) {
+    // A predecessor's come first, and stay marked. From the last on: whoever is killed meanwhile leaves marked what
+    // comes first on the ring, from which a successor counts.
+    const uint32_t first = (uint16_t)(ring->next_resubmit - mark->next_resubmit);
+    for (uint32_t i = count; i-- > first;) {
         const uint32_t head = taken[i].head;
         if (ring->inflight != NULL)
             __atomic_store_n(&ring->inflight->desc[head].inflight, 0, __ATOMIC_RELEASE);

@@ -44,7 +44,9 @@ class NetdSide:
         )
         self.port = Port(1, MAC, GUEST, mtu, Policy.of([], ["host"], internet=True))
         self.host = HostSide(self.loop, self.stack)
-        self.device = NetDevice(self.loop, self.stack, self.port, self.host.settle)
+        self.device = NetDevice(
+            self.loop, self.stack, self.port, self.host.settle, self.host.waiter
+        )
         self.stack.add_port(self.port)
         self.host.devices[1] = self.device
         self._parts: list[bytes] = []

@@ -136,6 +136,8 @@ def test_dhcp(vm: crumble.VM) -> None:
 
 def test_without_ipv4(vm: crumble.VM, site: int) -> None:
     """Names, the host's services and pings work over IPv6 alone. The last test: IPv4 does not come back."""
+    # A guest is ready with IPv4; its kernel asks for a router's advertisement a moment later.
+    sh(vm, "until busybox ip -6 route | grep -q ^default; do sleep 0.1; done")
     sh(vm, "busybox ip -4 addr flush dev eth0")
     assert sh(vm, "busybox ip -4 route") == ""
     assert " 0% packet loss" in sh(vm, "ping -6 -c 1 gateway.internal")

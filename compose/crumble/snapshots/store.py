@@ -7,6 +7,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,11 +310,15 @@ def _check_size(path: Path, directory: int, name: str, file: StoredFile) -> None
 
 
 def _open(path: Path, directory: int, name: str) -> int:
+    kind = ", of one that it builds on," if name.startswith("parent-") else ""
     try:
-        return os.open(name, READ, dir_fd=directory)
+        fd = os.open(name, READ | os.O_NONBLOCK, dir_fd=directory)
     except OSError as error:
-        kind = ", of one that it builds on," if name.startswith("parent-") else ""
         raise corrupt(path.name, f"{name}{kind} cannot be opened ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise corrupt(path.name, f"{name}{kind} is not a file")
+    return fd
 
 
 def _stored(name: str, fd: int) -> StoredFile:

@@ -33,6 +33,7 @@ typedef struct crb_spin {
     uint32_t resting; // short sleeps left before looking again
     uint32_t rest;    // how many the next time
     bool looked;      // since the last sleep, in vain
+    uint64_t idle_ns; // when that began; 0: it is over
 } crb_spin;
 
 // `max_ns` is cut to CRB_SPIN_MAX_NS, and to 0 when this thread may use only one CPU.
@@ -47,6 +48,10 @@ void crb_spin_looked(crb_spin *spin, bool found);
 
 // What followed: a sleep of `ns` until there was work. Adapts the window.
 void crb_spin_slept(crb_spin *spin, uint64_t ns);
+
+// The same, of a sleep that somebody else sleeps: it begins; it is over, if one began.
+void crb_spin_idle(crb_spin *spin);
+void crb_spin_woken(crb_spin *spin);
 
 // Waits until a ring is pending, one of `fds` (at most CRB_DOORBELL_MAX_FDS) is readable or hung
 // up, or `timeout_ms` is over (-1: never): looks first, then asks the rings for kicks and sleeps in

@@ -18,6 +18,8 @@
 // Bytes taken from a ring in one go, and read from a socket: until others get their turn.
 #define CRB_FLOW_BURST 1048576
 #define CRB_FLOW_READ  1048576
+// Descriptors that are found by number; sockets above are read by who waits for them.
+#define CRB_FLOW_FDS 65536
 // From one record of a flow's numbers to the other.
 #define CRB_FLOW_NUMBERS 128
 
@@ -120,6 +122,8 @@ typedef struct crb_flows {
     uint64_t tx_bytes;
     uint64_t too_large;
     // Not the caller's.
+    uint32_t *owners; // of who waits for the sockets, by descriptor; NULL: somebody else does
+    uint32_t owner;   // this table
     uint16_t identification;
     uint16_t n_touched;
     uint16_t n_used;
@@ -149,6 +153,10 @@ void crb_flows_free(crb_flows *table);
 bool crb_flow_lend(crb_flows *table, uint32_t index);
 // Takes it back; its members stay as they are until it is lent again.
 void crb_flow_recall(crb_flows *table, uint32_t index);
+
+// From now on `owners[fd]` is `owner` plus a flow's index + 1 for the sockets of lent flows, and 0
+// when they are taken back; NULL ends that.
+void crb_flows_owned(crb_flows *table, uint32_t *owners, uint32_t owner);
 
 // Takes chains from the driver's ring, and those that come meanwhile, as long as they hold segments
 // of lent flows with nothing special; serves those flows; gives the chains back. How many, or a

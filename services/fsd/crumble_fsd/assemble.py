@@ -40,30 +40,40 @@ def new_tree(layers: list[LayerFiles], upper: Upper) -> tuple[Tree, NodeTable]:
 def add_shares(tree: Tree, nodes: dict[int, Node], shares: list[ShareConfig]) -> list[Share]:
     """Opens the shares and grafts them, outer targets before inner ones; one at "/" is the whole tree.
 
-    Raises UsageError for a source that is missing and a target nothing can be put at.
+    Raises UsageError for a source that is missing and a target nothing can be put at; none stays open then.
     """
     made: list[tuple[list[bytes], Share]] = []
-    for share in sorted(shares, key=lambda share: len(split_path(share.target))):
-        parts = split_path(share.target)
-        if any(parts == at for at, _ in made):
-            raise UsageError(
-                f"Cannot share at {share.target}: there is another share at that path.",
-                code="share.target",
-                hint="Give each -v a target of its own.",
-            )
-        opened = Share(
-            share.source, nodes, len(made), read_only=share.read_only, target=share.target
-        )
-        outer = [(at, host) for at, host in made if parts[: len(at)] == at]
-        if not parts:
-            opened.replace_root(nodes)
-        elif outer:
-            at, host = outer[-1]
-            host.graft(parts[len(at) :], opened.root, share.target)
-        else:
-            tree.graft(parts, opened.root, share.target)
-        made.append((parts, opened))
+    try:
+        for share in sorted(shares, key=lambda share: len(split_path(share.target))):
+            _add_share(tree, nodes, share, made)
+    except BaseException:
+        for _, opened in made:
+            opened.close()
+        raise
     return [share for _, share in made]
+
+
+def _add_share(
+    tree: Tree, nodes: dict[int, Node], share: ShareConfig, made: list[tuple[list[bytes], Share]]
+) -> None:
+    """made: those before it, and then it, too."""
+    parts = split_path(share.target)
+    if any(parts == at for at, _ in made):
+        raise UsageError(
+            f"Cannot share at {share.target}: there is another share at that path.",
+            code="share.target",
+            hint="Give each -v a target of its own.",
+        )
+    opened = Share(share.source, nodes, len(made), read_only=share.read_only, target=share.target)
+    outer = [(at, host) for at, host in made if parts[: len(at)] == at]
+    made.append((parts, opened))
+    if not parts:
+        opened.replace_root(nodes)
+    elif outer:
+        at, host = outer[-1]
+        host.graft(parts[len(at) :], opened.root, share.target)
+    else:
+        tree.graft(parts, opened.root, share.target)
 
 
 def new_session(

@@ -46,7 +46,11 @@ class DirectoryUpper(Upper):
     def __init__(self, path: str, layers: list[str]) -> None:
         """Opens or makes it; UsageError when another VM has it or it belongs to other layers."""
         self._root = _open_directory(path)
-        self._lock = _take_lock(self._root, path)
+        try:
+            self._lock = _take_lock(self._root, path)
+        except BaseException:
+            os.close(self._root)
+            raise
         with contextlib.suppress(FileExistsError):
             os.mkdir("data", 0o700, dir_fd=self._root)
         self._data = os.open("data", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)

@@ -88,6 +88,11 @@ class FastPath:
         """Flows are lent."""
         return bool(self._lent)
 
+    @property
+    def flows(self) -> Flows | None:
+        """The table that they are in; None before the first one."""
+        return self._flows
+
     def _table(self) -> Flows:
         """By now the guest's MAC is known."""
         if self._flows is None:
@@ -181,7 +186,7 @@ class FastPath:
         """The guest sent something; raises RingError."""
         assert self._flows is not None
         found = self._flows.burst(tx, self._rx, self._stack.now())
-        if found.chains or found.left:
+        if found.chains or found.left or self._flows.waiting:
             self._after()
         return found
 

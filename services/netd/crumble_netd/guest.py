@@ -62,7 +62,7 @@ class Guest:
         self._loop: EventLoop = context.loop
         self._stack, self._host, self._survival = stack, host, survival
         survival.recall(self.port)
-        self.device = NetDevice(context.loop, stack, self.port, host.settle)
+        self.device = NetDevice(context.loop, stack, self.port, host.settle, host.waiter)
         self.serving = Serving(context, config.socket_fd, self.device, fds=fds, on_end=on_end)
         self._severed = b""
         self.device.up = self._up

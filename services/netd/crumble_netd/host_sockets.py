@@ -12,7 +12,6 @@ from typing import Protocol
 
 from crumble_common.eventloop import EventLoop
 from crumble_netd import events
-from crumble_netd.addresses import text
 from crumble_netd.commands import Kind
 
 Tell = Callable[[events.Event], None]
@@ -30,7 +29,9 @@ def family(address: bytes) -> int:
 
 def socket_address(address: bytes, port: int) -> SocketAddress:
     """As the socket module wants it."""
-    return (text(address), port) if len(address) == 4 else (text(address), port, 0, 0)
+    if len(address) == 4:
+        return socket.inet_ntoa(address), port
+    return socket.inet_ntop(socket.AF_INET6, address), port, 0, 0
 
 
 def unpacked(address: SocketAddress) -> tuple[bytes, int]:

@@ -12,6 +12,7 @@ from typing import Protocol
 from crumble_common.eventloop import EventLoop
 from crumble_netd import events
 from crumble_netd.host_sockets import Tell, family, socket_address
+from crumble_netd.policy import LOOPBACK4, LOOPBACK6
 from crumble_netd.tcp.buffers import SendBuffer
 from crumble_netd.tcp.sequence import MASK, add
 from crumble_netd.tcp.settings import LARGEST
@@ -75,7 +76,8 @@ class Stream:
         self._written = written
         self._waiting = waiting or _NONE
         self._shutdown = self._shut = self._eof = self._closing = False
-        sock.setblocking(False)
+        if sock.gettimeout() != 0:
+            sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if connecting:
@@ -117,10 +119,6 @@ class Stream:
         self._credit = credit
         self._want()
 
-    def fail(self, code: int) -> None:
-        """The connection broke."""
-        self._fail(code)
-
     def _recall(self) -> None:
         if self.lent is not None:
             self.lent.recall()
@@ -131,14 +129,15 @@ class Stream:
         code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         self._loop.set_writable(self._fd, "host write", None)
         if code:
-            self._fail(code)
+            self.fail(code)
             return
         self._connecting = False
         self._tell(events.Connected(self.flow))
         self._write()
         self._want()
 
-    def _fail(self, code: int) -> None:
+    def fail(self, code: int) -> None:
+        """The connection broke."""
         self._end()
         if not self._closing:
             self._tell(events.Failed(self.flow, code))
@@ -153,7 +152,7 @@ class Stream:
             except BlockingIOError:
                 pass
             except OSError as error:
-                self._fail(error.errno or errno.EIO)
+                self.fail(error.errno or errno.EIO)
                 return
             self._written += took
         if took < len(data):
@@ -181,7 +180,7 @@ class Stream:
         except BlockingIOError:
             pass
         except OSError as error:
-            self._fail(error.errno or errno.EIO)
+            self.fail(error.errno or errno.EIO)
             return
         if took and not self._closing:
             self._tell(events.Took(self.flow, took))
@@ -197,7 +196,7 @@ class Stream:
                 self._socket.shutdown(socket.SHUT_WR)
             except OSError as error:
                 if error.errno != errno.ENOTCONN:
-                    self._fail(error.errno or errno.EIO)
+                    self.fail(error.errno or errno.EIO)
                     return
         if self._closing:
             self._end()
@@ -231,7 +230,7 @@ class Stream:
         except BlockingIOError:
             pass
         except OSError as error:
-            self._fail(error.errno or errno.EIO)
+            self.fail(error.errno or errno.EIO)
             return
         self._want()
 
@@ -277,15 +276,18 @@ class Stream:
             self._ended(self.flow)
 
 
-def connect(address: bytes, port: int) -> socket.socket:
-    """A socket that begins to connect; raises OSError."""
-    sock = socket.socket(family(address), socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+def connect(address: bytes, port: int) -> tuple[socket.socket, bool]:
+    """A socket that begins to connect, and whether it has; raises OSError."""
+    kind = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    sock = socket.socket(family(address), kind)
     try:
-        sock.setblocking(False)
-        code = sock.connect_ex(socket_address(address, port))
-        if code not in (0, errno.EINPROGRESS):
+        to = socket_address(address, port)
+        code = sock.connect_ex(to)
+        if code == errno.EINPROGRESS and address in (LOOPBACK4, LOOPBACK6):
+            code = sock.connect_ex(to)  # there it took no time
+        if code not in (0, errno.EINPROGRESS, errno.EALREADY):
             raise OSError(code, os.strerror(code))
     except OSError:
         sock.close()
         raise
-    return sock
+    return sock, code == 0

@@ -173,13 +173,17 @@ class Ledger:
         self._free = [i for i in reversed(range(STREAMS)) if not taken[i]]
         last = STREAMS + OTHERS
         self._others = [i for i in reversed(range(STREAMS, last)) if not taken[i]]
+        self._slots: dict[int, Slot] = {}  # by index, those that have been taken: made once
 
     def take(self, *, stream: bool) -> Slot | None:
         """A free slot, with rings or without; None when there is none."""
         free = self._free if stream else self._others
         if not free:
             return None
-        slot = Slot(self, free.pop())
+        index = free.pop()
+        slot = self._slots.get(index)
+        if slot is None:
+            slot = self._slots[index] = Slot(self, index)
         slot.clear()
         return slot
 

@@ -16,6 +16,7 @@ from crumble_common import log
 from crumble_common.errors import UsageError
 from crumble_common.eventloop import EventLoop, Timer
 from crumble_common.parking import Parking
+from crumble_native.flow_wait import Waiter
 from crumble_netd import commands, events
 from crumble_netd.addresses import text
 from crumble_netd.fast_path import steady
@@ -49,6 +50,10 @@ class HostSide:
     def __init__(self, loop: EventLoop, stack: Stack, parking: Parking | None = None) -> None:
         self.devices: dict[int, NetDevice] = {}
         self.parking = parking
+        # Serves lent flows while the loop has nothing else to do.
+        self.waiter: Waiter | None = None
+        if loop.epoll >= 0:
+            self.waiter = loop.waiter = Waiter(loop.epoll, loop.now if loop.fake else None)
         self._loop, self._stack = loop, stack
         self._sockets: dict[int, HostSocket] = {}
         self._forwards: dict[int, TcpForward | UdpForward] = {}
@@ -167,7 +172,11 @@ class HostSide:
         flow, kind, address, port = command
         try:
             if kind == "tcp":
-                self.stream(flow, connect(address, port), connecting=True)
+                sock, there = connect(address, port)
+                self.stream(flow, sock, connecting=not there)
+                if there:
+                    self._stack.event(events.Connected(flow))
+                    self._park(flow)
             else:
                 self.datagrams(flow, connect_datagrams(kind, address, port))
                 self._park(flow)

@@ -21,6 +21,7 @@ from crumble_common.vhost_user import (
 )
 from crumble_common.virtqueue import RingError, Virtqueue
 from crumble_native import frames
+from crumble_native.flow_wait import Waiter
 from crumble_native.frames import Incoming, Outgoing
 from crumble_netd import segment
 from crumble_netd.commands import Frame
@@ -52,7 +53,8 @@ CONFIGURED = virtio_net.F_MAC | virtio_net.F_MTU | virtio_net.F_STATUS
 class NetDevice:
     """A crumble_common.vhost_user.Device for one port of the stack.
 
-    settle: has the stack's commands carried out; called after each batch of frames.
+    settle: has the stack's commands carried out; called after each batch of frames. waiter: the loop's, which serves
+    lent flows.
     """
 
     features = (
@@ -62,9 +64,12 @@ class NetDevice:
     config = None
 
     def __init__(
-        self, loop: EventLoop, stack: Stack, port: Port, settle: Callable[[], None]
-    ) -> None:
+        self, loop: EventLoop, stack: Stack, port: Port, settle: Callable[[], None],
+        waiter: Waiter | None = None,
+    ) -> None:  # fmt: skip
         self.pump = QueuePump(loop)
+        self._waiter = waiter
+        self._side = -1  # the waiter's
         self._capture: Capture | None = None
         self._fast: FastPath | None = None
         self._udp: UdpPath | None = None
@@ -84,6 +89,7 @@ class NetDevice:
         self._pushed = False
         self._delayed = False  # by the guest's rate
         self._served: Served | None = None
+        self._call_tx = -1
         port.cuts = True
 
     @property
@@ -113,6 +119,8 @@ class NetDevice:
         if self._fast is None or self._looks:
             return False
         lent = self._fast.lend(flow, stream)
+        if lent:
+            self._wait_in_c()
         if lent and push:
             self._fast.push(flow)
         return lent
@@ -121,6 +129,26 @@ class NetDevice:
         """The same for a UDP flow."""
         if self._udp is not None and not self._looks:
             self._udp.lend(flow, datagrams)
+
+    def _wait_in_c(self) -> None:
+        """The loop's waiter knows of the flows that are lent, unless somebody here waits for room on the ring."""
+        rx, served, fast, udp = self._ring, self._served, self._fast, self._udp
+        if self._side >= 0 or self._backlog or (udp is not None and udp.waits):
+            return
+        if self._waiter is None or rx is None or rx.queue is None:
+            return
+        if fast is None or fast.flows is None or served is None or not served.live:
+            return
+        self._side = self._waiter.add(
+            fast.flows, rx.queue, served.queue, self.pump.spinner,
+            (rx.kick_fd, served.kick_fd), (rx.call_fd, self._call_tx),
+        )  # fmt: skip
+
+    def _wait_no_more(self) -> None:
+        """The rings' kicks are for us."""
+        if self._waiter is not None and self._side >= 0:
+            self._waiter.remove(self._side)
+        self._side = -1
 
     def count(self) -> None:
         """The port's counters are right."""
@@ -147,16 +175,18 @@ class NetDevice:
                 self._stack, self._port, ring.queue, self._outgoing, self._settle, self._fast_pushed
             )
             self._udp = UdpPath(
-                self._stack, self._port, ring.queue, self._outgoing, self._fast_pushed
-            )
+                self._stack, self._port, ring.queue, self._outgoing, self._fast_pushed,
+                self._wait_no_more,
+            )  # fmt: skip
             ring.queue.disable_kicks()
             if ring.kick_fd >= 0:
                 self._loop.add_fd(ring.kick_fd, "kick rx", self._kicked)
             self._loop.call_soon(self.up)
             return
-        self._tx = ring.queue
+        self._tx, self._call_tx = ring.queue, ring.call_fd
 
         def broken(error: RingError) -> None:
+            self._wait_no_more()
             log.warning("ring broken", queue=ring.index, reason=error.message)
             ring.fail()
 
@@ -168,6 +198,7 @@ class NetDevice:
 
     def stop(self, index: int) -> None:
         """Of vhost_user.Device."""
+        self._wait_no_more()
         if index == TX and self._tx is not None:
             self.pump.remove(self._tx)
             self._tx = self._served = None
@@ -230,6 +261,7 @@ class NetDevice:
         now, rate = self._loop.now(), self._port.rate_out
         rate.spend(size, now)
         if (wait := rate.wait(now)) and self._served is not None and self._served.live:
+            self._wait_no_more()
             self.pump.remove(self._served.queue)
             served = self._served
             self._loop.call_later(wait, lambda: self._again(served))
@@ -264,6 +296,7 @@ class NetDevice:
         self._backlog.append(frame._replace(payload=payload))
         self._waiting += frame.size
         self._stack.pause(self._port.number, paused=True)
+        self._wait_no_more()
         if late and not self._delayed:
             self._delayed = True
             self._loop.call_later(late, self._delay_over)
@@ -315,6 +348,8 @@ class NetDevice:
             self._send_backlog()
         for path in self._paths:
             path.unblock()
+        if self._fast is not None and self._fast.live:
+            self._wait_in_c()
 
     def _fast_pushed(self, error: RingError | None) -> None:
         """Frames of steady flows are on the guest's ring; or it is broken."""

@@ -208,6 +208,8 @@ class NetdService(Service[NetConfig]):
             guest.device.count()
             total.update({f"net.{name}": count for name, count in guest.port.counts.items()})
             total.update(guest.device.pump.stats())
+        if self.host.waiter is not None:
+            total["chains"] += self.host.waiter.chains
         for (_, kind), count in self.stack.flows.counts.items():
             total[f"net.flows.{kind}"] += count
         total["net.revived"] = self._survival.revived

@@ -57,12 +57,15 @@ def steady(flow: Flow, datagrams: Datagrams) -> bool:
 
 
 class UdpPath:
-    """Of one guest's receive ring. pushed: told when something was put on the ring, or that this is broken."""
+    """Of one guest's receive ring. pushed: told when something was put on the ring, or that this is broken.
+    full: told before the ring's kick is waited for.
+    """
 
     def __init__(
         self, stack: Stack, port: Port, rx: Virtqueue, outgoing: Outgoing,
-        pushed: Callable[[RingError | None], None],
+        pushed: Callable[[RingError | None], None], full: Callable[[], None],
     ) -> None:  # fmt: skip
+        self._full = full
         self._stack, self._port, self._rx, self._outgoing = stack, port, rx, outgoing
         self._pushed = pushed
         self._lent: dict[int, Lent] = {}
@@ -74,6 +77,11 @@ class UdpPath:
     def live(self) -> bool:
         """Flows are lent."""
         return bool(self._lent)
+
+    @property
+    def waits(self) -> bool:
+        """For room on the ring."""
+        return self._flows is not None and self._flows.waiting is not None
 
     def _table(self) -> UdpFlows:
         """By now the guest's MAC is known."""
@@ -165,6 +173,7 @@ class UdpPath:
                 lent = self._lent[waiting]
                 lent.datagrams.tell(events.Received(lent.flow.number, data))
             elif not self._rx.want_more():
+                self._full()
                 break
             flows.resume(self._rx)
         self._watch()

@@ -85,19 +85,19 @@ class Directory:
     def _open(self, name: str) -> IO[bytes]:
         path = self._root / name
         try:
-            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             raise _missing(name) from None
         except OSError as error:
             raise as_host_error(error, "read", path) from error
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)  # fdopen would refuse a directory, and leave it open
             raise HostError(
                 f"{path} is not a file.",
                 code="host.file",
                 hint="The layout is damaged; write it again.",
             )
-        return file
+        return os.fdopen(fd, "rb")
 
 
 class TarFile:

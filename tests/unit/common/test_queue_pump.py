@@ -92,6 +92,8 @@ def test_what_was_there_before_is_served_without_a_kick(loop: EventLoop) -> None
     rig.pump.add(rig.served)
     loop.step(5)
     assert [data for _, _, data in rig.driver.collect()] == [b"early"]
+    rig.pump.remove(rig.queue)
+    rig.kick.close()
 
 
 def test_kept_chains_are_finished_later(rig: Rig) -> None:
@@ -147,6 +149,7 @@ def test_a_queue_without_a_kick_is_polled(loop: EventLoop) -> None:
         loop.step(5)
     assert [data for _, _, data in rig.driver.collect()] == [b"silent"]
     rig.pump.remove(rig.queue)
+    rig.kick.close()
 
 
 def test_in_lockstep_a_kick_is_answered_by_one_call(loop: EventLoop) -> None:

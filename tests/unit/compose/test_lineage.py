@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -185,8 +186,11 @@ def test_a_parent_that_is_missing_or_damaged(
     assert caught.value.code == "snapshot.corrupt"
     data[4096 if name.endswith("memory") else 4] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CrumbleError, match=f"{name}.*was changed"):
-        verify(store.open("third"))
+    with (
+        pytest.raises(CrumbleError, match=f"{name}.*was changed"),
+        contextlib.closing(store.open("third")) as third,
+    ):
+        verify(third)
 
 
 def test_what_was_written_is_looked_at_once(store: Store, chain: list[Manifest]) -> None:
@@ -225,6 +229,7 @@ def test_what_is_between_is_copied_whole_or_not_at_all(
     lineage.thicken(draft, pack_runs([(0, 1), (PAGES - 1, 1)]), 1)
     between = os.pread(file, (PAGES - 2) * form.PAGE, form.PAGE)
     assert between == memory(store, chain[-1].name)[form.PAGE : (PAGES - 1) * form.PAGE]
+    draft.discard()
 
 
 @settings(max_examples=50)

@@ -46,9 +46,11 @@ def follow(answering: Answering) -> None:
     loop = EventLoop()
     follower = Follower(Client(loop, answering))
     follower.start(VmLogs("web", follow=True))
-    while not follower.ended:
-        loop.step()
-    loop.close()
+    try:
+        while not follower.ended:
+            loop.step()
+    finally:
+        loop.close()
 
 
 def test_what_was_printed_comes_before_what_is_new(capfd: pytest.CaptureFixture[str]) -> None:

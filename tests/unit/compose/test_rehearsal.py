@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 from crumble.supervisor.rehearsal import rehearse
 from crumble.supervisor.tasks import Task
@@ -14,11 +17,11 @@ from crumble_common.messages.vm import ProcessExit, ProcessOutput, ProcessStart
 class Guest:
     """As much of a VM as a rehearsal sees; its time is ours."""
 
-    def __init__(self, *, shell: bool = True) -> None:
+    def __init__(self) -> None:
         self.now = 0.0
         self.loop = EventLoop(clock=lambda: self.now)
         self.host = self
-        self.shell = shell
+        self.shell = True
         self.started: list[list[str]] = []
         self.listener: Any = None
         self.forgotten: list[Any] = []
@@ -33,8 +36,14 @@ class Guest:
         self.forgotten.append(listener)
 
 
-def test_it_lasts_until_the_shell_has_ended() -> None:
-    guest = Guest()
+@pytest.fixture
+def guest() -> Iterator[Guest]:
+    made = Guest()
+    yield made
+    made.loop.close()
+
+
+def test_it_lasts_until_the_shell_has_ended(guest: Guest) -> None:
     task = Task(rehearse(guest))  # type: ignore[arg-type]  # a fake
     guest.listener.deliver(ProcessOutput(1, 1, b"a profile's greeting"), "vm:a")
     assert guest.started == [["/bin/sh", "-c", ":"]]
@@ -43,14 +52,14 @@ def test_it_lasts_until_the_shell_has_ended() -> None:
     assert task.done
 
 
-def test_an_image_without_a_shell_is_none_the_worse() -> None:
-    task = Task(rehearse(Guest(shell=False)))  # type: ignore[arg-type]  # a fake
+def test_an_image_without_a_shell_is_none_the_worse(guest: Guest) -> None:
+    guest.shell = False
+    task = Task(rehearse(guest))  # type: ignore[arg-type]  # a fake
     assert task.done
     assert not task.failed
 
 
-def test_a_shell_that_does_not_end_is_not_waited_for_and_not_left() -> None:
-    guest = Guest()
+def test_a_shell_that_does_not_end_is_not_waited_for_and_not_left(guest: Guest) -> None:
     task = Task(rehearse(guest))  # type: ignore[arg-type]  # a fake
     guest.now = 60.0
     guest.loop.step(0)

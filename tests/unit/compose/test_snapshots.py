@@ -59,8 +59,11 @@ def test_what_was_published_is_found_and_read(store: Store) -> None:
 def test_names_are_unique_and_checked(store: Store) -> None:
     snapshots.snapshot(store)
     draft = snapshots.draft(store)
-    with pytest.raises(UsageError, match="There is a snapshot one already"):
-        store.publish(draft, snapshots.about("one"), open_one(store).state)
+    with (
+        contextlib.closing(open_one(store)) as one,
+        pytest.raises(UsageError, match="There is a snapshot one already"),
+    ):
+        store.publish(draft, snapshots.about("one"), one.state)
     draft.discard()
     assert files(store) == ["one"]
     for name in ("", "..", "../one", ".tmp-1", "a/b", "x" * 80):
@@ -168,6 +171,12 @@ def test_truncated_and_missing_files_are_noticed_at_once(store: Store, name: str
     path.unlink()
     with pytest.raises(CrumbleError, match="cannot be opened"):
         store.open("one")
+    for make in (path.mkdir, lambda: (path.rmdir(), os.mkfifo(path))):
+        make()
+        before = os.listdir("/proc/self/fd")  # noqa: PTH208
+        with pytest.raises(CrumbleError, match=f"{name} is not a file"):
+            store.open("one")
+        assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
 
 
 @pytest.mark.parametrize(
@@ -215,6 +224,7 @@ def test_export_and_import_are_inverse(store: Store, tmp_path: Path) -> None:
     assert memory.stat().st_blocks * 512 < snapshots.MEMORY
     assert memory.read_bytes() == (store.path / "one/memory").read_bytes()
     assert files(store) == ["one", "two"]
+    found.close()
 
 
 def test_long_work_tells_how_far_it_is(

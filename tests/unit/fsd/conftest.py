@@ -1,7 +1,6 @@
 """Trees and clients for the tests of fsd."""
 
 import gc
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
 from crumble_fsd.session import Session
 from crumble_fsd.union_parts import LayerFiles
 from crumble_fsd.upper import MemoryUpper
+from framework.fsd_world import close
 from framework.fuse_client import FuseClient, direct
 from framework.layers import write_layer
 from framework.share_client import ShareClient, Sharing
@@ -30,18 +30,24 @@ def freed() -> Iterator[None]:
 def session_of(tmp_path: Path) -> Iterator[Callable[..., Session]]:
     """Makes a session of a tree over layers given lowest first."""
     made: list[LayerFiles] = []
+    sessions: list[Session] = []
+    uppers: list[MemoryUpper] = []
 
     def make(*layers: Any, limit: int = 1 << 26, **options: Any) -> Session:
         files = [write_layer(tmp_path, f"l{n}", layer) for n, layer in enumerate(layers)]
         made.extend(files)
-        upper = MemoryUpper(limit)
-        tree, nodes = new_tree(files, upper)
-        chosen = options_for(upper, **{"shared": False, **options})
-        return new_session(nodes, [tree], chosen)
+        uppers.append(MemoryUpper(limit))
+        tree, nodes = new_tree(files, uppers[-1])
+        chosen = options_for(uppers[-1], **{"shared": False, **options})
+        sessions.append(new_session(nodes, [tree], chosen))
+        return sessions[-1]
 
     yield make
-    for layer in made:
-        os.close(layer.contents)
+    for session in sessions:
+        session.handles.close()
+    for upper in uppers:
+        upper.close()
+    close(made)
 
 
 @pytest.fixture
@@ -70,22 +76,27 @@ def no_bugs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def sharing(tmp_path: Path) -> Iterator[Sharing]:
     """A client of an image with shares; `layer` is the image."""
     opened: list[Any] = []
+    made: list[LayerFiles] = []
 
     def make(*shares: Share, layer: dict[str, Any] | None = None) -> ShareClient:
         upper = MemoryUpper(1 << 24)
+        opened.append(upper)
         layers = [write_layer(tmp_path, "layer", layer)] if layer is not None else []
+        made.extend(layers)
         tree, nodes = new_tree(layers, upper)
-        made = add_shares(tree, nodes, list(shares))
-        opened.extend(made)
+        added = add_shares(tree, nodes, list(shares))
+        opened.extend(added)
         options = options_for(upper, shared=True, remote_locks=True)
-        session = new_session(nodes, [tree, *made], options)
+        session = new_session(nodes, [tree, *added], options)
+        opened.append(session.handles)
         client = ShareClient(direct(session))
         client.init()
         return client
 
     yield make
-    for share in opened:
-        share.close()
+    for part in opened:
+        part.close()
+    close(made)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from crumble_fsd import fuse_wire as w
 from crumble_fsd.assemble import add_shares, new_session, new_tree, options_for
 from crumble_fsd.session import PENDING, Session
 from crumble_fsd.upper import MemoryUpper
+from framework.fsd_world import close
 from framework.fuse_client import FuseClient, direct
 from framework.layers import write_layer
 
@@ -97,7 +98,8 @@ def test_any_request_is_answered_or_refused(
     monkeypatch.setattr(log, "exception", lambda _event, problem, **_fields: bugs.append(problem))
     with tempfile.TemporaryDirectory() as work:
         upper = MemoryUpper(1 << 20)
-        tree, nodes = new_tree([write_layer(Path(work), "l", TREE)], upper)
+        layers = [write_layer(Path(work), "l", TREE)]
+        tree, nodes = new_tree(layers, upper)
         options = options_for(upper, shared=False, remote_locks=locks)
         session = new_session(nodes, [tree], options)
         fuse = FuseClient(direct(session))
@@ -111,12 +113,14 @@ def test_any_request_is_answered_or_refused(
         for entry in fuse.listdir(1, plus=True):
             assert entry.name
         upper.close()
+        close(layers)
 
 
 @pytest.mark.parametrize("room", [0, 1, 15, 16])
 def test_room_that_holds_no_header_is_left_alone(tmp_path: Path, room: int) -> None:
     upper = MemoryUpper(1 << 20)
-    tree, nodes = new_tree([write_layer(tmp_path, "l", TREE)], upper)
+    layers = [write_layer(tmp_path, "l", TREE)]
+    tree, nodes = new_tree(layers, upper)
     session = new_session(nodes, [tree], options_for(upper, shared=False))
     FuseClient(direct(session)).init()
     answer = bytearray(room)
@@ -125,6 +129,7 @@ def test_room_that_holds_no_header_is_left_alone(tmp_path: Path, room: int) -> N
     assert length == (16 if room == 16 else 0)
     assert bool(any(answer)) == bool(length)
     upper.close()
+    close(layers)
 
 
 SHARE_NODES = NODES | st.integers(0, 8).map(lambda n: 1 << 62 | n)

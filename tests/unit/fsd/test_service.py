@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from crumble_fsd import fuse_wire as w
+from framework.fsd_world import close
 from framework.fuse_client import FuseClient
 from framework.layers import write_layer
 from framework.vhost_user_master import Master
@@ -98,7 +99,7 @@ def test_mistakes_are_said_in_a_sentence(
 
 
 def test_a_contents_file_that_is_too_short(start: Start, tmp_path: Path) -> None:
-    write_layer(tmp_path, "l", {"f": b"data"})
+    close([write_layer(tmp_path, "l", {"f": b"data"})])
     (tmp_path / "l.contents").write_bytes(b"da")
     layer = f"{tmp_path}/l.index:{tmp_path}/l.contents"
     _, err = start("--socket-path", str(tmp_path / "s"), "--layer", layer).communicate(timeout=20)
@@ -116,7 +117,7 @@ def test_a_socket_path_that_cannot_be_used(start: Start, tmp_path: Path) -> None
 
 
 def test_it_serves_until_the_front_end_leaves(serve: Serve, tmp_path: Path) -> None:
-    write_layer(tmp_path, "l", {"f": b"from the layer"})
+    close([write_layer(tmp_path, "l", {"f": b"from the layer"})])
     master, fuse = serve("--layer", f"{tmp_path}/l.index:{tmp_path}/l.contents", "--tag", "root")
     fuse.init()
     assert fuse.read_path("f") == b"from the layer"

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +155,9 @@ class Waiting:
     def __init__(self) -> None:
         self.answers: dict[object, int] = {}
         self.buffers: dict[object, bytearray] = {}
-        upper = MemoryUpper(1 << 20)
-        tree, nodes = new_tree([], upper)
-        options = options_for(upper, shared=False, remote_locks=True)
+        self.upper = MemoryUpper(1 << 20)
+        tree, nodes = new_tree([], self.upper)
+        options = options_for(self.upper, shared=False, remote_locks=True)
         self.session = new_session(nodes, [tree], options, self.answers.__setitem__)
         self.fuse = FuseClient(direct(self.session))
         self.fuse.init()
@@ -184,8 +184,14 @@ class Waiting:
         self.fuse.call(w.FUSE_INTERRUPT, 0, w.INTERRUPT_IN.pack(unique), room=None)
 
 
-def test_blocking_locks_are_answered_when_free_in_order() -> None:
-    lone = Waiting()
+@pytest.fixture
+def lone() -> Iterator[Waiting]:
+    made = Waiting()
+    yield made
+    made.upper.close()
+
+
+def test_blocking_locks_are_answered_when_free_in_order(lone: Waiting) -> None:
     assert lone.setlkw(100, 1, WRITE) == 0
     assert lone.setlkw(102, 2, WRITE) is None
     assert lone.setlkw(104, 3, WRITE) is None
@@ -197,8 +203,7 @@ def test_blocking_locks_are_answered_when_free_in_order() -> None:
     assert lone.answers == {102: 16, 104: 16}
 
 
-def test_waiting_can_be_interrupted() -> None:
-    lone = Waiting()
+def test_waiting_can_be_interrupted(lone: Waiting) -> None:
     lone.setlkw(100, 1, READ)
     assert lone.setlkw(102, 2, WRITE) is None
     lone.interrupt(999)
@@ -212,8 +217,7 @@ def test_waiting_can_be_interrupted() -> None:
     assert lone.error(106) == errno.EINTR
 
 
-def test_flock_and_posix_locks_do_not_meet() -> None:
-    lone = Waiting()
+def test_flock_and_posix_locks_do_not_meet(lone: Waiting) -> None:
     assert lone.setlkw(100, 1, WRITE) == 0
     assert lone.setlkw(102, 2, WRITE, flock=True) == 0
     with failing(errno.EAGAIN):
@@ -226,8 +230,7 @@ def test_flock_and_posix_locks_do_not_meet() -> None:
     assert w.LK_OUT.unpack(reply)[2] == UNLOCK
 
 
-def test_locks_of_an_open_file_go_with_it() -> None:
-    lone = Waiting()
+def test_locks_of_an_open_file_go_with_it(lone: Waiting) -> None:
     fh = lone.fuse.open(lone.node)
     assert fh != 0
     body = w.LK_IN.pack(fh, 99, 0, LAST, WRITE, 1, 0, 0)

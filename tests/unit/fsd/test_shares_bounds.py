@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from crumble_common.errors import UsageError
 from crumble_common.messages.fs import Share
 from crumble_fsd import share_nodes
 from framework.share_client import ShareClient, Sharing, failing
@@ -66,6 +67,13 @@ def test_a_name_swapped_for_a_link_is_not_followed(
             continue
         assert result != b"secret"
     assert [p.name for p in outside.iterdir()] == ["deep"]
+
+
+def test_a_share_that_is_refused_leaves_none_open(sharing: Sharing, host: Path) -> None:
+    with pytest.raises(UsageError):
+        sharing(Share(str(host), "/a"), Share(str(host / "dir"), "/a/b"), Share(str(host), "/a/b"))
+    left = [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    assert not [fd for fd in left if str(fd.readlink()).startswith(str(host))]
 
 
 def test_descriptors_are_bounded(

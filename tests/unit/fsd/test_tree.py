@@ -2,7 +2,7 @@
 
 import errno
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,9 @@ from crumble_common.errors import UsageError
 from crumble_fsd.assemble import new_session, new_tree, options_for
 from crumble_fsd.tree import Tree
 from crumble_fsd.upper import MemoryUpper
+from framework.fsd_world import close
 from framework.fuse_client import FuseClient, direct
-from framework.layers import write_layer
+from framework.layers import open_layer, write_layer
 
 IMAGE = {
     "etc": {"resolv.conf": "../run/resolv.conf", "hosts": b"image", "d": {}},
@@ -28,16 +29,19 @@ Made = tuple[Tree, Callable[[], FuseClient]]
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Made:
+def tree(tmp_path: Path) -> Iterator[Made]:
     upper = MemoryUpper(1 << 20)
-    made, nodes = new_tree([write_layer(tmp_path, "l", IMAGE)], upper)
+    layers = [write_layer(tmp_path, "l", IMAGE)]
+    made, nodes = new_tree(layers, upper)
 
     def client() -> FuseClient:
         fuse = FuseClient(direct(new_session(nodes, [made], options_for(upper, shared=False))))
         fuse.init()
         return fuse
 
-    return made, client
+    yield made, client
+    upper.close()
+    close(layers)
 
 
 def test_injected_files_take_the_place_of_files_and_links(tree: Made) -> None:
@@ -68,20 +72,21 @@ def test_a_damaged_layer_is_an_error_in_the_guest(
 ) -> None:
     errors: list[str] = []
     monkeypatch.setattr(log, "error", lambda event, **fields: errors.append(fields["code"]))
-    write_layer(tmp_path, "l", {"a": b"1", "b": b"2"}).index.close()
+    close([write_layer(tmp_path, "l", {"a": b"1", "b": b"2"})])
     index = bytearray((tmp_path / "l.index").read_bytes())
     index[index.index(b"ab", 200) + 1] = ord("/")  # in the names
     (tmp_path / "l.index").write_bytes(index)
-    from framework.layers import open_layer
-
     upper = MemoryUpper(1 << 20)
-    made, nodes = new_tree([open_layer(tmp_path, "l")], upper)
+    layer = open_layer(tmp_path, "l")
+    made, nodes = new_tree([layer], upper)
     fuse = FuseClient(direct(new_session(nodes, [made], options_for(upper, shared=False))))
     fuse.init()
     with pytest.raises(OSError, match=f"Errno {errno.EIO}]"):
         fuse.listdir(1)
     assert errors == ["store.corrupt"]
     fuse.getattr(1)  # it goes on
+    upper.close()
+    close([layer])
 
 
 def test_contents_that_end_early_are_an_error_in_the_guest(tmp_path: Path) -> None:
@@ -97,3 +102,5 @@ def test_contents_that_end_early_are_an_error_in_the_guest(tmp_path: Path) -> No
     for call in (lambda: fuse.read(node, 0, 10_000), lambda: fuse.write(node, 0, b"y")):
         with pytest.raises(OSError, match=f"Errno {errno.EIO}]"):
             call()
+    upper.close()
+    close([layer])

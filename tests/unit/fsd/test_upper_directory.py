@@ -153,8 +153,10 @@ def test_removed_and_open_files_leave_no_data(live: Live, tmp_path: Path) -> Non
 
 def test_one_vm_at_a_time_and_one_image(live: Live, tmp_path: Path) -> None:
     live()
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208
     with pytest.raises(UsageError, match="in use by another VM"):
         Life(tmp_path)
+    assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
     with pytest.raises(UsageError, match="made over another image"):
         live(layers=["another"])
     live()

@@ -2,161 +2,24 @@
 
 from __future__ import annotations
 
-import mmap
 import socket
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crumble_native import flow as native
-from crumble_native.flow import TIMES, WORDS, Fixed, Flows
-from crumble_native.frames import Outgoing
-from crumble_native.memory import PAGE_SIZE, Memory
-from crumble_native.vring import Virtqueue
-from crumble_netd.commands import Frame
-from crumble_netd.header import checksum, ethernet, ipv4, ipv6, tcp, virtio_net
-from crumble_netd.header.virtio_net import NEEDS_CSUM, NOTHING, Offload
-from framework.netd_guest import parse
-from framework.virtqueue_driver import VirtqueueDriver
-
-RAM = 0x8000_0000
-GATEWAY, GUEST = b"\x02\0\0\0\0\1", b"\x02\0\0\0\0\2"
-ENDS4 = (bytes([10, 0, 2, 15]), bytes([10, 0, 2, 1]))
-ENDS6 = (bytes(15) + b"\1", bytes(15) + b"\2")
-PORTS = (1000, 80)
-SEQ, ISS, MSS, ROOM = 5000, 0xFFFFFF00, 1000, 1 << 16
-ALL = dict.fromkeys((*TIMES, *WORDS), 0)
-
-
-class World:
-    """A flow between a driver and a socket pair; the guest's next byte is SEQ, ours ISS."""
-
-    def __init__(
-        self, *, six: bool = False, stamps: bool = True, buffers: int = 64, credit: int = ROOM,
-        window: int = 60_000, fill: bool = False,
-    ) -> None:  # fmt: skip
-        memory = Memory()
-        memory.add(RAM, mmap.mmap(-1, 2048 * PAGE_SIZE))
-        half = 1024 * PAGE_SIZE
-        self.rings = []
-        for at in (RAM, RAM + half):
-            arena = (at + 16 * PAGE_SIZE, half - 16 * PAGE_SIZE)
-            driver = VirtqueueDriver(memory, size=256, at=at, arena=arena)
-            self.rings.append(
-                (
-                    driver,
-                    Virtqueue(memory, 256, driver.desc, driver.avail, driver.used, event_idx=True),
-                )
-            )
-        (self.rx, self.rx_queue), (self.tx, self.tx_queue) = self.rings
-        self.give(buffers)
-        self.six, self.stamps = six, stamps
-        self.ours, self.theirs = socket.socketpair()
-        self.ours.setblocking(False)
-        self.theirs.setblocking(False)
-        self.ring = memoryview(bytearray(ROOM))
-        self.notes = memoryview(bytearray(512))
-        self.outgoing = Outgoing(merge=True)
-        self.flows = Flows(
-            self.outgoing, GATEWAY + GUEST, left=True, large4=True, large6=True, cut4=False,
-            cut6=False, fill=fill,
-        )  # fmt: skip
-        source, target = ENDS6 if six else ENDS4
-        self.key = source + target + struct.pack("!HH", *PORTS)
-        self.lend(credit=credit, snd_wnd=window, max_snd_wnd=window)
-
-    def lend(self, index: int = 7, *, credit: int = ROOM, key: bytes = b"", **numbers: int) -> bool:
-        values = ALL | {
-            "snd_una": ISS, "snd_nxt": ISS, "snd_wl1": SEQ - 1, "cwnd": 10 * MSS, "rcv_nxt": SEQ,
-            "rcv_adv": SEQ + ROOM, "last_ack_sent": SEQ, "rto": 1.0, "ts_recent": 10,
-        } | numbers  # fmt: skip
-        fixed = Fixed(
-            7200.0, 0.0, 0, credit, 0, 1 << 30, MSS, 0, 0, ROOM, MSS, self.stamps, 0, 0, False, 0,
-            ROOM, self.ours.fileno(), True,
-        )  # fmt: skip
-        notes = (self.notes[:64], self.notes[64:320])
-        return self.flows.lend(
-            index, tuple(values[name] for name in (*TIMES, *WORDS)), fixed, key or self.key,
-            self.ring, notes,
-        )  # fmt: skip
-
-    def give(self, count: int) -> None:
-        for _ in range(count):
-            self.rx.submit([], [4096])
-
-    def frame(
-        self, data: bytes = b"", seq: int = SEQ, *, ack: int = ISS, flags: int = tcp.ACK,
-        value: int = 11, window: int = 60_000, left: bool = True, mac: bytes = GATEWAY,
-        options: bytes | None = None, spoil: bool = False,
-    ) -> bytes:  # fmt: skip
-        """A chain's bytes: virtio_net_hdr and frame."""
-        source, target = ENDS6 if self.six else ENDS4
-        if options is None:
-            given = tcp.Options(timestamps=(value, 0)) if self.stamps else tcp.NO_OPTIONS
-            options = tcp.build_options(given)
-        head = tcp.build(*PORTS, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, flags, window, options)
-        pseudo = checksum.pseudo(source, target, tcp.PROTOCOL, len(head) + len(data))
-        total = pseudo if left else checksum.internet([head, data], pseudo)
-        head = head[:16] + (total ^ spoil).to_bytes(2, "big") + head[18:]
-        build, kind = (ipv6.build, ethernet.IPV6) if self.six else (ipv4.build, ethernet.IPV4)
-        ip = build(source, target, tcp.PROTOCOL, len(head) + len(data))
-        at = ethernet.SIZE + len(ip)
-        offload = Offload(NEEDS_CSUM, 0, at + len(head), 0, at, 16) if left else NOTHING
-        return virtio_net.build(offload, 0) + ethernet.build(mac, GUEST, kind) + ip + head + data
-
-    def send(self, *chains: bytes) -> tuple[int, bool]:
-        """One burst: how many were served, whether something is left."""
-        for chain in chains:
-            self.tx.submit([chain], [])
-        return tuple(self.flows.burst(self.tx_queue, self.rx_queue, 50.0))  # type: ignore[return-value]
-
-    def received(self) -> bytes:
-        """At the host's end."""
-        found = b""
-        while True:
-            try:
-                found += self.theirs.recv(1 << 20)
-            except BlockingIOError:
-                return found
-
-    def segments(self) -> list[tcp.Segment]:
-        """What the guest got."""
-        found, parts = [], []
-        for _, _, data in self.rx.collect():
-            parts.append(data)
-            if len(parts) == struct.unpack_from("<H", parts[0], 10)[0]:
-                whole, parts = b"".join(parts), []
-                offload = Offload(*struct.unpack_from("<BBHHHH", whole))
-                message = parse(Frame(whole[virtio_net.SIZE :], [], offload)).message
-                assert isinstance(message, tcp.Segment)
-                found.append(message)
-        return found
-
-    def read(self) -> None:
-        """The socket is readable."""
-        self.flows.read(7, self.rx_queue, 50.0)
-
-    def noted(self) -> dict[str, int]:
-        """What is written down."""
-        turn = self.notes[:16].cast("Q")[1]
-        names = ("rcv_nxt", "rcv_adv", "snd_una")
-        values = struct.unpack_from("@QdIIIIIII", self.notes, 64 + (turn & 1) * 128)
-        found = dict(
-            zip(("turn", "at", "ts", "snd_una", "rcv_nxt", "rcv_adv"), values, strict=False)
-        )
-        return {name: found[name] for name in names}
-
-    def close(self) -> None:
-        self.ours.close()
-        self.theirs.close()
+from crumble_native.flow import TIMES, WORDS
+from crumble_netd.header import ethernet, tcp, virtio_net
+from framework.flow_world import GUEST, ISS, MSS, ROOM, SEQ, FlowWorld
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    made = World()
+def world() -> Iterator[FlowWorld]:
+    made = FlowWorld()
     yield made
     made.close()
 
@@ -170,7 +33,7 @@ def world() -> Iterator[World]:
 def test_bytes_in_order_are_written_and_acknowledged_once(
     six: bool, stamps: bool, left: bool
 ) -> None:
-    world = World(six=six, stamps=stamps)
+    world = FlowWorld(six=six, stamps=stamps)
     assert world.send(
         world.frame(b"one", left=left), world.frame(b"two", SEQ + 3, left=left),
         world.frame(b"three", SEQ + 6, left=left, flags=tcp.ACK | tcp.PSH),
@@ -187,7 +50,7 @@ def test_bytes_in_order_are_written_and_acknowledged_once(
     world.close()
 
 
-LEFT = {
+LEFT: dict[str, dict[str, Any]] = {
     "a gap": {"seq": SEQ + 1},
     "old": {"seq": SEQ - 1},
     "fin": {"flags": tcp.ACK | tcp.FIN},
@@ -205,11 +68,11 @@ LEFT = {
 
 @pytest.mark.parametrize("what", LEFT.values(), ids=LEFT.keys())
 def test_what_is_special_is_left_in_the_ring_with_what_follows(
-    world: World, what: dict[str, object]
+    world: FlowWorld, what: dict[str, Any]
 ) -> None:
-    special = world.frame(b"two", **{"seq": SEQ + 3, **what})  # type: ignore[arg-type]
+    special = world.frame(b"two", **{"seq": SEQ + 3, **what})
     if "seq" in what:
-        special = world.frame(b"two", **what)  # type: ignore[arg-type]
+        special = world.frame(b"two", **what)
         assert world.send(special, world.frame(b"one")) == (0, True)
         return
     assert world.send(world.frame(b"one"), special, world.frame(b"x", SEQ + 6)) == (1, True)
@@ -220,7 +83,7 @@ def test_what_is_special_is_left_in_the_ring_with_what_follows(
     assert chain.read() == special
 
 
-def test_more_than_the_window_is_left(world: World) -> None:
+def test_more_than_the_window_is_left(world: FlowWorld) -> None:
     sizes = [30_000, 30_000, 6_000]
     at, chains = SEQ, []
     for size in sizes:
@@ -230,7 +93,7 @@ def test_more_than_the_window_is_left(world: World) -> None:
     assert len(world.received()) == 60_000
 
 
-def test_what_the_host_has_no_room_for_is_left_and_comes_again(world: World) -> None:
+def test_what_the_host_has_no_room_for_is_left_and_comes_again(world: FlowWorld) -> None:
     while True:
         try:
             world.ours.send(bytes(1 << 16))
@@ -244,7 +107,7 @@ def test_what_the_host_has_no_room_for_is_left_and_comes_again(world: World) -> 
 
 
 def test_half_of_a_segment_is_not_acknowledged_in_whole() -> None:
-    world = World()
+    world = FlowWorld()
     world.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     chains = [world.frame(bytes([i]) * 6000, SEQ + i * 6000) for i in range(9)]
     served, left = world.send(*chains)
@@ -256,7 +119,7 @@ def test_half_of_a_segment_is_not_acknowledged_in_whole() -> None:
     world.close()
 
 
-def test_another_flow_s_bytes_do_not_mix(world: World) -> None:
+def test_another_flow_s_bytes_do_not_mix(world: FlowWorld) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         key = world.key[:-2] + struct.pack("!H", 81)
@@ -272,7 +135,7 @@ def test_another_flow_s_bytes_do_not_mix(world: World) -> None:
         assert theirs.recv(10) == b"B"
 
 
-def test_one_cannot_be_lent_twice(world: World) -> None:
+def test_one_cannot_be_lent_twice(world: FlowWorld) -> None:
     assert not world.lend(7)
     assert not world.lend(8)
     world.flows.recall(7)
@@ -288,7 +151,7 @@ def test_one_cannot_be_lent_twice(world: World) -> None:
 
 @pytest.mark.parametrize("fill", [False, True])
 def test_bytes_from_the_host_go_as_far_as_windows_do(fill: bool) -> None:
-    world = World(fill=fill)
+    world = FlowWorld(fill=fill)
     data = bytes(range(256)) * 80
     world.theirs.send(data)
     world.read()
@@ -308,7 +171,7 @@ def test_bytes_from_the_host_go_as_far_as_windows_do(fill: bool) -> None:
 
 
 def test_without_buffers_it_waits_and_loses_nothing() -> None:
-    world = World(buffers=3)
+    world = FlowWorld(buffers=3)
     world.theirs.send(bytes(range(250)) * 20)
     world.read()
     assert world.flows.blocked
@@ -326,7 +189,7 @@ def test_without_buffers_it_waits_and_loses_nothing() -> None:
 
 
 def test_credit_ends_and_comes_back_with_acknowledgements() -> None:
-    world = World(credit=3000)
+    world = FlowWorld(credit=3000)
     world.theirs.send(bytes(5000))
     world.read()
     assert world.flows.events() == [(7, native.TIMER | native.WATCH, 0)]
@@ -339,7 +202,7 @@ def test_credit_ends_and_comes_back_with_acknowledgements() -> None:
     world.close()
 
 
-def test_a_window_that_shrinks_is_kept_to(world: World) -> None:
+def test_a_window_that_shrinks_is_kept_to(world: FlowWorld) -> None:
     world.theirs.send(bytes(4000))
     world.read()
     assert len(world.segments()) == 4
@@ -351,7 +214,7 @@ def test_a_window_that_shrinks_is_kept_to(world: World) -> None:
     assert [len(s.payload) for s in world.segments()] == [100]
 
 
-def test_the_socket_s_end_and_errors_are_somebody_else_s(world: World) -> None:
+def test_the_socket_s_end_and_errors_are_somebody_else_s(world: FlowWorld) -> None:
     world.theirs.close()
     world.read()
     assert world.flows.events() == [(7, native.RECALL, 0)]
@@ -359,7 +222,7 @@ def test_the_socket_s_end_and_errors_are_somebody_else_s(world: World) -> None:
 
 
 def test_a_broken_ring_is_told() -> None:
-    world = World(buffers=0)
+    world = FlowWorld(buffers=0)
     world.rx.set_available(0, 300)
     world.rx.set_avail_idx(1)
     world.send(world.frame(b"x"))
@@ -375,7 +238,7 @@ def test_a_broken_ring_is_told() -> None:
 @given(st.data())
 def test_no_frame_does_harm(data: st.DataObject) -> None:
     """Whatever a guest sends: what the host gets is the stream's next bytes, and no more is acknowledged."""
-    world = World(six=data.draw(st.booleans()), stamps=data.draw(st.booleans()))
+    world = FlowWorld(six=data.draw(st.booleans()), stamps=data.draw(st.booleans()))
     stream, sent = bytes(range(256)) * 8, 0
     for _ in range(data.draw(st.integers(1, 12))):
         size = data.draw(st.integers(0, 300))

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crumble_netd.commands import Frame
-from crumble_netd.header import checksum, ethernet, ipv4, tcp, virtio_net
-from crumble_netd.header.virtio_net import NEEDS_CSUM, Offload
+from crumble_netd.header import checksum, ethernet, ipv4, tcp, udp, virtio_net
+from crumble_netd.header.virtio_net import NEEDS_CSUM, NOTHING, Offload
 from crumble_netd.pcap import Capture
 from crumble_netd.tcp_flow import TcpFlow
 from framework.netd_guest import GATEWAY_MAC, GUEST, HOST, MAC, parse
@@ -182,6 +182,40 @@ def test_a_full_ring_makes_it_wait() -> None:
         side.send(b"", 100)
         side.run()
     assert bytes(side.got[i] for i in range(len(data))) == data
+    side.close()
+
+
+def test_datagrams_get_room_on_a_full_ring_too() -> None:
+    """C waits for the guest's buffers while connections are lent; what waits in Python must not wait for ever."""
+    side = Side(fast=True, buffers=8)
+    exchange(side)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        number = server.getsockname()[1]
+        for _ in range(3):
+            head = udp.build(40_001, number, b"hi", 0)[:6] + bytes(2)
+            ip = ipv4.build(GUEST, HOST, udp.PROTOCOL, len(head) + 2)
+            link = ethernet.build(GATEWAY_MAC, MAC, ethernet.IPV4)
+            side.tx.submit([virtio_net.build(NOTHING, 0) + link + ip + head + b"hi"], [])
+            side.run()
+            _, peer = server.recvfrom(10)
+        data = bytes(range(251)) * 2000
+        side.socket.send(data)
+        side.run()
+        sent = [b"%d" % number for number in range(10)]
+        for datagram in sent:
+            server.sendto(datagram, peer)
+        found = []
+        for _ in range(200):
+            for offload, frame in side.turn():
+                message = parse(Frame(frame, [], offload)).message
+                if isinstance(message, udp.Udp):
+                    found.append(bytes(message.payload))
+                side._frame(offload, frame)
+            side.give(3 if side.rx.waiting < 3 else 0)
+            side.send(b"", 100)
+    assert found == sent
+    assert bytes(side.got[i] for i in range(len(side.got))) == data[: len(side.got)]
     side.close()
 
 

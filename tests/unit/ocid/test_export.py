@@ -213,6 +213,8 @@ def test_damaged_layouts_are_refused(library: Library, tmp_path: Path) -> None:
             "host.file",
         ), name
         assert library.images().images == []
+    opened = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert not [path for path in opened if path.readlink().is_relative_to(tmp_path / "e")]
 
 
 def docker_archive(path: Path, *members: Item, manifest: object) -> Path:

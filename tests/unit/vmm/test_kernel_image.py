@@ -4,7 +4,7 @@ import gzip
 import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,9 +26,21 @@ def packed(data: bytes, level: int = 9) -> bytes:
     return gzip.compress(data, level, mtime=0)
 
 
+_opened: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """The files that RAM is."""
+    yield
+    while _opened:
+        os.close(_opened.pop())
+
+
 def ram(size: int = 8 * MIB, *, file: bool = True) -> Ram:
     memory = Memory()
     fd = os.memfd_create("ram")
+    _opened.append(fd)
     os.ftruncate(fd, size)
     memory.add(BASE, mmap.mmap(fd, size))
     return Ram(memory, BASE, size, fd if file else -1)

@@ -3,6 +3,7 @@
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,21 @@ MIB = 1 << 20
 BODY = bytes(i * 7 & 0xFF for i in range(100_000))
 
 
+_opened: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """The files that RAM is."""
+    yield
+    while _opened:
+        os.close(_opened.pop())
+
+
 def ram(size: int = 32 * MIB) -> Ram:
     memory = Memory()
     fd = os.memfd_create("ram")
+    _opened.append(fd)
     os.ftruncate(fd, size)
     memory.add(0, mmap.mmap(fd, size))
     return Ram(memory, 0, size, fd)
