@@ -139,7 +139,9 @@ class NetSever:
 @message("net.reset")
 @dataclass(frozen=True)
 class NetReset:
-    """The guest's flows end; its TCP connections are reset, in it and at the other end. Reply: Ok. guest: as in NetFreeze."""
+    """The guest is about to leave: its flows end, its TCP connections are reset, in it and at the other end, and new
+    ones are refused. Reply: Ok. guest: as in NetFreeze.
+    """
 
     guest: str = ""
 

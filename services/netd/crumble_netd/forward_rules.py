@@ -47,10 +47,10 @@ class ForwardRules:
         return self._rules.pop(number, None)
 
     def target(self, number: int) -> tuple[ForwardRule, Port] | None:
-        """Rule and guest; None when either is gone, or the guest has not been heard of."""
+        """Rule and guest; None when either is gone or going, or the guest has not been heard of."""
         rule = self._rules.get(number)
         port = self._ports.get(rule.port) if rule else None
-        return (rule, port) if rule and port and port.mac else None
+        return (rule, port) if rule and port and port.mac and not port.leaving else None
 
     def name(self, number: int) -> str:
         """A rule's name; "" when there is none."""

@@ -89,7 +89,8 @@ class Guest:
             self._host.settle()
 
     def reset(self) -> None:
-        """Ends all its flows."""
+        """Ends all its flows: it is about to leave."""
+        self.port.leaving = True
         self._stack.end_flows(self.port)
         self._host.settle()
 

@@ -23,7 +23,7 @@ class Port:
 
     services: ports of host.internal that are others of the host's loopback, by protocol and number. mtu: of its
     interface. features: virtio-net's, as the driver took them. cuts: its device cuts segments and fills checksums in
-    where the driver does not.
+    where the driver does not. leaving: no connection begins any more.
     """
 
     number: int
@@ -34,6 +34,7 @@ class Port:
     name: str = ""
     features: int = 0
     cuts: bool = False
+    leaving: bool = False
     ipv6: bytes = b""
     has_ipv4: bool | None = None
     counts: Counter[str] = field(default_factory=Counter)

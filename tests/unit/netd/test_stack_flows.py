@@ -230,6 +230,15 @@ def test_a_guest_that_leaves_is_told_of_its_connections(net: FakeNetwork) -> Non
     assert net.stack.flows.all() == []
 
 
+def test_a_guest_that_leaves_is_refused_connections(net: FakeNetwork) -> None:
+    net.port.leaving = True
+    net.guest.tcp(WEB, tcp.SYN, 1000)
+    assert one(net.packets()).message.flags == tcp.RST | tcp.ACK
+    net.stack.forwards.add(ForwardRule(1, "tcp", packed("127.0.0.1"), 8080, 1, 80))
+    net.event(events.Accepted(5, 1, (packed("127.0.0.1"), 33333)))
+    assert net.asked() == [Refuse(5)]
+
+
 # -- Forwards -------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,7 @@ class TcpLayer:
 
     def _begin(self, port: Port, packet: Packet, key: Key, segment: Segment) -> None:
         stack = self._stack
-        if not self._room(port):
+        if port.leaving or not self._room(port):
             self._reset(port, key, segment)
             return
         flow = TcpFlow(key, port, begun=stack.now(), last=stack.now(), syn=segment)
