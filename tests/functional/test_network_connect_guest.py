@@ -13,7 +13,7 @@ import pytest
 
 from crumble_common import paths
 from framework import assets
-from framework.command import World, eventually
+from framework.command import World, eventually, read_until
 from framework.ports import free_port
 
 pytestmark = [pytest.mark.guest, pytest.mark.network, pytest.mark.slow]
@@ -118,6 +118,29 @@ def test_a_guest_moves(world: World) -> None:
     assert "is paused" in refused(world, "network", "connect", RED, "mover")
     ran(world, "unpause", "mover")
     assert fetch(early) == b"mover\n"
+
+
+def test_connections_of_before_are_reset(world: World) -> None:
+    """Those that are open when a guest leaves a network: at both ends, and at once."""
+    ran(world, "network", "create", RED, "--subnet", "10.97.0.0/24")
+    world.up()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        at = server.getsockname()[1]
+        server.settimeout(60)
+        script = f"mkfifo /f 2>/dev/null; exec 3<>/f; busybox nc host.internal {at} <&3; echo ended"
+        ran(world, "run", "-d", "--name", "mover", "--allow", f"host:{at}", IMAGE, "sleep", "1000")
+        for where in (("connect", RED), ("disconnect", RED)):
+            inner = world.start("exec", "mover", "sh", "-c", script)
+            peer, _ = server.accept()
+            with peer:
+                peer.settimeout(60)
+                peer.sendall(b"hello\n")
+                assert inner.stdout is not None
+                assert read_until(inner.stdout, b"hello\n") == b"hello\n"
+                ran(world, "network", *where, "mover")
+                with pytest.raises(ConnectionResetError):
+                    peer.recv(1)
+            assert inner.communicate(timeout=60)[0] == b"ended\n"
 
 
 def answers(port: int) -> bool:

@@ -101,7 +101,7 @@ class Fuzz:
         self.net = FakeNetwork(features=FEATURES, limits=LIMITS)
         for number, kind in ((1, "tcp"), (2, "udp")):
             self.net.stack.forwards.add(
-                ForwardRule(number, kind, packed("127.0.0.1"), 8000, 1, GUEST, 80)  # type: ignore[arg-type]
+                ForwardRule(number, kind, packed("127.0.0.1"), 8000, 1, 80)  # type: ignore[arg-type]
             )
         self.flows: list[int] = [0]
         self.next = {0: (1000, 5000)}

@@ -12,6 +12,9 @@ NETWORK, GATEWAY, HOST, GUEST = "10.0.2.0/24", "10.0.2.1", "10.0.2.2", "10.0.2.1
 NETWORK6 = "fd63:7275:6d62:6c65::/64"
 # The largest IP packet that is a multiple of 8 in size: 64 KiB of data are one packet.
 MTU = 65_520
+# Bytes of a frame that a capture keeps.
+SNAPLEN = 262_144
+Protocol = Literal["tcp", "udp"]
 
 # The arena in which a `netd` leaves to its successor what it knows (crumble_common.arena). Most of it is
 # never touched, and takes no memory.
@@ -26,7 +29,7 @@ class Forward:
     host_port: int
     guest_port: int
     host: str = "127.0.0.1"
-    protocol: Literal["tcp", "udp"] = "tcp"
+    protocol: Protocol = "tcp"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class NetConfig:
     policy: NetPolicy = field(default_factory=NetPolicy)
     forwards: list[Forward] = field(default_factory=list)
     capture_fd: str = ""
-    snaplen: int = 262_144
+    snaplen: int = SNAPLEN
     also: list[str] = field(default_factory=list)
 
 
@@ -90,7 +93,7 @@ class PortAdd:
     policy: NetPolicy = field(default_factory=NetPolicy)
     forwards: list[Forward] = field(default_factory=list)
     capture_fd: str = ""
-    snaplen: int = 262_144
+    snaplen: int = SNAPLEN
     aliases: list[str] = field(default_factory=list)
 
 
@@ -133,6 +136,16 @@ class NetSever:
     guest: str = ""
 
 
+@message("net.reset")
+@dataclass(frozen=True)
+class NetReset:
+    """The guest is about to leave: its flows end, its TCP connections are reset, in it and at the other end, and new
+    ones are refused. Reply: Ok. guest: as in NetFreeze.
+    """
+
+    guest: str = ""
+
+
 @message("net.rename")
 @dataclass(frozen=True)
 class NetRename:
@@ -168,7 +181,7 @@ class ServiceAdd:
 
     port: int
     host_port: int
-    protocol: Literal["tcp", "udp"] = "tcp"
+    protocol: Protocol = "tcp"
     guest: str = ""
 
 
@@ -189,7 +202,7 @@ class CaptureStart:
 
     capture_fd: str
     guest: str = ""
-    snaplen: int = 262_144
+    snaplen: int = SNAPLEN
 
 
 @message("net.capture.stop")
@@ -240,7 +253,7 @@ class ServiceInfo:
 
     port: int
     host_port: int
-    protocol: Literal["tcp", "udp"] = "tcp"
+    protocol: Protocol = "tcp"
 
 
 @dataclass(frozen=True)

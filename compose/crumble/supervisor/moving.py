@@ -1,6 +1,6 @@
 """`crumble network connect` and `disconnect`: a running VM's one interface moves from one network to another.
 
-Its rings are taken back and its link goes down; then the old network forgets it, and only then the new one takes its
+Its connections are reset, its rings are taken back and its link goes down; then the old network forgets it, and only then the new one takes its
 rings, its forwards and the ports of the host that it may reach. The guest's agent tells it who it is there.
 """
 
@@ -93,6 +93,8 @@ async def _leave(vm: Vm) -> None:
     process, guest = vm.host.networks.of(vm)
     vm.host.fds.close(vm.id, "capture")
     state: net.NetState = await process.request(net.NetInspect(guest))
+    # As long as it has the addresses and the rings that its connections are of.
+    await process.request(net.NetReset(guest))
     vm.network.connected, vm.network.kept = False, state.guests[0]
     await vm.vmm.request(NetDisconnect())
     if vm.network.named is not None:

@@ -99,7 +99,6 @@ def new_rule(forward: Forward, number: int, port: Port) -> ForwardRule:
         host,
         forward.host_port,
         port.number,
-        port.ipv4,
         forward.guest_port,
     )
 

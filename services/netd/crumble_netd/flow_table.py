@@ -102,6 +102,13 @@ class FlowTable:
         self._by_number[flow.number] = flow
         self.counts[flow.key.port, flow.key.kind] += 1
 
+    def change(self, flow: Flow, key: Key) -> None:
+        """It is between other ends of the same guest from now on."""
+        if self._by_key.get(flow.key) is flow:
+            del self._by_key[flow.key]
+        flow.key = key
+        self._by_key[key] = flow
+
     def reserve(self, number: int) -> None:
         """New flows get numbers after this one."""
         self._next = max(self._next, number)

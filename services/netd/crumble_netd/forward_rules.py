@@ -10,14 +10,13 @@ from crumble_netd.port import Port
 
 @dataclass(frozen=True, slots=True)
 class ForwardRule:
-    """kind: tcp or udp. host: the address listened at. guest: whom it is for."""
+    """kind: tcp or udp. host: the address listened at. port: of the stack, whose guest it is for."""
 
     number: int
     kind: Kind
     host: bytes
     host_port: int
     port: int
-    guest: bytes
     guest_port: int
 
     @property
@@ -48,10 +47,10 @@ class ForwardRules:
         return self._rules.pop(number, None)
 
     def target(self, number: int) -> tuple[ForwardRule, Port] | None:
-        """Rule and guest; None when either is gone, or the guest has not been heard of."""
+        """Rule and guest; None when either is gone or going, or the guest has not been heard of."""
         rule = self._rules.get(number)
         port = self._ports.get(rule.port) if rule else None
-        return (rule, port) if rule and port and port.mac else None
+        return (rule, port) if rule and port and port.mac and not port.leaving else None
 
     def name(self, number: int) -> str:
         """A rule's name; "" when there is none."""
@@ -60,3 +59,13 @@ class ForwardRules:
     def all(self) -> list[ForwardRule]:
         """Every rule."""
         return list(self._rules.values())
+
+
+def guest_addresses(rule: ForwardRule, port: Port, peer: bytes) -> list[bytes]:
+    """Where a guest may be reached, the best first: for TCP by the peer's own family, then by the other, where it
+    was heard of. UDP has no handshake that would tell, and goes by IPv4 where the guest has it.
+    """
+    ways = [port.ipv4, port.ipv6] if port.ipv6 else [port.ipv4]
+    if port.has_ipv4 is False or (rule.kind == "tcp" and len(peer) == 16):
+        ways.reverse()
+    return ways

@@ -88,6 +88,12 @@ class Guest:
             sever(self._stack, self.port, connections)
             self._host.settle()
 
+    def reset(self) -> None:
+        """Ends all its flows: it is about to leave."""
+        self.port.leaving = True
+        self._stack.end_flows(self.port)
+        self._host.settle()
+
     # Forwards.
 
     def forward(self, forward: Forward) -> None:

@@ -18,11 +18,12 @@ _CUT = 4 * LARGEST
 
 @dataclass(slots=True)
 class Port:
-    """mac: empty until the guest's first frame tells it. ipv4: the one address it may use.
+    """mac: empty until the guest's first frame tells it. ipv4: the one address it may use; has_ipv4: whether it was heard
+    to have it, last (None: nobody knows). ipv6: the last address that it was heard to have.
 
-    services: ports of host.internal that are others of the host's loopback, by protocol and number. mtu: of its interface. features: virtio-net's, as the driver took them. neighbours6: addresses that
-    the guest was seen to use, for forwards. cuts: its device cuts segments and fills checksums in where the driver
-    does not.
+    services: ports of host.internal that are others of the host's loopback, by protocol and number. mtu: of its
+    interface. features: virtio-net's, as the driver took them. cuts: its device cuts segments and fills checksums in
+    where the driver does not. leaving: no connection begins any more.
     """
 
     number: int
@@ -33,7 +34,9 @@ class Port:
     name: str = ""
     features: int = 0
     cuts: bool = False
+    leaving: bool = False
     ipv6: bytes = b""
+    has_ipv4: bool | None = None
     counts: Counter[str] = field(default_factory=Counter)
     aliases: tuple[str, ...] = ()
     resolved: Resolved = field(default_factory=Resolved)

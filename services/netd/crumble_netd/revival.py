@@ -109,7 +109,7 @@ def _stream(stack: Stack, host: HostSide, flow: TcpFlow, slot: Slot, sock: socke
         stack.tcp.ending[flow.number] = slot
         stack.emit(HostClose(flow.number))
         return
-    connection = stack.tcp.new_connection(flow)
+    connection = stack.tcp.opening.connection(flow)
     connection.block = block
     flow.connection = connection
     stack.flows.add(flow)

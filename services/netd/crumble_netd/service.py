@@ -22,6 +22,7 @@ from crumble_common.messages.net import (
     NetFrozen,
     NetInspect,
     NetRename,
+    NetReset,
     NetSever,
     NetState,
     PortAdd,
@@ -72,6 +73,7 @@ class NetdService(Service[NetConfig]):
             NetInspect: self._state,
             NetFreeze: self._freeze,
             NetSever: lambda m: self._guest(m.guest).sever(m.connections),
+            NetReset: lambda m: self._guest(m.guest).reset(),
             NetRename: lambda m: self._guest("").rename(m.names),
         }
 

@@ -23,7 +23,7 @@ from crumble_netd.claims import Claims
 from crumble_netd.commands import Command, Kind, Refuse
 from crumble_netd.events import Accepted, Incoming
 from crumble_netd.flow_table import Budget, Flow, FlowTable, Key, Limits
-from crumble_netd.forward_rules import ForwardRules
+from crumble_netd.forward_rules import ForwardRules, guest_addresses
 from crumble_netd.header import Malformed, ipv6
 from crumble_netd.header.virtio_net import NOTHING, Offload
 from crumble_netd.layers.dhcp import DhcpLayer
@@ -101,6 +101,12 @@ class Stack:
         self.name_guests()
         self.neighbours.advertise(port)
 
+    def heard_ipv4(self, port: Port) -> None:
+        """A guest has its IPv4 address."""
+        if not port.has_ipv4:
+            port.has_ipv4 = True
+            self.on_learnt()
+
     def _expect(self, port: Port) -> None:
         """The addresses that a MAC makes are nobody else's."""
         for prefix in (self.addresses.network6, LINK_LOCAL6):
@@ -111,10 +117,15 @@ class Stack:
         port = self.ports.pop(number, None)
         self._claims.release(number)
         self._paused.discard(number)
+        if port is not None:
+            self.end_flows(port)
+        self.name_guests()
+
+    def end_flows(self, port: Port) -> None:
+        """Of a guest, whatever they are doing."""
         for flow in self.flows.all():
             if flow.port is port:
                 self.abandon(flow)
-        self.name_guests()
 
     def name_guests(self) -> None:
         """The DNS knows them by the names that they have now."""
@@ -314,15 +325,20 @@ class Stack:
         port.counts["refused"] += 1
         self.on_refused(port, kind, address, number)
 
-    def forwarded(self, event: Accepted | Incoming) -> tuple[Port, Key] | None:
-        """The flow that one who came to a forward begins; None, and refused, when it cannot be."""
+    def forwarded(self, event: Accepted | Incoming) -> tuple[Port, list[Key]] | None:
+        """The ends of the flow that one who came to a forward begins, the best first; None, and refused, when it
+        cannot be.
+        """
         found = self.forwards.target(event.rule)
         if found is not None:
             rule, port = found
-            remote = self.visible_peer(event.peer, rule.guest)
-            key = Key(rule.kind, port.number, rule.guest, rule.guest_port, *remote)
-            if self.flows.find(key) is None:
-                return port, key
+            keys = [
+                Key(rule.kind, port.number, guest, rule.guest_port, *self.visible_peer(event.peer, guest))
+                for guest in guest_addresses(rule, port, event.peer[0])
+            ]  # fmt: skip
+            free = [key for key in keys if self.flows.find(key) is None]
+            if free:
+                return port, free
         self.emit(Refuse(event.token))
         return None
 

@@ -68,6 +68,7 @@ class Survival:
         for guest in self._expected.values():
             if guest["port"] == port.number:
                 port.mac, port.ipv6 = guest["mac"] or port.mac, guest["ipv6"]
+                port.has_ipv4 = guest["has_ipv4"]
                 port.resolved.restore(guest["resolved"])
                 port.services = {(kind, at): to for kind, at, to in guest["services"]}
 
@@ -79,6 +80,7 @@ class Survival:
         for name, port, forwards in guests:
             now[name] = {
                 "port": port.number, "mac": port.mac, "ipv6": port.ipv6,
+                "has_ipv4": port.has_ipv4,
                 "resolved": port.resolved.pack(),
                 "services": [[kind, at, to] for (kind, at), to in port.services.items()],
                 "forwards": [dataclasses.asdict(forward) for forward in forwards],

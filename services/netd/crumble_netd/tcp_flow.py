@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from crumble_netd.flow_table import Flow
+from crumble_netd.flow_table import Flow, Key
 from crumble_netd.header.tcp import Segment
 from crumble_netd.tcp.connection import Connection
 
@@ -20,7 +20,8 @@ class Elsewhere(Protocol):
 @dataclass(eq=False, slots=True)
 class TcpFlow(Flow):
     """A connection. syn: the guest's, until the host side has connected. noted: which of its states is in
-    its slot.
+    its slot. others, refused: of one to a guest; between which ends else it may begin, and whether the guest has
+    refused between some (`layers/opening.py`).
     """
 
     kept: Connection | None = None
@@ -33,6 +34,8 @@ class TcpFlow(Flow):
     freed: int = 0
     retried: bool = False
     noted: tuple[object, ...] = ()
+    others: list[Key] = field(default_factory=list)
+    refused: bool = False
 
     @property
     def connection(self) -> Connection | None:

@@ -219,11 +219,31 @@ def test_the_hosts_loopback_is_tried_in_both_families() -> None:
     assert one(net.packets()).message.flags & tcp.RST
 
 
+def test_a_guest_that_leaves_is_told_of_its_connections(net: FakeNetwork) -> None:
+    flow, seq = connect(net)
+    net.guest.udp(WEB, b"question")
+    datagrams = one(net.asked()[:1]).flow
+    net.stack.end_flows(net.port)
+    reset = one(net.packets())
+    assert (reset.message.flags, reset.message.seq) == (tcp.RST | tcp.ACK, seq)
+    assert net.asked() == [HostClose(flow, reset=True), HostClose(datagrams)]
+    assert net.stack.flows.all() == []
+
+
+def test_a_guest_that_leaves_is_refused_connections(net: FakeNetwork) -> None:
+    net.port.leaving = True
+    net.guest.tcp(WEB, tcp.SYN, 1000)
+    assert one(net.packets()).message.flags == tcp.RST | tcp.ACK
+    net.stack.forwards.add(ForwardRule(1, "tcp", packed("127.0.0.1"), 8080, 1, 80))
+    net.event(events.Accepted(5, 1, (packed("127.0.0.1"), 33333)))
+    assert net.asked() == [Refuse(5)]
+
+
 # -- Forwards -------------------------------------------------------------------------------------
 
 
 def test_forwarded_connections_reach_the_guest(net: FakeNetwork) -> None:
-    net.stack.forwards.add(ForwardRule(1, "tcp", packed("127.0.0.1"), 8080, 1, GUEST, 80))
+    net.stack.forwards.add(ForwardRule(1, "tcp", packed("127.0.0.1"), 8080, 1, 80))
     net.event(events.Accepted(5, 1, (packed("127.0.0.1"), 33333)))
     (adopt,) = net.asked()
     assert adopt == Adopt(5, adopt.flow)  # type: ignore[union-attr]
@@ -237,7 +257,7 @@ def test_forwarded_connections_reach_the_guest(net: FakeNetwork) -> None:
 
 
 def test_a_guest_that_refuses_resets_the_peer(net: FakeNetwork) -> None:
-    net.stack.forwards.add(ForwardRule(1, "tcp", packed("127.0.0.1"), 8080, 1, GUEST, 80))
+    net.stack.forwards.add(ForwardRule(1, "tcp", packed("127.0.0.1"), 8080, 1, 80))
     net.event(events.Accepted(5, 1, (packed("198.51.100.7"), 33333)))
     flow = net.asked()[0].flow  # type: ignore[union-attr]
     packet = one(net.packets())
@@ -247,7 +267,7 @@ def test_a_guest_that_refuses_resets_the_peer(net: FakeNetwork) -> None:
 
 
 def test_forwarded_datagrams_reach_the_guest_and_are_answered(net: FakeNetwork) -> None:
-    net.stack.forwards.add(ForwardRule(1, "udp", packed("127.0.0.1"), 8053, 1, GUEST, 53))
+    net.stack.forwards.add(ForwardRule(1, "udp", packed("127.0.0.1"), 8053, 1, 53))
     net.event(events.Incoming(5, 1, (packed("127.0.0.1"), 33333), b"question"))
     (adopt,) = net.asked()
     packet = one(net.packets())

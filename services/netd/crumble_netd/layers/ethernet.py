@@ -57,11 +57,20 @@ class EthernetLayer:
         if source != port.mac or source == self._stack.addresses.mac:
             raise Malformed("spoofed")
 
+    def ask(self, port: Port) -> None:
+        """Who has the guest's IPv4 address? It has, if it answers."""
+        ours = self._stack.addresses
+        asked = arp.Arp(arp.REQUEST, ours.mac, ours.gateway4, bytes(6), port.ipv4)
+        head = ethernet.build(ethernet.BROADCAST, ours.mac, ethernet.ARP) + arp.build(asked)
+        self._stack.emit(Transmit(port.number, Frame(head, [])))
+
     def _arp(self, port: Port, data: memoryview) -> None:
         """Answers for gateway and host; a guest that probes its own address hears nothing (RFC 5227)."""
         asked = arp.parse(data)
         if asked.sender_mac != port.mac or asked.sender not in (port.ipv4, ipv4.ANY):
             raise Malformed("spoofed")
+        if asked.sender == port.ipv4:
+            self._stack.heard_ipv4(port)
         addresses = self._stack.addresses
         if asked.operation != arp.REQUEST:
             return

@@ -118,7 +118,9 @@ class IpLayer:
                 raise Malformed("spoofed")
         elif not self._stack.may_use(port, source):
             raise Malformed("spoofed")
-        elif len(source) == 16 and not ipv6.is_link_local(source) and port.ipv6 != source:
+        elif len(source) == 4:
+            self._stack.heard_ipv4(port)
+        elif not ipv6.is_link_local(source) and port.ipv6 != source:
             port.ipv6 = source
             self._stack.on_learnt()
         if source == destination:

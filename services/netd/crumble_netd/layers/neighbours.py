@@ -35,12 +35,16 @@ class NeighbourLayer:
         if message.type == icmp.NEIGHBOR_SOLICITATION:
             self._solicited(port, packet, message)
         elif message.type == icmp.ROUTER_SOLICITATION:
+            if packet.source == port.link_local() and not port.ipv6:
+                self._learn(port, ipv6.eui64(self._stack.addresses.network6, port.mac))
             self.advertise(port)
 
     def _solicited(self, port: Port, packet: Packet, message: Icmp) -> None:
         if len(message.body) < 16:
             raise Malformed("nd.short")
         target = bytes(message.body[:16])
+        if packet.source == ipv6.ANY:
+            self._probed(port, target)
         if target not in self._stack.addresses.owned():
             return
         ask = packet.source
@@ -48,6 +52,18 @@ class NeighbourLayer:
         flags = _ROUTER | _OVERRIDE | (_SOLICITED if ask != ipv6.ANY else 0)
         body = target + bytes((_TARGET_LINK, 1)) + self._stack.addresses.mac
         self._send(port, target, to, icmp.NEIGHBOR_ADVERTISEMENT, flags, body)
+
+    def _probed(self, port: Port, target: bytes) -> None:
+        """Duplicate address detection (RFC 4862 §5.4): the guest is about to have this address. A server may never
+        use it as a source before somebody has reached it there.
+        """
+        if target[:8] == self._stack.addresses.network6 and target != port.ipv6:
+            self._learn(port, target)
+
+    def _learn(self, port: Port, address: bytes) -> None:
+        if self._stack.may_use(port, address):
+            port.ipv6 = address
+            self._stack.on_learnt()
 
     def advertise(self, port: Port) -> None:
         """A router advertisement, to all nodes; another one follows in time."""

@@ -8,7 +8,6 @@ kernel has not taken; the host side is read only as far as the guest's side has 
 from __future__ import annotations
 
 import errno
-import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -26,13 +25,13 @@ from crumble_netd.flow_table import Key
 from crumble_netd.header import tcp
 from crumble_netd.header.tcp import ACK, RST, SYN, Segment
 from crumble_netd.layers import keeping
+from crumble_netd.layers.opening import Opening
 from crumble_netd.ledger import Slot
 from crumble_netd.policy import LOOPBACK4, LOOPBACK6
 from crumble_netd.port import Port
 from crumble_netd.tcp.connection import Connection
 from crumble_netd.tcp.outputs import Data, Ended, Established, Freed, Output, PeerClosed, Send
-from crumble_netd.tcp.sequence import MASK, add, before
-from crumble_netd.tcp.settings import Settings
+from crumble_netd.tcp.sequence import add, before
 from crumble_netd.tcp.state import State
 from crumble_netd.tcp_flow import TcpFlow
 
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 # Bytes read ahead of the guest's acknowledgements: at first, and at most.
 CREDIT_START, CREDIT_MAX = 1 << 16, 2 << 20
 DNS_PORT = 53
-_HEADERS4, _HEADERS6 = 40, 60
 
 
 class TcpLayer:
@@ -51,7 +49,7 @@ class TcpLayer:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self._secret = stack.random(16)
+        self.opening = Opening(stack)
         self._dirty: dict[TcpFlow, None] = {}
         self._waiting: dict[TcpFlow, None] = {}  # in TIME-WAIT, oldest first
         self._unnoted: dict[TcpFlow, None] = {}
@@ -102,7 +100,7 @@ class TcpLayer:
 
     def _begin(self, port: Port, packet: Packet, key: Key, segment: Segment) -> None:
         stack = self._stack
-        if not self._room(port):
+        if port.leaving or not self._room(port):
             self._reset(port, key, segment)
             return
         flow = TcpFlow(key, port, begun=stack.now(), last=stack.now(), syn=segment)
@@ -164,7 +162,7 @@ class TcpLayer:
 
     def _accept(self, flow: TcpFlow) -> None:
         assert flow.syn is not None
-        flow.connection = self.new_connection(flow)
+        flow.connection = self.opening.connection(flow)
         flow.connection.accept(flow.syn, self._stack.now())
         flow.syn = None
         self._serve(flow)
@@ -175,16 +173,17 @@ class TcpLayer:
         found = stack.forwarded(event)
         if found is None:
             return
-        port, key = found
+        port, ways = found
         if not self._room(port):
             stack.emit(Refuse(event.token))
             return
         flow = TcpFlow(
-            key, port, target=event.peer, begun=stack.now(), last=stack.now(), service="forward"
-        )
+            ways[0], port, target=event.peer, begun=stack.now(), last=stack.now(),
+            service="forward", others=ways[1:],
+        )  # fmt: skip
         stack.flows.add(flow)
         stack.emit(Adopt(event.token, flow.number))
-        flow.connection = self.new_connection(flow)
+        flow.connection = self.opening.connection(flow)
         flow.connection.open(stack.now())
         self._serve(flow)
 
@@ -254,7 +253,8 @@ class TcpLayer:
     def tick(self, flow: TcpFlow) -> None:
         """A deadline of the flow."""
         if flow.connection is not None:
-            flow.connection.tick(self._stack.now())
+            if not self.opening.silent(flow):
+                flow.connection.tick(self._stack.now())
             self._serve(flow)
 
     def flush(self) -> None:
@@ -293,29 +293,6 @@ class TcpLayer:
 
     # Inside.
 
-    def new_connection(self, flow: TcpFlow) -> Connection:
-        """A connection for a flow, closed, kept in the ledger from when it says something."""
-        key, stack, port = flow.key, self._stack, flow.port
-        material = key.guest + key.remote + bytes(str((key.guest_port, key.remote_port)), "ascii")
-        digest = hashlib.blake2s(material, key=self._secret, digest_size=8).digest()
-        # RFC 6528: a clock of 4 us, and a secret's word on these ends.
-        iss = (int(stack.now() * 250_000) + int.from_bytes(digest[:4], "big")) & MASK
-        six = len(key.guest) == 16
-        settings = Settings(
-            mss=port.mtu - (_HEADERS6 if six else _HEADERS4),
-            max_segment=port.largest(ipv6=six),
-        )
-        offset = int.from_bytes(digest[4:], "big")
-        if flow.slot is None and stack.ledger is not None and flow.service != "dns":
-            flow.slot = stack.ledger.take(stream=True)
-        connection = Connection(iss, settings, ts_offset=offset)
-        if flow.slot is not None:
-            connection.keep(flow.slot.to_guest, flow.slot.enlarged_to_guest)
-        connection.paused = stack.paused(port)
-        connection.grow = stack.budget.take
-        flow.window = connection.block.rcv_limit
-        return connection
-
     def note(self) -> None:
         """Writes down what has changed: before guests are told."""
         unnoted, self._unnoted = self._unnoted, {}
@@ -331,8 +308,8 @@ class TcpLayer:
         while connection.outputs:
             for output in connection.take():
                 self._do(flow, connection, output)
-        if flow.connection is None:
-            return
+        if flow.connection is not connection:
+            return  # it has ended, or begun another way
         self._served[flow] = None
         if flow.slot is not None:
             self._unnoted[flow] = None
@@ -390,6 +367,9 @@ class TcpLayer:
         self._stack.ip.send_tcp(flow.port, key.remote, key.guest, head, send.payload, send.mss)
 
     def _ended(self, flow: TcpFlow, output: Ended) -> None:
+        if output.reason == "refused" and self.opening.refused(flow):
+            self._serve(flow)
+            return
         orderly = output.reason == "closed"
         if flow.service != "dns":
             self._stack.emit(HostClose(flow.number, reset=not orderly))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # RFC 4787 REQ-5: not less than two minutes, once there was an answer; ports with short exchanges less.
 TIMEOUT, UNANSWERED, SHORT = 180.0, 30.0, 10.0
+# s that a guest has to say that it has an IPv4 address.
+ASKED = 1.0
 SHORT_PORTS = frozenset((53, 123))
 DHCP_PORT, DNS_PORT = 67, 53
 
@@ -129,6 +131,8 @@ class UdpLayer:
 
     def received(self, flow: Flow, data: bytes) -> None:
         """A datagram for a guest."""
+        if flow.port.has_ipv4 is None and flow.received:
+            self._go_by_ipv6(flow)
         flow.received += max(len(data), 1)
         self._touch(flow)
         key = flow.key
@@ -146,13 +150,28 @@ class UdpLayer:
         found = stack.forwarded(event)
         if found is None:
             return
-        port, key = found
+        port, ways = found
         if len(event.data) > 65_507:
             stack.emit(Refuse(event.token))
             return
-        flow = self._add(port, key, event.peer, stack.forwards.name(event.rule))
+        flow = self._add(port, ways[0], event.peer, stack.forwards.name(event.rule))
         stack.emit(Adopt(event.token, flow.number))
+        if port.has_ipv4 is None and port.ipv6:
+            stack.ethernet.ask(port)
         self.received(flow, event.data)
+
+    def _go_by_ipv6(self, flow: Flow) -> None:
+        """A forward's peer says more, and the guest, which was asked, has not said that it has IPv4."""
+        stack, port, key = self._stack, flow.port, flow.key
+        if len(key.guest) == 16 or not port.ipv6 or stack.now() < flow.begun + ASKED:
+            return
+        port.has_ipv4 = False
+        remote = stack.visible_peer(flow.target, port.ipv6)
+        other = Key("udp", port.number, port.ipv6, key.guest_port, *remote)
+        if stack.flows.find(other) is None:
+            stack.flows.change(flow, other)
+            if flow.slot is not None:
+                flow.slot.begin(flow.number, flow.slot.identity() | {"key": other})
 
     # To guests.
 
