@@ -279,12 +279,14 @@ typedef struct pre_fault {
     uint64_t flags;
     uint64_t padding[5];
 } pre_fault;
-#define PRE_FAULT _IOWR(KVMIO, 0xd5, pre_fault)
+#define PRE_FAULT     _IOWR(KVMIO, 0xd5, pre_fault)
+#define CAP_PRE_FAULT 236
 
 int crb_kvm_prefault(crb_kvm_vcpu *vcpu, uint64_t address, uint64_t size) {
     pre_fault range = {.address = address, .size = size}; // the kernel moves it on
+    if (ioctl(vcpu->vm->fd, KVM_CHECK_EXTENSION, CAP_PRE_FAULT) <= 0) return 0;
     while (range.size != 0 && ioctl(vcpu->fd, PRE_FAULT, &range) < 0) {
-        if (errno == ENOTTY || errno == EOPNOTSUPP) return 0;
+        if (errno == EOPNOTSUPP) return 0; // without two levels of page tables
         if (errno != EINTR && errno != EAGAIN) return -errno;
     }
     return 0;

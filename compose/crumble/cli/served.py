@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 from crumble.cli.main import finished
+from crumble.supervisor.locate import is_locked
 
 MODULES = (
     "crumble.cli.run",
@@ -97,11 +98,12 @@ def _wait(listener: socket.socket, lifeline: int, launcher: tuple[int, ...], tak
             connection, _ = listener.accept()
     with contextlib.suppress(BrokenPipeError):  # our maker was killed
         os.write(taken, b"t")
+    home = Path(listener.getsockname()).parent
     for fd in (taken, lifeline, listener.detach()):
         os.close(fd)
     connection.setblocking(True)
     with contextlib.suppress(OSError):  # the launcher is gone
-        if _become(connection, launcher):
+        if _become(connection, home, launcher):
             connection.send(_STATUS.pack(_status()))
         else:
             connection.send(b"d")
@@ -115,8 +117,10 @@ def _status() -> int:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
-def _become(connection: socket.socket, launcher: tuple[int, ...]) -> bool:
+def _become(connection: socket.socket, home: Path, launcher: tuple[int, ...]) -> bool:
     """Takes over what the launcher is; False, with nothing done, when that cannot be."""
+    if not is_locked(str(home)):
+        return False  # our supervisor is gone
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, *ids = _CREDENTIALS.unpack(credentials)
     place = f"/proc/{pid}"

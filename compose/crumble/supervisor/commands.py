@@ -9,6 +9,7 @@ from pathlib import Path
 
 from crumble.supervisor.spawner import Spawner
 from crumble_common import log, paths
+from crumble_common.errors import InternalError
 
 _ENTRY = "crumble.cli.served:main"
 # The launcher becomes the Python of this name beside it when nobody serves it.
@@ -63,7 +64,10 @@ class Commands:
             return
         log.warning("the commands' process ended", status=status)
         self._left -= 1
-        if self._left:
-            self.start(spawner)
-        else:
-            self.close()
+        try:
+            if self._left:
+                self.start(spawner)
+                return
+        except InternalError:  # the forkserver is lost: the next one's will be started
+            pass
+        self.close()
