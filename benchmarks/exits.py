@@ -113,6 +113,8 @@ def main() -> None:
     for line in kvm_rig.run(HOST, kernel, initramfs, 3000):
         print(line, file=sys.stderr)
         lines.append(line)
+    if any("RIG failed" in line for line in lines):
+        sys.exit("exits: some of the work was not done; nothing is kept.")
     comparison = report(lines)
     print(comparison.table())
     print(comparison.save())

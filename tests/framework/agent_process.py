@@ -6,6 +6,7 @@ qemu's user emulation. `AgentHost` also serves agents in real guests: it needs o
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import tempfile
@@ -170,6 +171,11 @@ class AgentHost:
         return self.wait(number, ToHost.FILE_DONE).argument
 
 
+def _default_quit() -> None:
+    """A shell's background job ignores it, and qemu's user emulation then does not say so."""
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
 @contextmanager
 def agent(arch: str, *under: str) -> Iterator[AgentHost]:
     """An agent of `arch` that has said READY; must end by itself when the host's end closes. under: a command that
@@ -186,6 +192,7 @@ def agent(arch: str, *under: str) -> Iterator[AgentHost]:
                 [*words, str(path), "--port", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stderr=subprocess.PIPE,
+                preexec_fn=_default_quit,
             )
             theirs.close()
             try:
