@@ -104,6 +104,12 @@ def test_exec_runs_many_commands_in_one_vm(daemon: World) -> None:
     assert daemon.run("exec", "box", "nope").returncode == 127
     assert "There is no VM nope" in daemon.run("exec", "nope", "true").stderr
     assert daemon.run("exec", "--timeout", "0.2", "box", "sleep", "60").returncode == 124
+    daemon.environment["TERM"] = "vt100"
+    assert daemon.run("exec", "-t", "box", "sh", "-c", "echo $TERM").stdout.strip() == "vt100"
+    assert (
+        daemon.run("exec", "-t", "-e", "TERM=x", "box", "sh", "-c", "echo $TERM").stdout.strip()
+        == "x"
+    )
     (vm,) = json.loads(daemon.run("ps", "--json").stdout)
     assert daemon.run("exec", vm["id"][:6], "echo", "by id").stdout == "by id\n"
 

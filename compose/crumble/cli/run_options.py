@@ -127,13 +127,15 @@ def process_options(parser: Parser) -> None:
 
 
 def environment(options: argparse.Namespace) -> dict[str, str]:
-    """The variables that -e and --env-file name; KEY alone takes ours, and is left out when unset."""
+    """The variables that -e and --env-file name; KEY alone takes ours, and is left out when unset. With -t, TERM, too."""
     found: dict[str, str] = {}
     for path in options.env_file:
         for line in _lines(path):
             _add(found, line)
     for text in options.env:
         _add(found, text)
+    if options.tty and "TERM" in os.environ:
+        found.setdefault("TERM", os.environ["TERM"])
     return found
 
 

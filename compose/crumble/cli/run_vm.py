@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -44,12 +43,9 @@ def run(options: argparse.Namespace, ground: Ground | None) -> int:
 
 def _process(options: argparse.Namespace) -> ProcessStart:
     rows, cols = terminal.size(1)
-    env = run_options.environment(options)
-    if options.tty and "TERM" in os.environ:
-        env.setdefault("TERM", os.environ["TERM"])
     return ProcessStart(
         argv=options.command,
-        env=env,
+        env=run_options.environment(options),
         cwd=options.workdir,
         user=options.user,
         tty=options.tty,

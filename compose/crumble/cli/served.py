@@ -172,7 +172,16 @@ def _alike(place: str, launcher: tuple[int, ...], status: dict[str, str]) -> boo
         _identity(f"{place}/exe") == launcher
         and all(_same(f"{place}/{what}", f"/proc/self/{what}") for what in _SEEN)
         and all(status[name] == own[name] for name in _RIGHTS)
+        and _label(place) == _label("/proc/self")
     )
+
+
+def _label(place: str) -> bytes:
+    """What a security module (AppArmor, SELinux) confines it by."""
+    try:
+        return Path(f"{place}/attr/current").read_bytes()
+    except OSError:
+        return b""  # there is none
 
 
 def _same(one: str, other: str) -> bool:
