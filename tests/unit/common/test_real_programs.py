@@ -56,5 +56,9 @@ def test_a_program_is_judged_by_what_it_printed(
     program = programs.Program.load(TOOLS / "programs" / f"{name}.sh")
     assert program.wrong(printed) == ""
     assert program.wrong("") != ""
+    if name == "python":
+        again = printed.replace("run=86/86", "run=87/86").replace("skipped=2", "skipped=2 rerun=1")
+        assert program.wrong(again.replace("SUCCESS", "FAILURE then SUCCESS")) == ""
+        assert program.wrong(again.replace("SUCCESS", "FAILURE then FAILURE")) != ""
     for old, new in changes:
         assert program.wrong(printed.replace(old, new)) != "", new
