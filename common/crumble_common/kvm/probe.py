@@ -100,4 +100,6 @@ def _write(path: Path, key: str, report: kvm_probe.Report) -> None:
         new.write_text(json.dumps([key, *values]))
         new.replace(path)
     except OSError:
-        new.unlink(missing_ok=True)
+        pass
+    finally:
+        new.unlink(missing_ok=True)  # also when a signal ends the command here
