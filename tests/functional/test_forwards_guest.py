@@ -21,6 +21,9 @@ CONFIGURED = """
 while ! busybox ip -6 addr show dev eth0 scope global | busybox grep inet6 | busybox grep -qv tentative; do
     busybox sleep 0.1
 done
+# netd knows of an address that it has heard of. Router solicitations and packets tell; a kernel that has a
+# router's advertisement already sends none.
+busybox ping -6 -c 1 fd63:7275:6d62:6c65::1 >/dev/null
 """
 # Answers at one family, or (::) at both, with whom it sees.
 SERVER = """
