@@ -115,59 +115,57 @@ static inline bool is_segment(const uint8_t *heads, uint32_t size, segment *foun
     return (tcp[13] & ~PSH) == ACK && be16(tcp) != 0 && be16(tcp + 2) != 0;
 }
 
-// Bytes [skip, skip + size) of what the driver lets us read; it has so many.
-static inline void chain_read(const crb_chain *chain, uint32_t skip, uint8_t *to, uint32_t size) {
-    for (uint64_t i = 0; size != 0; i++) {
-        const crb_segment piece = chain->segments[i];
-        if (skip >= piece.length) {
-            skip -= (uint32_t)piece.length;
+// Bytes [skip, skip + size) of what the driver lets us read, which has so many.
+typedef struct chain_walk {
+    const crb_chain *chain;
+    uint32_t skip;
+    uint32_t size; // left
+    uint32_t at;   // the next segment
+} chain_walk;
+
+// The next run of them; false at the end.
+static inline bool chain_next(chain_walk *walk, crb_segment *run) {
+    while (walk->size != 0) {
+        const crb_segment piece = walk->chain->segments[walk->at++];
+        if (walk->skip >= piece.length) {
+            walk->skip -= (uint32_t)piece.length;
             continue;
         }
-        const uint32_t run = piece.length - skip < size ? (uint32_t)piece.length - skip : size;
-        memcpy(to, piece.at + skip, run);
-        to += run;
-        size -= run;
-        skip = 0;
+        const uint64_t rest = piece.length - walk->skip;
+        *run = (crb_segment){piece.at + walk->skip, rest < walk->size ? rest : walk->size};
+        walk->size -= (uint32_t)run->length;
+        walk->skip = 0;
+        return true;
     }
+    return false;
 }
 
-// What bytes [skip, skip + size) of those lie in: how many pieces; more than `room` when that is
-// too little.
+// A copy of them.
+static inline void chain_read(const crb_chain *chain, uint32_t skip, uint8_t *to, uint32_t size) {
+    chain_walk walk = {chain, skip, size, 0};
+    for (crb_segment run; chain_next(&walk, &run); to += run.length)
+        memcpy(to, run.at, run.length);
+}
+
+// What they lie in: how many pieces; more than `room` when that is too little.
 static inline uint32_t chain_pieces(const crb_chain *chain, uint32_t skip, uint32_t size,
                                     crb_segment *found, uint32_t room) {
+    chain_walk walk = {chain, skip, size, 0};
     uint32_t n = 0;
-    for (uint64_t i = 0; size != 0; i++) {
-        const crb_segment piece = chain->segments[i];
-        if (skip >= piece.length) {
-            skip -= (uint32_t)piece.length;
-            continue;
-        }
+    for (crb_segment run; chain_next(&walk, &run); found[n++] = run)
         if (n == room) return room + 1;
-        const uint32_t run = piece.length - skip < size ? (uint32_t)piece.length - skip : size;
-        found[n++] = (crb_segment){piece.at + skip, run};
-        size -= run;
-        skip = 0;
-    }
     return n;
 }
 
-// `sum` and that of bytes [skip, skip + size) of those.
+// `sum` and that of them.
 static inline uint32_t chain_sum(const crb_chain *chain, uint32_t skip, uint32_t size,
                                  uint32_t sum) {
+    chain_walk walk = {chain, skip, size, 0};
     bool odd = false;
-    for (uint64_t i = 0; size != 0; i++) {
-        const crb_segment piece = chain->segments[i];
-        if (skip >= piece.length) {
-            skip -= (uint32_t)piece.length;
-            continue;
-        }
-        const uint32_t run = piece.length - skip < size ? (uint32_t)piece.length - skip : size;
-        const uint32_t part = crb_checksum_sum(piece.at + skip, run, 0);
-        sum += odd ? (part & 0xff) << 8 | part >> 8 : part;
+    for (crb_segment run; chain_next(&walk, &run); odd ^= (run.length & 1) != 0) {
+        const uint32_t part = crb_checksum_sum(run.at, run.length, 0);
+        sum += odd ? swapped(part) : part;
         sum = (sum & 0xffff) + (sum >> 16);
-        odd ^= (run & 1) != 0;
-        size -= run;
-        skip = 0;
     }
     return sum;
 }
