@@ -18,6 +18,7 @@ from crumble_native.frames import Outgoing
 from crumble_netd.header import virtio_net
 from crumble_netd.host_streams import Stream
 from crumble_netd.layers.tcp import CREDIT_MAX
+from crumble_netd.lending import Lending, ends
 from crumble_netd.port import Port
 from crumble_netd.tcp.congestion import Cubic
 from crumble_netd.tcp.control_block import MAX_SCALED
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _NUMBERS = (*native.TIMES, *native.WORDS)
 _TAKE = operator.attrgetter(*_NUMBERS)
-COUNTS = ("rx.frames", "rx.bytes", "tx.frames", "tx.bytes", "tx.too_large")
 
 
 @dataclass(eq=False, slots=True)
@@ -68,7 +68,7 @@ def steady(flow: TcpFlow) -> bool:
     )
 
 
-class FastPath:
+class FastPath(Lending[Lent, Flows]):
     """Of one guest's receive ring. settle: has the stack's commands carried out. pushed: told when something was
     put on the ring, or that this is broken.
     """
@@ -77,21 +77,9 @@ class FastPath:
         self, stack: Stack, port: Port, rx: Virtqueue, outgoing: Outgoing,
         settle: Callable[[], None], pushed: Callable[[RingError | None], None],
     ) -> None:  # fmt: skip
-        self._stack, self._port, self._rx, self._outgoing = stack, port, rx, outgoing
+        super().__init__(port, native.FLOWS)
+        self._stack, self._rx, self._outgoing = stack, rx, outgoing
         self._settle, self._pushed = settle, pushed
-        self._lent: dict[int, Lent] = {}
-        self._free = list(reversed(range(native.FLOWS)))
-        self._flows: Flows | None = None
-
-    @property
-    def live(self) -> bool:
-        """Flows are lent."""
-        return bool(self._lent)
-
-    @property
-    def flows(self) -> Flows | None:
-        """The table that they are in; None before the first one."""
-        return self._flows
 
     def _table(self) -> Flows:
         """By now the guest's MAC is known."""
@@ -111,7 +99,7 @@ class FastPath:
 
     def lend(self, flow: TcpFlow, stream: Stream) -> bool:
         """Lends a flow that is steady; False when that cannot be."""
-        connection, slot, key = flow.connection, flow.slot, flow.key
+        connection, slot = flow.connection, flow.slot
         assert connection is not None
         if not self._free or not stream.lendable:
             return False
@@ -125,11 +113,9 @@ class FastPath:
             block.rcv_limit < largest, flow.credit if grows else 0, buffer.room, stream.fileno,
             stream.watched,
         )  # fmt: skip
-        ports = key.guest_port.to_bytes(2, "big") + key.remote_port.to_bytes(2, "big")
         index = self._free.pop()
         notes = slot.notes if slot is not None else None
-        ends = key.guest + key.remote + ports
-        if not self._table().lend(index, _TAKE(block), fixed, ends, buffer.memory, notes):
+        if not self._table().lend(index, _TAKE(block), fixed, ends(flow.key), buffer.memory, notes):
             self._free.append(index)
             return False
         self._lent[index] = flow.lent = stream.lent = Lent(self, index, flow, stream, fixed.credit)
@@ -166,19 +152,6 @@ class FastPath:
         flow.last = max(flow.last, block.last_received, block.last_sent)
         stream.returned(moved.sent, moved.credit)
         self._stack.tcp.returned(flow, unsent=moved.blocked)
-
-    def recall_all(self) -> None:
-        """Nothing is lent."""
-        for lent in list(self._lent.values()):
-            lent.recall()
-        self.count()
-
-    def count(self) -> None:
-        """The port's counters are right."""
-        if self._flows is not None:
-            for name, count in zip(COUNTS, self._flows.counts(), strict=True):
-                if count:
-                    self._port.counts[name] += count
 
     # What happens.
 

@@ -16,11 +16,11 @@ from crumble_native.flow import Burst
 from crumble_native.frames import Outgoing
 from crumble_native.udp_flow import UdpFlows
 from crumble_netd import events
-from crumble_netd.fast_path import COUNTS
 from crumble_netd.flow_table import Flow
 from crumble_netd.header import virtio_net
 from crumble_netd.host_sockets import Datagrams
 from crumble_netd.layers.udp import SHORT_PORTS
+from crumble_netd.lending import Lending, ends
 from crumble_netd.port import Port
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def steady(flow: Flow, datagrams: Datagrams) -> bool:
     )
 
 
-class UdpPath:
+class UdpPath(Lending[Lent, UdpFlows]):
     """Of one guest's receive ring. pushed: told when something was put on the ring, or that this is broken.
     full: told before the ring's kick is waited for.
     """
@@ -65,18 +65,10 @@ class UdpPath:
         self, stack: Stack, port: Port, rx: Virtqueue, outgoing: Outgoing,
         pushed: Callable[[RingError | None], None], full: Callable[[], None],
     ) -> None:  # fmt: skip
-        self._full = full
-        self._stack, self._port, self._rx, self._outgoing = stack, port, rx, outgoing
-        self._pushed = pushed
-        self._lent: dict[int, Lent] = {}
-        self._free = list(reversed(range(native.FLOWS)))
+        super().__init__(port, native.FLOWS)
+        self._stack, self._rx, self._outgoing = stack, rx, outgoing
+        self._pushed, self._full = pushed, full
         self._unwatched: list[Lent] = []
-        self._flows: UdpFlows | None = None
-
-    @property
-    def live(self) -> bool:
-        """Flows are lent."""
-        return bool(self._lent)
 
     @property
     def waits(self) -> bool:
@@ -98,10 +90,8 @@ class UdpPath:
         """Lends a flow that is steady, if that can be."""
         if not self._free or not steady(flow, datagrams):
             return
-        index, key = self._free.pop(), flow.key
-        ports = key.guest_port.to_bytes(2, "big") + key.remote_port.to_bytes(2, "big")
-        ends = key.guest + key.remote + ports
-        if not self._table().lend(index, ends, datagrams.fileno, self._stack.now()):
+        index = self._free.pop()
+        if not self._table().lend(index, ends(flow.key), datagrams.fileno, self._stack.now()):
             self._free.append(index)
             return
         self._lent[index] = datagrams.lent = Lent(self, index, flow, datagrams)
@@ -126,19 +116,6 @@ class UdpPath:
         if lent in self._unwatched:
             self._unwatched.remove(lent)
             lent.datagrams.watch(wanted=True)
-
-    def recall_all(self) -> None:
-        """Nothing is lent."""
-        for lent in list(self._lent.values()):
-            lent.recall()
-        self.count()
-
-    def count(self) -> None:
-        """The port's counters are right."""
-        if self._flows is not None:
-            for name, count in zip(COUNTS, self._flows.counts(), strict=True):
-                if count:
-                    self._port.counts[name] += count
 
     # What happens.
 
