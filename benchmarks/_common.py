@@ -13,12 +13,24 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+CRUMBLE = str(Path(sys.executable).with_name("crumble"))
 RESULTS = Path(__file__).resolve().parent / "results"
 Sample = Mapping[str, float]  # row name → value, of one side in one round
+
+
+@contextmanager
+def supervisor(environment: Mapping[str, str] | None = None) -> Iterator[None]:
+    """`crumble up` meanwhile."""
+    subprocess.run([CRUMBLE, "up", "--detach"], check=True, env=environment)
+    try:
+        yield
+    finally:
+        subprocess.run([CRUMBLE, "down", "-t", "0"], check=True)
 
 
 def process_cpu_seconds(pid: int) -> float:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from benchmarks._common import Sample
 from crumble.supervisor.backend import choose
@@ -185,10 +186,10 @@ class Qemu(Peer):
             _qmp(lines, "cont")
 
 
-def _qmp(lines: object, name: str, **arguments: object) -> dict[str, object]:
-    lines.write(json.dumps({"execute": name, "arguments": arguments}) + "\n")  # type: ignore[attr-defined]
-    lines.flush()  # type: ignore[attr-defined]
-    for line in lines:  # type: ignore[attr-defined]
+def _qmp(lines: TextIO, name: str, **arguments: object) -> dict[str, object]:
+    lines.write(json.dumps({"execute": name, "arguments": arguments}) + "\n")
+    lines.flush()
+    for line in lines:
         said = json.loads(line)
         if "error" in said:
             raise RuntimeError(f"{name}: {said['error']}")

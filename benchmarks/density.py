@@ -20,15 +20,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import time
 from functools import partial
 from pathlib import Path
 
 import crumble
 from benchmarks import _bundle
-from benchmarks._common import Comparison, Sample, process_cpu_seconds
-from benchmarks.start import CRUMBLE, took
+from benchmarks._common import Comparison, Sample, process_cpu_seconds, supervisor
+from benchmarks.start import took
 from crumble.sdk.session import session
 from crumble_common.messages.client import VmInfo, VmInfos, VmList
 
@@ -107,12 +106,8 @@ def main() -> None:
     parser.add_argument("--image", default="deb:trixie")
     options = parser.parse_args()
     _bundle.compile_code()
-    bare = {
-        **os.environ,
-        "CRUMBLE_RESERVE": "0",
-    }  # no processes but those of the VMs that are looked at
-    subprocess.run([CRUMBLE, "up", "--detach"], check=True, env=bare)
-    try:
+    # No processes but those of the VMs that are looked at.
+    with supervisor({**os.environ, "CRUMBLE_RESERVE": "0"}):
         comparison = Comparison("density", "see rows", vars(options))
         comparison.measure(
             {
@@ -123,8 +118,6 @@ def main() -> None:
         )
         print(comparison.table())
         print(comparison.save())
-    finally:
-        subprocess.run([CRUMBLE, "down", "-t", "0"], check=True)
 
 
 if __name__ == "__main__":

@@ -17,40 +17,29 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import crumble
-from benchmarks._common import Comparison, Sample
+from benchmarks._common import CRUMBLE, Comparison, Sample, supervisor
 from benchmarks._host_peers import PEERS, Guest, pss
 from benchmarks.boot import ocid
+from benchmarks.start import took
 from crumble.supervisor.backend import choose
 from crumble_ir import compile_text
 from crumble_vmm.boot.initramfs import Initramfs
 
-CRUMBLE = str(Path(sys.executable).with_name("crumble"))
 INIT = Path(__file__).with_name("_host_guest.py")
-
-
-def took(call: Callable[[], object]) -> float:
-    """Milliseconds."""
-    began = time.perf_counter()
-    call()
-    return (time.perf_counter() - began) * 1000
 
 
 def ours(image: str, memory: int) -> Sample:
     """One round, with `crumble up`."""
-    shape = {"memory": memory << 20, "network": "none"}
-    vm = crumble.VM(image, boot_snapshot=False, **shape)  # type: ignore[arg-type]
+    vm = crumble.VM(image, memory=memory << 20, network="none", boot_snapshot=False)
     sample = {"boot": took(vm.start)}
     sample["memory"] = sum(pss(service.pid) for service in vm.info.services)
     sample["exec"] = took(lambda: vm.run(["true"], check=True))
     vm.stop(0)
-    vm = crumble.VM(image, **shape)  # type: ignore[arg-type]
+    vm = crumble.VM(image, memory=memory << 20, network="none")
     sample["restore"] = took(vm.start)
     vm.stop(0)
     words = [CRUMBLE, "run", "--network", "none", "--memory", f"{memory}m", image, "true"]
@@ -80,8 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     backend = choose("auto")
     kernel = str(ocid("kernel", backend.architecture)["image"])
-    subprocess.run([CRUMBLE, "up", "--detach"], check=True)
-    try:
+    with supervisor():
         with crumble.VM(options.image, memory=options.memory << 20, network="none") as vm:
             vm.run(["true"])  # leaves the snapshot
         with tempfile.TemporaryDirectory() as where:
@@ -98,8 +86,6 @@ def main() -> None:
             comparison.measure(sides, options.rounds)
         print(comparison.table())
         print(comparison.save())
-    finally:
-        subprocess.run([CRUMBLE, "down", "-t", "0"], check=True)
 
 
 if __name__ == "__main__":

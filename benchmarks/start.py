@@ -38,11 +38,10 @@ from typing import Any
 
 import crumble
 from benchmarks import _bundle
-from benchmarks._common import Comparison, Sample
+from benchmarks._common import CRUMBLE, Comparison, Sample, supervisor
 from crumble.sdk.session import session
 from crumble_common.messages.client import Fork
 
-CRUMBLE = str(Path(sys.executable).with_name("crumble"))
 ANSWER = (
     "for i in 1 2 3 4 5 6 7 8; do echo $i > /tmp/a$i; done; "
     "cat /tmp/a* /etc/passwd | grep -c root; ls -l /usr/bin | wc -l"
@@ -143,8 +142,7 @@ def main() -> None:
     parser.add_argument("--image", default="deb:trixie")
     options = parser.parse_args()
     _bundle.compile_code()
-    subprocess.run([CRUMBLE, "up", "--detach"], check=True)
-    try:
+    with supervisor():
         for memory in ("512m", "256m"):  # boots, and leaves the snapshots
             with crumble.VM(options.image, memory=memory) as vm:
                 vm.run(["true"])
@@ -162,8 +160,6 @@ def main() -> None:
             comparison.measure(sides, options.rounds)
         print(comparison.table())
         print(comparison.save())
-    finally:
-        subprocess.run([CRUMBLE, "down", "-t", "0"], check=True)
 
 
 if __name__ == "__main__":
