@@ -3,6 +3,7 @@
 import os
 import pty
 import resource
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -182,12 +183,26 @@ def test_others_do_it_themselves(world: LaunchedWorld, tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take these rights away")
 @pytest.mark.parametrize(
     "before",
-    [["setpriv", "--groups", "54321"], ["setpriv", "--bounding-set", "-all", "--no-new-privs"]],
+    [
+        ["setpriv", "--groups", "54321"],
+        ["setpriv", "--bounding-set", "-all", "--no-new-privs"],
+        ["unshare", "--mount"],
+        ["unshare", "--net"],
+    ],
 )
-def test_who_has_other_rights_does_it_himself(world: LaunchedWorld, before: list[str]) -> None:
+def test_who_has_other_rights_or_sees_something_else_does_it_himself(
+    world: LaunchedWorld, before: list[str]
+) -> None:
     process = world.start_by([*before, str(world.launcher), "run", "fake", "true"])
     process.communicate(timeout=60)
     assert process.returncode == ALONE
+
+
+def test_after_an_upgrade_they_do_it_themselves(world: LaunchedWorld) -> None:
+    new = world.launcher.with_name("new")
+    shutil.copy2(world.launcher, new)
+    new.replace(world.launcher)
+    assert world.run("run", "fake", "true").returncode == ALONE
 
 
 def test_nothing_is_left(world: LaunchedWorld) -> None:

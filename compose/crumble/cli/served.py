@@ -151,9 +151,8 @@ def _agreed(connection: socket.socket) -> list[int]:
     os.close(own)
     go, streams, _, _ = socket.recv_fds(connection, 1, _STREAMS)
     if go != b"g" or len(streams) != _STREAMS:
-        os._exit(
-            0
-        )  # it has lost patience, or gone: then what we read may be of another with its pid
+        # It has lost patience, or gone: then what we read may be of another with its pid.
+        os._exit(0)
     threading.Thread(target=_watch, args=(connection,), daemon=True).start()
     return streams
 

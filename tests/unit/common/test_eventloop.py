@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from crumble_common import eventloop
 from crumble_common.eventloop import EventLoop
 
 
@@ -26,8 +27,12 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.fixture
-def loop(clock: FakeClock) -> Iterator[EventLoop]:
+@pytest.fixture(params=["epoll", "selectors"])
+def loop(
+    clock: FakeClock, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[EventLoop]:
+    if request.param == "selectors":
+        monkeypatch.setattr(eventloop, "_Epoll", eventloop._Selector)
     made = EventLoop(clock)
     yield made
     made.close()
