@@ -219,7 +219,7 @@ def test_net() -> None:
     run(BIN / "python", "-m", "pytest", "-q", "tests/net")
 
 
-KVM_HOSTS = ("x86_64", "arm64", "riscv64")
+KVM_HOSTS = ("x86_64", "x86_64-trixie", "arm64", "arm64-gicv2", "riscv64")
 
 
 def test_kvm(arch: str) -> None:
