@@ -146,6 +146,14 @@ class NetReset:
     guest: str = ""
 
 
+@message("net.idle")
+@dataclass(frozen=True)
+class NetIdle:
+    """Event: there is nothing to do. Whoever ends this process now, and starts another one with the same arena when the
+    guest or somebody else asks for it, loses nothing.
+    """
+
+
 @message("net.rename")
 @dataclass(frozen=True)
 class NetRename:

@@ -51,6 +51,20 @@ class NetDisconnect:
     """
 
 
+@message("vm.net.rest")
+@dataclass(frozen=True)
+class NetRest:
+    """The network's back end has nothing to do: its rings are taken from it, until NetReconnect, and the guest is not
+    told. Reply: Ok, when that is done. NetWanted follows.
+    """
+
+
+@message("vm.net.wanted")
+@dataclass(frozen=True)
+class NetWanted:
+    """Event: after NetRest, the guest has something to send."""
+
+
 @message("vm.rename")
 @dataclass(frozen=True)
 class Rename:

@@ -69,7 +69,7 @@ async def _stand_still(
     parent: Manifest | None,
 ) -> Frame:  # fmt: skip
     loop = vm.host.loop
-    nets = [vm.host.networks.of(vm)] if vm.network.on else []
+    nets = [await vm.host.networks.of(vm)] if vm.network.on else []
     for service in (fsd, *(net for net, _ in nets)):
         await service.ready  # a guest is not to stand still for one that starts
     memory = draft.create(form.MEMORY)

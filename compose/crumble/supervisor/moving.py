@@ -90,7 +90,7 @@ async def _leave(vm: Vm) -> None:
     """Off its network, which then knows nothing of it any more."""
     while vm.saving is not None and not vm.saving.done:
         await settled(vm.saving)  # who writes its memory meanwhile must know of the capture
-    process, guest = vm.host.networks.of(vm)
+    process, guest = await vm.host.networks.of(vm)
     vm.host.fds.close(vm.id, "capture")
     state: net.NetState = await process.request(net.NetInspect(guest))
     # As long as it has the addresses and the rings that its connections are of.
@@ -144,7 +144,7 @@ def _bare_port(vm: Vm, names: Mapping[str, str]) -> net.PortAdd:
 
 async def _take_along(vm: Vm) -> None:
     """What it had on the network before; raises CrumbleError for the first that cannot be had."""
-    process, guest = vm.host.networks.of(vm)
+    process, guest = await vm.host.networks.of(vm)
     kept, problems = vm.network.kept, []
     assert kept is not None
     for service in kept.services:

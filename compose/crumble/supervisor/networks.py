@@ -142,7 +142,7 @@ class Networks:
     async def listening(self, vm: Vm) -> None:
         """Waits until its forwards are there; raises CrumbleError when they cannot be."""
         if vm.network.named is None:
-            await vm.service("netd").ready
+            await (await self.of(vm))[0].ready
         else:
             await self._last[vm.network.kind]
         vm.vmm  # noqa: B018  raises what it failed with
@@ -174,8 +174,10 @@ class Networks:
             process.stop(_GRACE)
             process.ended.then(lambda _: line.close())
 
-    def of(self, vm: Vm) -> tuple[ServiceProcess, str]:
-        """The process that serves a VM's network, and the VM's name there; UsageError when it has none."""
+    async def of(self, vm: Vm) -> tuple[ServiceProcess, str]:
+        """The process that serves a VM's network, begun again when it is at rest, and the VM's name there; CrumbleError
+        when there is none.
+        """
         if not vm.network.on:
             raise UsageError(
                 f"The VM {vm.name} has no network.",
@@ -189,7 +191,7 @@ class Networks:
                 hint=f"`crumble network connect NETWORK {vm.name}` connects it.",
             )
         if vm.network.named is None:
-            return vm.service("netd"), ""
+            return await vm.netd.awake() if vm.netd else vm.service("netd"), ""
         if vm.network.kind not in self._running:
             raise UsageError(f"The VM {vm.name} is not running.", code="vm.not_running")
         return self._running[vm.network.kind], vm.name
@@ -198,14 +200,14 @@ class Networks:
         """What a VM has open that went on from a snapshot ends in it."""
         if vm.network.named is not None:
             await self._last[vm.network.kind]  # it is being attached
-        process, guest = self.of(vm)
+        process, guest = await self.of(vm)
         await process.ready
         await process.request(net.NetSever(connections, guest))
 
     async def ask(self, vm: Vm, body: Any) -> Any:
         """A client's request about one VM's network: VM_REQUESTS."""
         vm.vmm  # noqa: B018  raises when the VM does not run
-        process, guest = self.of(vm)
+        process, guest = await self.of(vm)
         if isinstance(body, messages.NetCapture):
             body = self._capture(process, vm, body)
         return await process.request(dataclasses.replace(body, guest=guest))

@@ -87,6 +87,10 @@ class Reserve:
         self._like = None
         self.drop()
 
+    def keeps(self, vm: Vm) -> bool:
+        """Whether it is the one that waits."""
+        return vm is self._vm
+
     def drop(self) -> None:
         """None is wanted at the moment."""
         vm, self._vm = self._vm, None
@@ -171,7 +175,8 @@ async def _rename(other: Vm, vm: Vm) -> None:
     """Its processes answer to `vm`'s name; raises CrumbleError when one is dead, which nobody may have noticed yet."""
     asked = [other.vmm.request(Rename(vm.name, vm.hostname))]
     if other.netd is not None:
-        asked.append(other.service("netd").request(NetRename([vm.name, vm.hostname])))
+        netd = await other.netd.awake()
+        asked.append(netd.request(NetRename([vm.name, vm.hostname])))
     for answer in asked:
         await answer
 

@@ -10,13 +10,18 @@ import contextlib
 import os
 import socket
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
+from crumble.supervisor.capture import logged, settled
+from crumble.supervisor.tasks import Task
 from crumble_common import log
 from crumble_common.arena import Arena
 from crumble_common.errors import CrumbleError, InternalError
 from crumble_common.messages import net
-from crumble_common.messages.vm import NetReconnect
+from crumble_common.messages.net import NetIdle
+from crumble_common.messages.vm import NetReconnect, NetRest, NetWanted
 from crumble_common.parking import Lot
 
 if TYPE_CHECKING:
@@ -24,11 +29,14 @@ if TYPE_CHECKING:
     from crumble.supervisor.supervisor import Supervisor
     from crumble.supervisor.tasks import Future
     from crumble.supervisor.vm import Vm
+    from crumble_common.eventloop import Timer
     from crumble_common.messages.net import NetConfig
     from crumble_common.messages.service import Ready
 
 # Deaths within this time, s, that are too many; and without a successor having been ready, one after another.
 _WITHIN, _TOO_MANY, _STILLBORN = 60.0, 20, 3
+# At rest for so long at most, s: routers advertise themselves every half an hour, and so does a `netd` that begins.
+_RESTS = 1800.0
 # Sockets kept for one VM: its flows (TCP, UDP), and forwards.
 _SOCKETS = 4096
 # Of this process, descriptors that are not for this.
@@ -104,16 +112,71 @@ class Line:
 
 
 class Netd:
-    """The `netd` of one VM. fds: see Line."""
+    """The `netd` of one VM. fds: see Line.
+
+    awake ──NetIdle──► it is ended ──► at rest ──NetWanted, a request, time──► awake
+    """
 
     def __init__(self, vm: Vm, config: NetConfig, fds: dict[str, int]) -> None:
         self._vm = vm
         self._line = Line(vm.host, f"netd.{vm.name}", config, vm.event, fds)
-        self.close = self._line.close
+        self._process: ServiceProcess | None = None  # None at rest
+        self._resting: Task[None] | None = None
+        self._until: Timer | None = None
 
     def start(self, front_end: int) -> ServiceProcess:
         """A process, for the front end that is connected to `front_end`, which stays the caller's."""
-        return self._line.start(net=front_end)
+        self._process = self._line.start(net=front_end)
+        return self._process
+
+    def close(self) -> None:
+        """Nobody needs it any more."""
+        if self._until is not None:
+            self._until.cancel()
+        self._line.close()
+
+    def heard(self, event: NetIdle | NetWanted) -> None:
+        """Its process has nothing to do; or there is something to do for one."""
+        if not self._vm.alive:
+            return
+        if isinstance(event, NetWanted):
+            Task(self.awake()).then(logged("network not begun again", self._vm))
+        elif self._process is not None and self._resting is None and self._may_rest(self._process):
+            resting = self._resting = Task(self._rest(self._process))
+            resting.then(self._rested)
+
+    def _may_rest(self, process: ServiceProcess) -> bool:
+        vm = self._vm
+        saved = vm.saving is None or vm.saving.done
+        used = process.busy or vm in vm.host.networks.moving or vm.host.reserve.keeps(vm)
+        return vm.state == "running" and saved and self._line.has_lived and not used
+
+    async def _rest(self, process: ServiceProcess) -> None:
+        """Ends it: by force, since what it knows is written down."""
+        vm = self._vm
+        await vm.vmm.request(NetRest())
+        if process in vm.services:
+            vm.services.remove(process)
+        process.stop(0)
+        await settled(process.ended)
+        self._process = None
+        self._until = vm.host.loop.call_later(_RESTS, lambda: self.heard(NetWanted()))
+
+    def _rested(self, done: Future[None]) -> None:
+        self._resting = None
+        logged("network not at rest", self._vm)(done)
+
+    async def awake(self) -> ServiceProcess:
+        """Its process, another one if it was at rest; raises CrumbleError."""
+        if self._resting is not None:
+            await settled(self._resting)
+        if self._process is None:
+            if self._until is not None:
+                self._until.cancel()
+            self._go_on(self._line.start)
+        self._vm.vmm  # noqa: B018  raises what it failed with
+        assert self._process is not None
+        return self._process
 
     def hand_over(self, vm: Vm) -> None:
         """It serves `vm` from now on, whose network is of the same kind."""
@@ -127,13 +190,19 @@ class Netd:
             return False  # before that the guest may not have seen its network
         if vm.saving is not None and not vm.saving.done:
             # Pages that are being saved are not to be written by one who does not know of it.
-            vm.saving.then(lambda _: self._go_on(process, error))
-        else:
-            self._go_on(process, error)
+            vm.saving.then(lambda _: self._succeed(process, error))
+        elif self._resting is None:
+            self._succeed(process, error)
         return True
 
-    def _go_on(self, process: ServiceProcess, error: CrumbleError) -> None:
-        """Another one in the place of `process`, which died. Tells `vmm`."""
+    def _succeed(self, process: ServiceProcess, error: CrumbleError) -> None:
+        """Another one in the place of `process`, which died."""
+        if self._vm.alive:
+            self._vm.services.remove(process)
+            self._go_on(partial(self._line.succeed, error))
+
+    def _go_on(self, begin: Callable[..., ServiceProcess]) -> None:
+        """`begin` starts another process. Tells `vmm`."""
         vm = self._vm
         if not vm.alive:
             return
@@ -141,14 +210,13 @@ class Netd:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             try:
-                successor = self._line.succeed(error, net=theirs.fileno())
+                self._process = begin(net=theirs.fileno())
                 vmm.give("net", ours.fileno())
             except CrumbleError as failure:
                 vm.fail(failure)
                 return
         vmm.request(NetReconnect("net"))
-        vm.services.remove(process)
-        vm.adopt(successor)
+        vm.adopt(self._process)
 
 
 def _too_often(error: CrumbleError) -> CrumbleError:

@@ -29,6 +29,7 @@ from crumble_common.messages.client import VmCreate, VmInfo
 from crumble_common.messages.debug import DebugAddress, DebugStart
 from crumble_common.messages.fs import FsCaptured
 from crumble_common.messages.image import Image
+from crumble_common.messages.net import NetIdle
 from crumble_common.messages.vm import VmEvent
 from crumble_common.vm_faults import SEE_DMESG
 
@@ -188,11 +189,9 @@ class Vm:
 
     def event(self, event: Any) -> None:
         """An event of one of this VM's services."""
-        if isinstance(event, messages.ProcessOutput):
-            if event.process == self._main:
+        if isinstance(event, messages.ProcessOutput | messages.ProcessCredit):
+            if isinstance(event, messages.ProcessOutput) and event.process == self._main:
                 self.log.append(event.data)
-            self._to_listener(event)
-        elif isinstance(event, messages.ProcessCredit):
             self._to_listener(event)
         elif isinstance(event, messages.ProcessExit):
             self._to_listener(event)
@@ -202,6 +201,9 @@ class Vm:
             self.owner.deliver(event, self.source)
         elif isinstance(event, messages.Captured | FsCaptured):
             capture.ended(self, event)
+        elif isinstance(event, NetIdle | messages.NetWanted):
+            if self.netd is not None:
+                self.netd.heard(event)
         elif isinstance(event, VmEvent):
             if self.alive or event.kind in ("poweroff", "reset"):
                 self._vm_event(event)

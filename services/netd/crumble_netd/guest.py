@@ -58,7 +58,7 @@ class Guest:
                 os.close(fd)
             raise
         self.forwards: dict[int, Forward] = {}
-        self.refused: deque[Refusal] = deque(maxlen=_REFUSED)
+        self.refused: deque[Refusal] = deque(survival.refused(config.name), maxlen=_REFUSED)
         self._loop: EventLoop = context.loop
         self._stack, self._host, self._survival = stack, host, survival
         survival.recall(self.port)
@@ -78,7 +78,9 @@ class Guest:
             raise
 
     def _up(self) -> None:
-        self._survival.go_on(self._stack, self._host, self.port.number)
+        if self._survival.go_on(self._stack, self._host, self.port.number):
+            self._stack.neighbours.advertise(self.port)  # as its predecessor would have, in time
+            self._host.settle()
         self.sever(self._severed)
 
     def sever(self, connections: bytes) -> None:
@@ -161,6 +163,12 @@ class Guest:
                 for (kind, number), to in port.services.items()
             ],
         )
+
+    @property
+    def frames(self) -> int:
+        """That it has sent, and was sent."""
+        counts = self.port.counts
+        return counts["rx.frames"] + counts["tx.frames"]
 
     def close(self) -> None:
         """It is no longer there: rings, flows, forwards and capture end."""

@@ -20,6 +20,7 @@ from crumble_common.messages.net import (
     NetConfig,
     NetFreeze,
     NetFrozen,
+    NetIdle,
     NetInspect,
     NetRename,
     NetReset,
@@ -39,6 +40,7 @@ from crumble_netd.flow_table import Flow
 from crumble_netd.guest import Guest
 from crumble_netd.loop import HostSide
 from crumble_netd.port import Port
+from crumble_netd.rest import Rest
 from crumble_netd.severed import connections_of
 from crumble_netd.survival import Survival
 from crumble_netd.tcp_flow import TcpFlow
@@ -62,6 +64,7 @@ class NetdService(Service[NetConfig]):
         super().__init__(context)
         self._guests: dict[int, Guest] = {}
         self._ports = 0
+        self._rest: Rest | None = None
         self._do: dict[type, Callable[[Any], Any]] = {
             PortAdd: self._port_add,
             PortRemove: self._port_remove,
@@ -107,6 +110,12 @@ class NetdService(Service[NetConfig]):
         """Waits for the front end, or serves the one that is connected already."""
         for guest in self._guests.values():
             guest.serving.start()
+            if self._survival.ledger is not None:
+                self._rest = Rest(self.context.loop, self.stack, guest, self._idle)
+
+    def _idle(self) -> None:
+        self._remember()
+        self.context.send(NetIdle())
 
     # Requests.
 
@@ -152,7 +161,8 @@ class NetdService(Service[NetConfig]):
 
     def _remember(self) -> None:
         self._survival.remember(
-            (g.name, g.port, list(g.forwards.values())) for g in self._guests.values()
+            (g.name, g.port, list(g.forwards.values()), list(g.refused))
+            for g in self._guests.values()
         )
 
     def _service_add(self, message: ServiceAdd) -> None:
@@ -217,6 +227,8 @@ class NetdService(Service[NetConfig]):
 
     def stop(self, grace: float) -> None:  # noqa: ARG002  nothing here takes long
         """Ends every connection."""
+        if self._rest is not None:
+            self._rest.close()
         for guest in self._guests.values():
             guest.close()
         self._guests.clear()

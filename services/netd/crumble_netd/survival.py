@@ -14,7 +14,7 @@ import msgpack
 from crumble_common import log
 from crumble_common.arena import Arena
 from crumble_common.messages import net
-from crumble_common.messages.net import Forward
+from crumble_common.messages.net import Forward, Refusal
 from crumble_common.parking import Parking
 from crumble_common.service import Context
 from crumble_netd import revival
@@ -59,6 +59,11 @@ class Survival:
             return configured
         return [Forward(**forward) for forward in self._expected[guest]["forwards"]]
 
+    def refused(self, guest: str) -> list[Refusal]:
+        """What the predecessor had refused a guest."""
+        kept = self._expected.get(guest, {}).get("refused", ())
+        return [Refusal(**refusal) for refusal in kept]
+
     def socket_of(self, rule: ForwardRule) -> int:
         """The predecessor's socket for a forward, the caller's; -1 when there is none."""
         return self._parked.pop(rule.name, -1)
@@ -71,29 +76,32 @@ class Survival:
                 port.has_ipv4 = guest["has_ipv4"]
                 port.resolved.restore(guest["resolved"])
                 port.services = {(kind, at): to for kind, at, to in guest["services"]}
+                port.counts.update(guest["counts"])
 
-    def remember(self, guests: Iterable[tuple[str, Port, list[Forward]]]) -> None:
-        """Writes down what has changed of the guests there are: name, port, forwards."""
+    def remember(self, guests: Iterable[tuple[str, Port, list[Forward], list[Refusal]]]) -> None:
+        """Writes down what has changed of the guests there are: name, port, forwards, what they were refused."""
         if self.ledger is None:
             return
         now = dict(self._expected)
-        for name, port, forwards in guests:
+        for name, port, forwards, refused in guests:
             now[name] = {
                 "port": port.number, "mac": port.mac, "ipv6": port.ipv6,
                 "has_ipv4": port.has_ipv4,
                 "resolved": port.resolved.pack(),
                 "services": [[kind, at, to] for (kind, at), to in port.services.items()],
                 "forwards": [dataclasses.asdict(forward) for forward in forwards],
+                "counts": dict(port.counts),
+                "refused": [dataclasses.asdict(refusal) for refusal in refused],
             }  # fmt: skip
         if now != self._known:
             self._known = now
             self.ledger.write_state(msgpack.packb(now))
 
-    def go_on(self, stack: Stack, host: HostSide, port: int) -> None:
-        """A guest's rings are there: its flows go on. Once."""
+    def go_on(self, stack: Stack, host: HostSide, port: int) -> bool:
+        """A guest's rings are there: its flows go on. Once; False for one that had no predecessor."""
         found = [name for name, guest in self._expected.items() if guest["port"] == port]
         if not found or self.ledger is None:
-            return
+            return False
         for name in found:
             del self._expected[name]
         revived = revival.revive(stack, host, self.ledger, self._parked, port)
@@ -102,6 +110,7 @@ class Survival:
         if not self._expected:
             revival.close_all(self._parked, host)
         host.settle()
+        return True
 
     def forget(self, guest: str, host: HostSide) -> bool:
         """A guest of the predecessor does not come back; False when none of this name is waited for."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 
-from crumble_common.messages.vm import NetDisconnect, NetReconnect
-from crumble_common.service import Reply
+from crumble_common.messages.vm import NetDisconnect, NetReconnect, NetRest, NetWanted
+from crumble_common.service import Context, Reply
 from crumble_vmm.agent.session import AgentSession
 from crumble_vmm.config import Network
 from crumble_vmm.machine import Machine
@@ -16,10 +15,10 @@ _SEED_SIZE = 64
 
 
 def move(
-    message: NetReconnect | NetDisconnect,
+    message: NetReconnect | NetDisconnect | NetRest,
     machine: Machine,
     session: AgentSession,
-    take_fd: Callable[[str], int],
+    context: Context,
     reply: Reply,
 ) -> None:
     """Raises CrumbleError. The guest of another network is told by its agent who it is there; `moved` follows.
@@ -30,8 +29,12 @@ def move(
         machine.link.disconnect()
         reply.ok()
         return
+    if isinstance(message, NetRest):
+        machine.link.rest(lambda: context.send(NetWanted()))
+        reply.ok()
+        return
     other = Network.from_message(message.network) if message.network else None
-    machine.link.reconnect(take_fd(message.socket_fd), other.mac if other else b"")
+    machine.link.reconnect(context.take_fd(message.socket_fd), other.mac if other else b"")
     if other is None:
         reply.ok()
     else:

@@ -216,8 +216,8 @@ class VmmService(Service[VmConfig]):
                 reply.ok()
             case messages.Pause() | messages.Resume() | messages.Freeze() | messages.Thaw():
                 self._hold(message, reply)
-            case messages.NetReconnect() | messages.NetDisconnect():
-                move(message, self.machine, self.session, self.context.take_fd, reply)
+            case messages.NetReconnect() | messages.NetDisconnect() | messages.NetRest():
+                move(message, self.machine, self.session, self.context, reply)
             case debug.DebugStart() | debug.DebugTrace() | debug.DebugCount() if (
                 self._debugging is not None
             ):

@@ -236,6 +236,41 @@ def test_left_its_rings_wait_for_any_other_back_end(server: EchoServer) -> None:
         made.close()
 
 
+def test_at_rest_until_the_driver_wants_something(server: EchoServer) -> None:
+    made = Bench(server.connect(), kind=SucceededDevice)
+    assert isinstance(made.device, SucceededDevice)
+    wanted: list[int] = []
+    boot(made)
+    queue, other = made.driver.add_queue(1), made.driver.add_queue(0)
+    made.driver.go()
+    for round_ in range(3):
+        if round_ == 1:
+            server.call(server._drop)
+            readable(made.device._peek, timeout=10)
+            queue.submit([b"1"], [16])  # before, and nobody has heard its kick
+        made.device.rest((1,), lambda: wanted.append(1))
+        made.driver.settle()
+        assert server.device.running == {}
+        if round_ != 1:
+            other.submit([b"not asked for"], [16])
+            made.driver.kick(0)
+            made.driver.settle()
+            assert len(wanted) == round_
+            queue.submit([b"%d" % round_], [16])
+            assert queue.kick_wanted()  # whatever the one before had asked for
+            made.driver.kick(1)
+        made.driver.settle()
+        made.driver.settle()
+        assert len(wanted) == round_ + 1
+        queue.interrupts(wanted=True)
+        made.device.reconnect(server.connect())
+        assert made.answers(queue, 1) == [b"%d" % round_]
+    made.device.rest((1,), lambda: wanted.append(1))
+    assert not made.lost
+    made.close()
+    assert len(wanted) == 3
+
+
 def test_no_back_end_at_all() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()

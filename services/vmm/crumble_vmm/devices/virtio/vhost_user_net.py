@@ -20,6 +20,7 @@ _CONFIG = struct.Struct("<6sHHH")
 _LINK_UP = 1
 # §5.1.2: receive, transmit.
 _QUEUES = (256, 256)
+_TRANSMIT = (1,)
 
 
 class VirtioNet(SucceededDevice):
@@ -66,6 +67,11 @@ class NetworkLink:
         with transport.lock:
             device.set_link(up=False)
             transport.config_changed()
+
+    def rest(self, wanted: Callable[[], None]) -> None:
+        """Leaves the back end, which has nothing to do; `wanted` is called once the guest sends. Raises CrumbleError."""
+        _, device = self._device()
+        device.rest(_TRANSMIT, wanted)
 
     def reconnect(self, fd: int, mac: bytes = b"") -> None:
         """`fd`, a socket and taken over, leads to the next back end. mac: not empty when it is another network's:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable, Sequence
 
 from crumble_common import log
 from crumble_common.errors import CrumbleError, HostError
 from crumble_common.vhost_user import Frontend
+from crumble_common.virtqueue import Virtqueue
+from crumble_vmm.devices.virtio.device import F_EVENT_IDX, QueueSetup
 from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice, peeking
 from crumble_vmm.snapshot.state import RingState
 
@@ -21,7 +24,12 @@ _PATIENCE = 30.0
 
 
 class SucceededDevice(VhostUserDevice):
-    """A VhostUserDevice whose back end has successors, once the guest's driver has seen the first one."""
+    """A VhostUserDevice whose back end has successors, once the guest's driver has seen the first one.
+
+    Between two of them there may be none for a while: see `rest`.
+    """
+
+    _asked: Sequence[int] = ()  # kicks of the driver that are listened for meanwhile
 
     def _leave(self) -> bool:
         """The back end has ended: True when its successor is waited for, which the supervisor sees to. With the transport's lock held."""
@@ -49,8 +57,53 @@ class SucceededDevice(VhostUserDevice):
                 raise self._error
             self._leave()
 
+    def rest(self, queues: Sequence[int], wanted: Callable[[], None]) -> None:
+        """As `disconnect`, and the guest is not to notice: when its driver puts something on one of `queues`, `wanted`
+        is called, once, and `reconnect` has to follow. In the loop's thread.
+        """
+        self.disconnect()
+        wiring = self._wiring
+        assert wiring is not None
+
+        def kicked() -> None:
+            self._unasked()
+            wanted()
+
+        with wiring.lock:
+            self._asked = [wiring.kicks[index] for index in queues]
+            for fd in self._asked:  # never read: the successor is to find them
+                self._loop.add_fd(fd, f"{self.name} at rest", kicked)
+            watched = [queue for queue in self._active.values() if queue.index in queues]
+            if any(self._ask_for_kicks(queue) for queue in watched):
+                kicked()
+
+    def _ask_for_kicks(self, queue: QueueSetup) -> bool:
+        """Has the driver notify the queue; True when something is there already. Its back end may have been looking."""
+        assert self._wiring is not None
+        memory = self._wiring.memory
+        try:
+            ring = Virtqueue(
+                memory, queue.size, queue.descriptors, queue.driver, queue.device,
+                event_idx=bool(self._acked & F_EVENT_IDX),
+                base=int.from_bytes(memory.read(queue.device + 2, 2), "little"),
+            )  # fmt: skip
+        except ValueError:
+            return True  # a back end says so best
+        return ring.enable_kicks()
+
+    def _unasked(self) -> None:
+        for fd in self._asked:
+            self._loop.remove_fd(fd)
+        self._asked = ()
+
+    def stop(self) -> None:
+        """Also listens no more for who wants a back end."""
+        self._unasked()
+        super().stop()
+
     def reconnect(self, sock: socket.socket) -> None:
         """`sock`, which becomes this object's, leads to the successor. In the loop's thread; does not wait."""
+        self._unasked()
         wiring = self._wiring
         if wiring is None or self._error is not None:
             sock.close()
