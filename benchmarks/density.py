@@ -5,14 +5,16 @@
 `crumble fork -n N` of one VM; then every clone is asked to run `true`, all being alive. Memory is PSS, the
 share of each page that is a process's own, of all processes there are for the clones. Rows:
 
-  idle       MiB a clone, when it has answered that it is ready, and does nothing
+  idle       MiB a clone, when it is ready and has done nothing for a while
+  begun      MiB a clone, when it has just answered that it is ready
   used       MiB a clone, when each has run a command
   host       MiB a clone of the host's available memory, which shared things are not counted twice in
   fork       s until all are ready
   exec       ms for one clone's command, the median of all
   cpu        % of one processor for all idle clones together
 
-A VM that booted is beside them: what it costs alone.
+A VM that booted is beside them: what it costs alone. Where KSM is on (/sys/kernel/mm/ksm/run, the administrator's), pages that
+are the same are one: it gets the time to find them. `ksm` among the parameters says so.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ from crumble_common.messages.client import VmInfo, VmInfos, VmList
 
 _MIB = 1 << 20
 _IDLE = 5.0  # s of idleness that are measured
+_REST = 15.0  # until what is not needed has gone
+_KSM = Path("/sys/kernel/mm/ksm")
+_MERGED, _PATIENCE = 3, 180.0  # rounds of KSM; what they may take, s
 
 
 def pss(pids: list[int]) -> float:
@@ -68,6 +73,20 @@ def idle_cpu(processes: list[int]) -> float:
     return (sum(map(process_cpu_seconds, processes)) - before) / _IDLE * 100
 
 
+def merges() -> bool:
+    """Whether the host makes pages that are the same one."""
+    return (_KSM / "run").exists() and (_KSM / "run").read_text().strip() == "1"
+
+
+def settle() -> None:
+    """Lets everything come to rest."""
+    time.sleep(_REST)
+    if merges():
+        first, end = int((_KSM / "full_scans").read_text()), time.monotonic() + _PATIENCE
+        while int((_KSM / "full_scans").read_text()) < first + _MERGED and time.monotonic() < end:
+            time.sleep(1)
+
+
 def clones(image: str, memory: str, count: int) -> Sample:
     """Forks, measures, and ends them."""
     with crumble.VM(image, memory=memory) as parent:
@@ -78,9 +97,13 @@ def clones(image: str, memory: str, count: int) -> Sample:
             seconds = took(lambda: made.extend(parent.fork(count))) / 1000
             mine = [vm for vm in alive() if vm.name != parent.name]
             assert len(mine) == count, f"{len(mine)} of {count} are alive"
-            sample = {"idle": pss(pids(mine)) / count, "host": (free - available()) / count}
+            sample = {"begun": pss(pids(mine)) / count}
+            settle()
+            mine = [vm for vm in alive() if vm.name != parent.name]
+            sample |= {"idle": pss(pids(mine)) / count, "host": (free - available()) / count}
             sample["cpu"] = idle_cpu(pids(mine))
             answers = [took(partial(vm.run, ["true"], check=True)) for vm in made]
+            mine = [vm for vm in alive() if vm.name != parent.name]
             sample["used"] = pss(pids(mine)) / count
             assert len(alive()) == count + 1, "some have died"
         finally:
@@ -92,6 +115,7 @@ def clones(image: str, memory: str, count: int) -> Sample:
 def alone(image: str, memory: str) -> Sample:
     """One that booted."""
     with crumble.VM(image, memory=memory, boot_snapshot=False) as vm:
+        settle()
         sample = {"idle": pss(pids([alive()[0]]))}
         sample["exec"] = took(lambda: vm.run(["true"]))
         return {**sample, "used": pss(pids([alive()[0]]))}
@@ -108,7 +132,7 @@ def main() -> None:
     _bundle.compile_code()
     # No processes but those of the VMs that are looked at.
     with supervisor({**os.environ, "CRUMBLE_RESERVE": "0"}):
-        comparison = Comparison("density", "see rows", vars(options))
+        comparison = Comparison("density", "see rows", {**vars(options), "ksm": merges()})
         comparison.measure(
             {
                 "clone": lambda: clones(options.image, options.memory, options.clones),

@@ -115,6 +115,7 @@ class ForkServer:
     def fork(self, entry: str, run: Callable[[], int]) -> int:
         """Forks a child that runs `run`, and never returns; its pid."""
         _import(entry.partition(":")[0])  # here: once for all children
+        _merge_pages()
         gc.freeze()  # neither our collector nor the child's dirties the pages they share
         pid = os.fork()
         if pid == 0:
@@ -220,6 +221,15 @@ def _import(name: str) -> None:
     """A module that cannot be imported fails where it is used."""
     with contextlib.suppress(Exception):
         importlib.import_module(name)
+
+
+def _merge_pages() -> None:
+    """What the children make anew, each for itself, is much the same (docs/decisions/0014). Guests' memory is not meant:
+    it is no anonymous memory.
+    """
+    from crumble_native.process import merge_pages
+
+    merge_pages()
 
 
 def _named(entry: str) -> Any:

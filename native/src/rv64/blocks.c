@@ -85,8 +85,11 @@ void crb_blocks_flush(crb_hart *hart) {
     crb_tlb_flush_writes(hart);
 }
 
+// What is zero again, its whole pages.
 static void give_back(void *at, uint64_t size) {
-    madvise(at, size, MADV_DONTNEED);
+    const uint64_t start = ((uintptr_t)at + CRB_PAGE_SIZE - 1) & CRB_PAGE_MASK;
+    const uint64_t end = ((uintptr_t)at + size) & CRB_PAGE_MASK;
+    if (start < end) madvise((void *)start, end - start, MADV_DONTNEED);
 }
 
 void crb_blocks_trim(crb_hart *hart) {
@@ -96,6 +99,12 @@ void crb_blocks_trim(crb_hart *hart) {
     give_back(hart->blocks, CRB_MAX_BLOCKS * sizeof *hart->blocks);
     give_back(hart->code_pages, CRB_MAX_CODE_PAGES * sizeof *hart->code_pages);
     give_back(hart->hash, hash_bytes(hart));
+    give_back(hart->page_index, hart->machine->n_pages * sizeof *hart->page_index);
+    if (hart->machine->n_harts == 1)
+        give_back(hart->machine->granules, hart->machine->n_pages * sizeof(uint64_t));
+    // Of no generation that there is.
+    give_back(hart->jumps, sizeof hart->jumps);
+    give_back(hart->jit_jumps, sizeof hart->jit_jumps);
     crb_jit_trim(hart);
 }
 
