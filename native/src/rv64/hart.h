@@ -69,7 +69,7 @@ typedef struct crb_exec_entry {
 #define CRB_MAX_BLOCKS     (1u << 16)
 #define CRB_MAX_CODE_PAGES (1u << 14)
 #define CRB_MAX_YOUNG      4096
-#define CRB_KEPT_OPS       (1u << 12) // that an idle hart does not give back
+#define CRB_KEPT_OPS       (1u << 14) // that an idle hart does not give back
 #define CRB_HASH_MIN       13         // bits: doubled as it fills
 #define CRB_HASH_MAX       17
 #define CRB_JUMPS          4096
