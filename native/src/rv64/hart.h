@@ -154,6 +154,7 @@ typedef struct crb_hart {
     uint64_t moved_seen;
     struct crb_jit *jit; // NULL: all is interpreted
     uint64_t jit_code;   // where its code is
+    uint64_t jit_stack;  // the host's stack where it was entered: guest calls are below
     uint64_t page_va;    // of the page translated code is from
     uint32_t jit_op;     // CRB_JIT_OP
     uint32_t jit_result; // for leaving translated code
