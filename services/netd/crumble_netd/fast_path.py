@@ -17,7 +17,6 @@ from crumble_native.flow import Burst, Fixed, Flows
 from crumble_native.frames import Outgoing
 from crumble_netd.header import virtio_net
 from crumble_netd.host_streams import Stream
-from crumble_netd.layers.tcp import CREDIT_MAX
 from crumble_netd.lending import Lending, ends
 from crumble_netd.port import Port
 from crumble_netd.tcp.congestion import Cubic
@@ -104,7 +103,7 @@ class FastPath(Lending[Lent, Flows]):
         if not self._free or not stream.lendable:
             return False
         block, settings, buffer = connection.block, connection.settings, connection.buffer
-        grows = flow.credit < CREDIT_MAX
+        grows = self._stack.tcp.grows(flow)
         largest = min(settings.rcv_max, 1 << 30 if block.scale_ok else MAX_SCALED)
         fixed = Fixed(
             settings.keepalive_idle, connection.deadline(), flow.freed if grows else 0,

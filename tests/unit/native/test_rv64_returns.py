@@ -170,37 +170,44 @@ def test_the_caller_is_rewritten_meanwhile() -> None:
     assert result(asm, a1=encode("addi", S0, S0, 0)) == ROUNDS // 4 * 6
 
 
-def test_the_callers_page_is_another_one_meanwhile() -> None:
-    """Two pages with the same code but for what they add; each call returns into the other one."""
+@pytest.mark.parametrize("at", [0x100, 0xFFC])
+def test_what_is_behind_the_call_is_another_page_meanwhile(at: int) -> None:
+    """A page, or the next one, is mapped to another each time, and both are the same but for what they add."""
     board = Board()
     root = board.identity()
-    table_entry = board.map(root, VA, DATA, FULL)
-    other = board.word(table_entry) + (0x1000 >> 12 << 10)
-    caller = Assembler(VA)
-    for amount in (1, 16):
-        caller = Assembler(VA)
-        caller.label("loop")
-        caller.emit("jalr", RA, A2, 0)
-        caller.emit("addi", S0, S0, amount)
-        caller.emit("addi", S1, S1, -1)
-        caller.to("bne", S1, 0, label="loop")
-        caller.emit("jalr", 0, A3, 0)
-        board.memory.write(DATA if amount == 1 else DATA + 0x1000, caller.code())
+    board.map(root, VA, DATA, FULL)
+    entry = board.map(root, VA + (at + 4 & 0x1000), DATA + 0x1000, FULL)
+    other = board.word(entry) ^ board.word(entry) + (0x1000 >> 12 << 10)
+    for page, amount in ((1, 1), (2, 16)):
+        behind = Assembler(VA + at - 4)
+        behind.label("loop")
+        behind.emit("jalr", RA, A2, 0)  # maps it
+        behind.emit("jalr", RA, A1, 0)  # does nothing
+        behind.emit("addi", S0, S0, amount)
+        behind.emit("addi", S1, S1, -1)
+        behind.to("bne", S1, 0, label="loop")
+        behind.emit("jalr", 0, A3, 0)
+        if at == 0xFFC:
+            board.memory.write(DATA + at - 4, behind.code()[:8])
+            board.memory.write(DATA + page * 0x1000, behind.code()[8:])
+        else:
+            board.memory.write(DATA + page * 0x1000 + at - 4, behind.code())
     asm = Assembler(CODE)
-    asm.li(A1, VA)
-    asm.to("la", A2, label="swap")
-    asm.to("la", A3, label="end")
-    asm.emit("jalr", 0, A1, 0)
+    asm.li(T0, VA + at - 4)
+    for register, label in ((A1, "nothing"), (A2, "swap"), (A3, "end")):
+        asm.to("la", register, label=label)
+    asm.emit("jalr", 0, T0, 0)
     asm.label("end")
     asm.emit("addi", A0, S0, 0)
     Board.finish(asm)
     asm.label("swap")
-    asm.li(T1, table_entry)
-    asm.li(T2, other ^ board.word(table_entry))
+    asm.li(T1, entry)
+    asm.li(T2, other)
     asm.emit("ld", A0, T1, 0)
     asm.emit("xor", A0, A0, T2)
     asm.emit("sd", A0, T1, 0)
-    asm.emit("sfence.vma", A1, 0)
+    asm.emit("sfence.vma", 0, 0)
+    asm.label("nothing")
     ret(asm)
     board.load(asm)
     board.start(x={S1: ROUNDS}, satp=board.satp(root))

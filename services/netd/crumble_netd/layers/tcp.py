@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from crumble_netd.stack import Stack
 
 # Bytes read ahead of the guest's acknowledgements: at first, and at most.
-CREDIT_START, CREDIT_MAX = 1 << 16, 2 << 20
+CREDIT_START, CREDIT_MAX = 1 << 16, 512 << 10
+# Connections of a guest's that may each have as much.
+_FEW = 4
 DNS_PORT = 53
 
 
@@ -346,10 +348,15 @@ class TcpLayer:
         elif isinstance(output, Ended):
             self._ended(flow, output)
 
+    def grows(self, flow: TcpFlow) -> bool:
+        """Whether more may be kept for the guest, if it keeps up: what does not fit the host's caches is copied slowly."""
+        few = self._stack.flows.counts[flow.port.number, "tcp"] <= _FEW
+        return flow.credit < (CREDIT_MAX if few else CREDIT_MAX // 2)
+
     def _credit(self, flow: TcpFlow, size: int) -> None:
         """The guest has bytes: as many more may be read; twice as many when it keeps up."""
         flow.freed += size
-        if flow.freed >= flow.credit and flow.credit < CREDIT_MAX:
+        if flow.freed >= flow.credit and self.grows(flow):
             flow.freed = 0
             if self._stack.budget.take(flow.credit):
                 size += flow.credit
