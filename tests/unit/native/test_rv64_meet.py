@@ -1,7 +1,5 @@
 """A deterministic hart is met at the same instructions, whatever else is asked of it meanwhile."""
 
-import pytest
-
 from crumble_native import rv64
 from framework.rv64_asm import Assembler
 from framework.rv64_board import CODE, T0, Board
@@ -24,7 +22,6 @@ def counting(*, waits: bool = False) -> Board:
     return board
 
 
-@pytest.mark.usefixtures("engine")
 def test_it_is_met_at_the_first_slice_with_so_many_instructions() -> None:
     found = []
     for canceled in (0, 5):
@@ -47,7 +44,6 @@ def test_it_is_met_at_the_first_slice_with_so_many_instructions() -> None:
     assert counts[0] - 25_000 <= SLICE
 
 
-@pytest.mark.usefixtures("engine")
 def test_where_nothing_goes_on_it_is_met_at_once() -> None:
     board = counting(waits=True)
     board.hart.meet(NEVER - 1)
@@ -57,7 +53,6 @@ def test_where_nothing_goes_on_it_is_met_at_once() -> None:
     assert board.hart.get_state().waiting == 1
 
 
-@pytest.mark.usefixtures("engine")
 def test_a_meeting_can_be_taken_back() -> None:
     board = counting(waits=True)
     board.hart.meet(0)
