@@ -76,7 +76,7 @@ def test_each_begins_when_it_is_asked_for(world: World) -> None:
 
 def test_captures_of_one_that_has_none(world: World) -> None:
     begins(world)
-    ran(world, "exec", "box", "sh", "-c", "echo of-box >/file")
+    ran(world, "exec", "box", "sh", "-c", "echo of-box >/file; sync")
     forks(world)
     ran(world, "fork", "a-1", "--name", "b")  # its files have the name of its parent
     assert with_fsd(world) == ["a-1", "box"]
@@ -91,6 +91,7 @@ def test_captures_of_one_that_has_none(world: World) -> None:
     ran(world, "run", "-d", "--name", "c", "--from", "asleep", "sleep", "1000")
     says_its_name(world, "c")
     assert ran(world, "exec", "c", "cat", "/file") == "of-box\n"
+    ran(world, "stop", "-t", "0", "c")
     ran(world, "snapshot", "rm", "asleep")
 
 
@@ -101,8 +102,10 @@ def test_a_guest_that_wants_a_file_itself(world: World) -> None:
     eventually(
         lambda: ran(world, "exec", "two", "cat", "/etc/hostname") == "two\n", "its name is old"
     )
+    found = "its writes do not come"
+    eventually(lambda: "more" in world.run("exec", "two", "cat", "/found").stdout, found)
     before = ran(world, "exec", "two", "cat", "/found")
-    eventually(lambda: ran(world, "exec", "two", "cat", "/found") != before, "it stands still")
+    eventually(lambda: ran(world, "exec", "two", "cat", "/found") != before, found)
 
 
 @pytest.mark.parametrize("service", ["vmm", "fsd"])
