@@ -19,8 +19,8 @@ from crumble_vmm.devices.virtio.kicks import Kicks, ask_for_kicks
 from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice
 from crumble_vmm.snapshot.state import RingState
 
-# What a back end that is wanted may take to begin, s: the supervisor has a limit of its own.
-_PATIENCE = 90.0
+# What a back end that is wanted may take to begin, s: the supervisor has a limit of its own. And while a vCPU waits.
+_PATIENCE, _QUESTION = 90.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,22 @@ class LateDevice(VhostUserDevice):
     @property
     def features(self) -> int:
         """As a VhostUserDevice's. Who asks wants a back end."""
+        return self._ask_features(_QUESTION)
+
+    def _ask_features(self, seconds: float) -> int:
+        """0 as well when another thread has waited for the answer for so long."""
         wanted, self._wanted = self._wanted, None
         if wanted is not None:
             self._loop.call_soon_threadsafe(wanted)
-        with self._asking:
-            return super().features
+        if self._offered is not None:
+            return self._offered
+        if not self._asking.acquire(timeout=seconds):
+            return 0
+        try:
+            with self._frontend.patient(seconds):
+                return super().features
+        finally:
+            self._asking.release()
 
     def resume(
         self, features: int, queues: Sequence[QueueSetup], rings: Mapping[int, RingState]
@@ -82,8 +93,7 @@ class LateDevice(VhostUserDevice):
         self, features: int, queues: Sequence[QueueSetup], rings: Mapping[int, RingState]
     ) -> None:
         # Asked before the lock is taken: it begins now, and the guest need not wait.
-        with self._frontend.patient(_PATIENCE):
-            self.features  # noqa: B018  known from now on
+        self._ask_features(_PATIENCE)
         super()._resume(features, queues, rings)
 
     def halt(self) -> None:
