@@ -20,6 +20,7 @@ are the same are one: it gets the time to find them. `ksm` among the parameters 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import time
@@ -41,11 +42,12 @@ _MERGED, _PATIENCE = 3, 180.0  # rounds of KSM; what they may take, s
 
 
 def pss(pids: list[int]) -> float:
-    """MiB of processes together."""
+    """MiB of processes together, of those that are still there."""
     total = 0
     for pid in pids:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024
 
 

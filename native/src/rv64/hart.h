@@ -69,7 +69,7 @@ typedef struct crb_exec_entry {
 #define CRB_MAX_BLOCKS     (1u << 16)
 #define CRB_MAX_CODE_PAGES (1u << 14)
 #define CRB_MAX_YOUNG      4096
-#define CRB_KEPT_OPS       (1u << 12) // that an idle hart does not give back
+#define CRB_KEPT_OPS       (1u << 14) // that an idle hart does not give back
 #define CRB_HASH_MIN       13         // bits: doubled as it fills
 #define CRB_HASH_MAX       17
 #define CRB_JUMPS          4096
@@ -154,6 +154,7 @@ typedef struct crb_hart {
     uint64_t moved_seen;
     struct crb_jit *jit; // NULL: all is interpreted
     uint64_t jit_code;   // where its code is
+    uint64_t jit_stack;  // the host's stack where it was entered: guest calls are below
     uint64_t page_va;    // of the page translated code is from
     uint32_t jit_op;     // CRB_JIT_OP
     uint32_t jit_result; // for leaving translated code

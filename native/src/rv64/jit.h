@@ -37,7 +37,8 @@ struct crb_jit {
     uint32_t n_sites, n_exits;
     crb_jit_exit *exits;
     // Offsets of what crb_jit_stubs() made.
-    uint32_t enter, slow, leave, link, jump;
+    uint32_t enter, slow, leave, link, jump, back;
+    bool returns; // guest calls are calls of the host's
 };
 
 // Makes the parts of the code that blocks share. Only where CRB_JIT_HOST.
@@ -50,6 +51,7 @@ bool crb_jit_host_able(void);
 // hart->jit_result.
 const void *crb_jit_follow(crb_hart *hart, uint32_t exit);
 const void *crb_jit_indirect(crb_hart *hart);
+const void *crb_jit_back(crb_hart *hart, uint32_t exit);
 // Does one operation out of line.
 crb_result crb_jit_slow(crb_hart *hart, uint32_t op);
 

@@ -125,7 +125,10 @@ void crb_jit_compile(crb_hart *hart, crb_op *entry) {
 
 static void set_jump(struct crb_jit *jit, uint32_t jump, uint32_t to) {
     const uint32_t distance = to - (jump + 4);
-    memcpy(jit->rw + jump, &distance, sizeof distance);
+    uint32_t before;
+    memcpy(&before, jit->rw + jump, sizeof before);
+    // A store into code that runs costs the host more than all else here.
+    if (before != distance) memcpy(jit->rw + jump, &distance, sizeof distance);
 }
 
 // A dead block's first instruction becomes a jump to its own exit, which finds what is there now.
@@ -170,6 +173,21 @@ const void *crb_jit_follow(crb_hart *hart, uint32_t index) {
         set_jump(jit, exit.jump, (uint32_t)op->imm);
         if (exit.site != 0)
             *site_at(jit, exit.site) = (crb_jit_site){.pc = hart->pc, .gen = hart->jump_gen};
+    }
+    return go_to(hart, op);
+}
+
+// From the call that the return at hart->pc belongs to, or seems to.
+const void *crb_jit_back(crb_hart *hart, uint32_t index) {
+    struct crb_jit *jit = hart->jit;
+    const crb_jit_exit exit = jit->exits[index];
+    const uint64_t flushes = hart->counters.block_flushes;
+    const crb_op *op = crb_lookup(hart, hart->pc);
+    if (op == NULL) return leave(hart, CRB_TRAP);
+    hart->page_va = hart->pc & CRB_PAGE_MASK;
+    if (op->kind == CRB_OP_NATIVE && flushes == hart->counters.block_flushes) {
+        set_jump(jit, exit.jump, (uint32_t)op->imm);
+        *site_at(jit, exit.site) = (crb_jit_site){.pc = hart->pc, .gen = hart->jump_gen};
     }
     return go_to(hart, op);
 }

@@ -31,10 +31,14 @@ static void load_guest(crb_emit *e) {
         if (crb_jit_host[g] >= 0) x86_load(e, crb_jit_host[g], RBP, GUEST(g));
 }
 
+// RBX is free: guest registers are saved.
 static void call_c(crb_emit *e, uintptr_t function) {
+    x86_mov(e, RBX, RSP);
+    x86_alu_ri(e, true, ALU_AND, RSP, -16);
     x86_lea(e, RDI, RBP, -BIAS);
     x86_mov_imm(e, RAX, function);
     x86_indirect(e, 2, RAX);
+    x86_mov(e, RSP, RBX);
 }
 
 static const uint8_t saved[] = {RBX, RBP, R12, R13, R14, R15};
@@ -43,8 +47,9 @@ static uint32_t here(const struct crb_jit *jit, const crb_emit *e) {
     return (uint32_t)(e->at - jit->rw);
 }
 
-// Out of translated code with EAX for an answer.
+// Out of translated code with EAX for an answer, and out of all calls.
 static void put_return(crb_emit *e) {
+    x86_load(e, RSP, RBP, HART(jit_stack));
     x86_alu_ri(e, true, ALU_ADD, RSP, 8);
     for (int i = sizeof saved - 1; i >= 0; i--)
         x86_pop(e, saved[i]);
@@ -70,6 +75,7 @@ static void put_enter(crb_emit *e) {
         x86_push(e, saved[i]);
     x86_alu_ri(e, true, ALU_SUB, RSP, 8);
     x86_lea(e, RBP, RDI, BIAS);
+    x86_store(e, RSP, RBP, HART(jit_stack));
     x86_mov(e, RAX, RSI);
     x86_load(e, BUDGET, RBP, HART(budget));
     x86_load(e, TLB, RBP, HART(tlb));
@@ -79,18 +85,15 @@ static void put_enter(crb_emit *e) {
 
 // ECX is the operation. Returns when there is nothing else to do; sstatus may be another.
 static void put_slow(crb_emit *e) {
-    x86_alu_ri(e, true, ALU_SUB, RSP, 8);
     save_guest(e);
     x86_rr(e, false, 0x8b, RSI, RCX);
     call_c(e, (uintptr_t)crb_jit_slow);
-    x86_alu_ri(e, true, ALU_ADD, RSP, 8);
     x86_rr(e, false, 0x85, RAX, RAX);
     uint8_t *out = x86_jcc_later(e, CC_NE);
     load_guest(e);
     x86_load(e, TLB, RBP, HART(tlb));
     x86_ret(e);
     x86_place(out, e->at);
-    x86_alu_ri(e, true, ALU_ADD, RSP, 8);
     put_return(e);
 }
 
@@ -100,6 +103,13 @@ static void put_leave(crb_emit *e) {
     x86_rm(e, false, 0x89, RCX, RBP, HART(jit_op));
     x86_mov_imm(e, RAX, CRB_JIT_OP);
     put_return(e);
+}
+
+// A thread that has one would not let go of calls that never return.
+static bool shadow_stack(void) {
+    uint64_t top = 0;
+    __asm__ volatile("rdsspq %0" : "+r"(top)); // does nothing where there is none
+    return top != 0;
 }
 
 void crb_jit_stubs(struct crb_jit *jit) {
@@ -116,6 +126,11 @@ void crb_jit_stubs(struct crb_jit *jit) {
     jit->jump = here(jit, &e);
     x86_store(&e, RAX, RBP, HART(pc));
     put_resolve(&e, (uintptr_t)crb_jit_indirect);
+    // The same, from the call that ECX is the exit of.
+    jit->back = here(jit, &e);
+    x86_store(&e, RAX, RBP, HART(pc));
+    put_resolve(&e, (uintptr_t)crb_jit_back);
+    jit->returns = !shadow_stack();
     jit->used = here(jit, &e);
 }
 
@@ -199,10 +214,8 @@ static void exit_to(crb_translation *t, int32_t target, uint32_t count) {
 }
 
 // RAX is the virtual address.
-static void exit_indirect(crb_translation *t, uint32_t count) {
+static void find(crb_translation *t) {
     crb_emit *e = &t->e;
-    spend(t, count);
-    uint8_t *late = x86_jcc_later(e, CC_S);
     // ECX = crb_jump_slot() * 16
     x86_rorx32(e, RCX, RAX, 8);
     x86_mov32(e, RDX, RAX);
@@ -220,9 +233,72 @@ static void exit_indirect(crb_translation *t, uint32_t count) {
     x86_store(e, RAX, RBP, HART(page_va));
     x86_indirect(e, 4, RCX);
     const uint8_t *jump = t->jit->rw + t->jit->jump;
-    x86_place(late, jump);
     x86_place(other, jump);
     x86_place(old, jump);
+}
+
+static void exit_indirect(crb_translation *t, uint32_t count) {
+    spend(t, count);
+    x86_place(x86_jcc_later(&t->e, CC_S), t->jit->rw + t->jit->jump);
+    find(t);
+}
+
+// ---- Calls and returns
+//
+// A guest's call is one of the host's, which then predicts where its return goes. That leads behind
+// the call, and there it is seen whether it is the right place, as for a jump to another page: what
+// the stack holds may be anybody's. It has as many entries as there are instructions in a slice
+// (hart.c), and none outside of translated code.
+
+static bool is_link(uint32_t guest) {
+    return guest == 1 || guest == 5;
+}
+
+static void call(crb_translation *t, const crb_op *op) {
+    crb_emit *e = &t->e;
+    struct crb_jit *jit = t->jit;
+    if (!is_link(op->rd) || !jit->returns) return;
+    const uint32_t site = jit->n_sites++;
+    uint8_t *at = jit->rw + CRB_JIT_CODE + site * sizeof(crb_jit_site);
+    memset(at, 0, sizeof(crb_jit_site));
+    uint8_t *over = x86_call_later(e);
+    // RAX is the virtual address.
+    x86_rip(e, true, ALU_CMP, RAX, at);
+    uint8_t *other = x86_jcc_later(e, CC_NE);
+    x86_rm(e, false, 0x8b, RCX, RBP, HART(jump_gen));
+    x86_rip(e, false, ALU_CMP, RCX, at + offsetof(crb_jit_site, gen));
+    uint8_t *old = x86_jcc_later(e, CC_NE);
+    x86_alu_ri(e, true, ALU_AND, RAX, -(int32_t)CRB_PAGE_SIZE);
+    x86_store(e, RAX, RBP, HART(page_va));
+    uint8_t *jump = x86_jmp_later(e);
+    const uint32_t exit = new_exit(t, jump, op[1].imm, site);
+    x86_place(jump, jit->rw + jit->back); // before it is linked its site matches nothing
+    crb_jit_cold(t, other, COLD_BACK, exit);
+    crb_jit_cold(t, old, COLD_BACK, exit);
+    x86_place(over, e->at);
+}
+
+// Only an address that may be this call's is worth a link.
+static void back(crb_translation *t, const crb_cold *cold) {
+    crb_emit *e = &t->e;
+    x86_mov32(e, RCX, RAX);
+    x86_alu_ri(e, false, ALU_AND, RCX, CRB_PAGE_SIZE - 1);
+    x86_alu_ri(e, false, ALU_CMP, RCX, t->jit->exits[cold->value].target & (CRB_PAGE_SIZE - 1));
+    uint8_t *other = x86_jcc_later(e, CC_NE);
+    x86_mov_imm(e, RCX, cold->value);
+    x86_jmp(e, t->jit->rw + t->jit->back);
+    x86_place(other, e->at);
+    find(t);
+}
+
+// RAX is the virtual address.
+static void exit_return(crb_translation *t, uint32_t count) {
+    crb_emit *e = &t->e;
+    spend(t, count);
+    x86_place(x86_jcc_later(e, CC_S), t->jit->rw + t->jit->jump);
+    x86_rm(e, true, ALU_CMP, RSP, RBP, HART(jit_stack));
+    crb_jit_cold(t, x86_jcc_later(e, CC_E), COLD_FIND, 0);
+    x86_ret(e);
 }
 
 // ---- Control flow
@@ -320,7 +396,10 @@ static void link_register(crb_translation *t, const crb_op *op) {
 }
 
 static void jump(crb_translation *t, const crb_op *op, uint32_t linked) {
-    if (op->kind >= CRB_OP_JAL_U && op->kind <= CRB_OP_JAL_X) link_register(t, op);
+    if (op->kind >= CRB_OP_JAL_U && op->kind <= CRB_OP_JAL_X) {
+        link_register(t, op);
+        call(t, op);
+    }
     exit_to(t, target_of(t, op, linked), op->rs2);
 }
 
@@ -333,6 +412,7 @@ static bool direct_jalr(crb_translation *t, const crb_op *op) {
     const int64_t target = ((int64_t)before->imm + op->imm) & ~1ll;
     if (target != (int32_t)target) return false;
     link_register(t, op);
+    call(t, op);
     exit_to(t, (int32_t)target, op->rs2);
     return true;
 }
@@ -345,7 +425,13 @@ static void jalr(crb_translation *t, const crb_op *op) {
     else
         x86_mov(&t->e, RAX, base);
     x86_alu_ri(&t->e, true, ALU_AND, RAX, -2);
-    if (op->kind == CRB_OP_JALR) link_register(t, op);
+    if (op->kind == CRB_OP_JALR) {
+        link_register(t, op);
+        call(t, op);
+    } else if (is_link(op->rs1) && t->jit->returns) {
+        exit_return(t, op->rs2);
+        return;
+    }
     exit_indirect(t, op->rs2);
 }
 
@@ -476,11 +562,11 @@ static void ungrouped(crb_translation *t, const crb_cold *cold) {
 static void put_cold(crb_translation *t, uint32_t index) {
     const crb_cold cold = t->cold[index];
     // Several jumps to the same exit share its part.
-    const bool again = index > 0 && cold.kind == COLD_FOLLOW &&
-                       t->cold[index - 1].kind == COLD_FOLLOW &&
+    const bool shared = cold.kind == COLD_FOLLOW || cold.kind == COLD_BACK;
+    const bool again = index > 0 && shared && t->cold[index - 1].kind == cold.kind &&
                        t->cold[index - 1].value == cold.value;
     x86_place(cold.from, again ? t->cold[index - 1].back : t->e.at);
-    if (cold.kind == COLD_FOLLOW) t->cold[index].back = again ? t->cold[index - 1].back : t->e.at;
+    if (shared) t->cold[index].back = again ? t->cold[index - 1].back : t->e.at;
     if (again) return;
     switch (cold.kind) {
     case COLD_SLOW:
@@ -500,6 +586,12 @@ static void put_cold(crb_translation *t, uint32_t index) {
         break;
     case COLD_GROUP:
         ungrouped(t, &cold);
+        break;
+    case COLD_BACK:
+        back(t, &cold);
+        break;
+    case COLD_FIND:
+        find(t);
         break;
     }
 }

@@ -17,7 +17,16 @@
 #define CACHE_ANY 14 // XMM registers that hold f registers
 
 // Code that is placed behind the block's.
-typedef enum { COLD_SLOW, COLD_INTERPRET, COLD_FOLLOW, COLD_TAKEN, COLD_NAN, COLD_GROUP } cold_kind;
+typedef enum {
+    COLD_SLOW,
+    COLD_INTERPRET,
+    COLD_FOLLOW,
+    COLD_TAKEN,
+    COLD_NAN,
+    COLD_GROUP,
+    COLD_BACK,
+    COLD_FIND
+} cold_kind;
 
 typedef struct crb_cold {
     uint8_t *from; // the jump to it

@@ -277,6 +277,13 @@ static inline void x86_call(crb_emit *e, const uint8_t *to) {
     put32(e, (uint32_t)(to - (e->at + 4)));
 }
 
+// Its distance is to be placed (x86_place).
+static inline uint8_t *x86_call_later(crb_emit *e) {
+    put8(e, 0xe8);
+    put32(e, 0);
+    return e->at - 4;
+}
+
 static inline void x86_push(crb_emit *e, int reg) {
     put_opcode(e, 0x50 | (uint32_t)(reg & 7), rex_bits(false, 0, 0, reg), false);
 }

@@ -344,7 +344,9 @@ static uint8_t *fill(crb_hart *hart, uint64_t va, bool write, crb_result *result
     const uint32_t index = tag >> CRB_PAGE_SHIFT & (CRB_TLB_SIZE - 1);
     const uint64_t addend = (uintptr_t)host - tag;
     crb_tlb *tlb = hart->tlb;
-    note_nonglobal(hart, out.pte);
+    // With SUM it goes with the address space in any case, as what is copied from and to users
+    // does.
+    if (hart->mode != CRB_MODE_SUM) note_nonglobal(hart, out.pte);
     log_fill(tlb, index);
     hart->counters.tlb_fills++;
     if (!write) {
