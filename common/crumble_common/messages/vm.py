@@ -10,10 +10,21 @@ from crumble_common.wire import message
 
 @dataclass(frozen=True)
 class VirtioFs:
-    """A virtio-fs device: its tag and the fd name of its connected vhost-user socket."""
+    """A virtio-fs device: its tag and the fd name of its connected vhost-user socket.
+
+    late: nobody need be at the other end before FsWanted, which a restored guest says when it wants files. Not of a
+    deterministic guest.
+    """
 
     tag: str
     socket_fd: str
+    late: bool = False
+
+
+@message("vm.fs.wanted")
+@dataclass(frozen=True)
+class FsWanted:
+    """Event: the back end of a late VirtioFs has to begin."""
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,17 @@ class Frontend:
         return offered & ~wire.F_PROTOCOL_FEATURES
 
     @contextlib.contextmanager
+    def patient(self, seconds: float) -> Iterator[None]:
+        """What is asked inside may take so long, instead of `timeout`: the back end is starting."""
+        sock = self._channel.sock
+        before = sock.gettimeout()
+        sock.settimeout(seconds)
+        try:
+            yield
+        finally:
+            sock.settimeout(before)
+
+    @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """Requests made inside are sent one after another; what the back end says to them is read at the end,
         or before something is asked for. One wait instead of many; VhostUserError comes that much later.

@@ -35,7 +35,7 @@ _SYNC = 60.0
 class Frame:
     """A VM at one moment. pause: how long it stood still, s. saved: resolved when `draft` has its memory and files.
 
-    parent: what that builds on; runs: where it then has pages.
+    parent: what that builds on; runs: where it then has pages. hostname: the name that the guest's files have.
     """
 
     draft: Draft
@@ -44,6 +44,7 @@ class Frame:
     saved: Future[None]
     parent: Manifest | None = None
     runs: bytes = b""
+    hostname: str = ""
 
 
 async def begin(vm: Vm, draft: Draft, *, chained: bool = False) -> Frame:
@@ -53,7 +54,7 @@ async def begin(vm: Vm, draft: Draft, *, chained: bool = False) -> Frame:
     """
     while vm.saving is not None and not vm.saving.done:  # one at a time
         await settled(vm.saving)
-    vmm, fsd = vm.vmm, vm.service("fsd")
+    vmm, fsd = vm.vmm, vm.fsd
     saved: Future[None] = Future()
     vm.saving, vm.save_error = saved, ""
     try:
@@ -82,6 +83,7 @@ async def _stand_still(
     fsd.give("contents", draft.create(form.CONTENTS))
     for name, path in layer_links(vm).items():
         draft.link(name, path)
+    hostname = await vm.late_fsd.hostname() if vm.late_fsd else vm.hostname
     vm.lineage, vm.unsaved, runs, connections = None, {Captured}, b"", b""
     began = loop.now()
     frozen: Frozen = await _soon(vm, vmm, Freeze("capture", parent is not None))
@@ -103,7 +105,8 @@ async def _stand_still(
     if not files.changed:
         draft.drop(form.INDEX)
         draft.drop(form.CONTENTS)
-    return Frame(draft, State(frozen.state, files.state, connections), pause, saved, parent, runs)
+    state = State(frozen.state, files.state, connections)
+    return Frame(draft, state, pause, saved, parent, runs, hostname)
 
 
 def _soon(vm: Vm, service: ServiceProcess, body: Any) -> Future[Any]:
@@ -129,8 +132,9 @@ def ended(vm: Vm, event: Captured | FsCaptured) -> None:
 
 async def files_only(vm: Vm, draft: Draft, excludes: list[str]) -> bool:
     """What the guest has written, as an image's layer; False when that is nothing."""
+    await vm.named()
     await limited(vm.host.loop, vm.awake().request(Sync()), _SYNC, _unsynced)
-    fsd = vm.service("fsd")
+    fsd = vm.fsd
     fsd.give("index", draft.create(form.INDEX))
     fsd.give("contents", draft.create(form.CONTENTS))
     files: FsFrozen = await fsd.request(FsFreeze("", "index", "contents", excludes))
@@ -145,7 +149,7 @@ def _unsynced() -> CrumbleError:
     )
 
 
-def about(vm: Vm, kind: str, name: str, key: dict[str, str]) -> Manifest:
+def about(vm: Vm, frame: Frame, kind: str, name: str, key: dict[str, str]) -> Manifest:
     """What there is to say about a VM that is captured."""
     image = vm.image
     if image is None:
@@ -156,7 +160,7 @@ def about(vm: Vm, kind: str, name: str, key: dict[str, str]) -> Manifest:
         created=time.time(),
         cpus=vm.cpus,
         memory=vm.memory,
-        hostname=vm.hostname,
+        hostname=frame.hostname,
         image=SavedImage(
             reference=image.reference,
             digest=image.digest,

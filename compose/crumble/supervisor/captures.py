@@ -111,7 +111,7 @@ class Captures:
                 raise
             log.warning("no boot snapshot", vm=vm.name, why=error)
             return
-        about = capture.about(vm, "boot", name, vm.boot_key)
+        about = capture.about(vm, frame, "boot", name, vm.boot_key)
         self._in_background(self._keep_boot(vm, frame, about))
 
     async def _keep_boot(self, vm: Vm, frame: capture.Frame, about: form.Manifest) -> None:
@@ -153,7 +153,7 @@ class Captures:
         def tell(*how_far: Any) -> None:
             self._host.loop.call_soon_threadsafe(lambda: telling.tell(*how_far))
 
-        made = await capture.keep(vm, frame, capture.about(vm, "user", name, {}), tell)
+        made = await capture.keep(vm, frame, capture.about(vm, frame, "user", name, {}), tell)
         info = (self._store.path / name / form.MEMORY).stat()
         return messages.SnapshotMade(made.name, frame.pause, info.st_blocks * 512)
 
@@ -218,7 +218,7 @@ class Captures:
     def _unnamed(self, vm: Vm, frame: capture.Frame) -> Origin:
         """Used by clones only, and gone with the last of them."""
         draft = frame.draft
-        about = capture.about(vm, "user", vm.name, {})
+        about = capture.about(vm, frame, "user", vm.name, {})
         layer = {name: StoredFile(0) for name in (form.INDEX, form.CONTENTS) if name in draft.fds}
         about = dataclasses.replace(about, files=layer)
         return Origin(about, frame.state, draft.path, draft.discard)

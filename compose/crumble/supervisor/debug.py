@@ -5,8 +5,23 @@ from __future__ import annotations
 import contextlib
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from crumble_common.errors import HostError, UsageError
+from crumble_common.messages.debug import DebugAddress, DebugStart
+
+if TYPE_CHECKING:
+    from crumble.supervisor.vm import Vm
+
+
+async def start(vm: Vm, wanted: DebugStart) -> Any:
+    """Lets gdb connect, and says where."""
+    listener, address = listen(vm.host.instance.path, vm.id, wanted.tcp_port)
+    with listener:
+        vmm = vm.awake()
+        vmm.give("debug", listener.fileno())
+        await vmm.request(DebugStart(listen_fd="debug"))
+    return DebugAddress(address)
 
 
 def listen(place: Path, vm: str, port: int) -> tuple[socket.socket, str]:

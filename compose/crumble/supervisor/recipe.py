@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from crumble.supervisor import bootkey, capture, limits, rename
 from crumble.supervisor.backend import choose
 from crumble.supervisor.images import OnProgress
+from crumble.supervisor.latefsd import LateFsd
 from crumble.supervisor.materials import stamp
 from crumble.supervisor.networks import opened
 from crumble.supervisor.recordings import recording
@@ -59,7 +60,8 @@ async def boot(vm: Vm, on_progress: OnProgress) -> None:
         if vm.network.on and vm.origin.state.net:
             severed = Task(vm.host.networks.sever(vm, vm.origin.state.net))
             severed.then(capture.logged("connections of before go on", vm))
-        await rename.rename(vm, vm.origin.about)
+        if vm.late_fsd is None:  # else when its files are wanted
+            await rename.rename(vm, vm.origin.about)
 
 
 def _check_origin(vm: Vm) -> None:
@@ -90,7 +92,7 @@ def _go_on(vm: Vm, origin: Origin) -> None:
 
 
 def _start(vm: Vm, vm_config: VmConfig, fs_config: FsConfig) -> None:
-    """Its memory and its two processes."""
+    """Its memory and its processes."""
     fds = GuestMemory.create(vm.memory).detach()
     for name, fd in fds.items():
         vm.host.fds.put(vm.id, name, fd)
@@ -102,7 +104,10 @@ def _start(vm: Vm, vm_config: VmConfig, fs_config: FsConfig) -> None:
         with recording(vm.request) as given:
             ours = {**fds, **given, "root_fs": root.driver, "net": net.driver}
             _spawn(vm, "vmm", vm_config, ours)
-        _spawn(vm, "fsd", fs_config, {**fds, "root_fs": root.device})
+        if vm.origin is not None and LateFsd.suits(vm):
+            vm.late_fsd = LateFsd(vm, vm.origin, fs_config, root.device)
+        else:
+            _spawn(vm, "fsd", fs_config, {**fds, "root_fs": root.device})
         if vm.network.on:
             _connect(vm, {**fds, "net": net.device})
 
@@ -200,7 +205,7 @@ def _vm_config(vm: Vm, kernel: Kernel) -> VmConfig:
         made_of={"image": vm.image.digest} if vm.image else {},
         hostname=vm.hostname,
         dmesg=request.dmesg,
-        filesystems=[VirtioFs(ROOT_TAG, "root_fs")],
+        filesystems=[VirtioFs(ROOT_TAG, "root_fs", LateFsd.suits(vm))],
         network=vm.network.device(),
     )
 

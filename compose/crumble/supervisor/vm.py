@@ -14,10 +14,11 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from crumble.supervisor import backend, capture, debug, limits, names
+from crumble.supervisor import backend, capture, limits, names
 from crumble.supervisor.causes import Causes
 from crumble.supervisor.command import with_defaults
 from crumble.supervisor.network import NETWORKS, Network
+from crumble.supervisor.poweroff import late, power_off
 from crumble.supervisor.services import ServiceProcess
 from crumble.supervisor.succession import Netd
 from crumble.supervisor.tasks import Future, Task, limited
@@ -26,7 +27,6 @@ from crumble_common import log
 from crumble_common.errors import CrumbleError, GuestError, UsageError
 from crumble_common.messages import vm as messages
 from crumble_common.messages.client import VmCreate, VmInfo
-from crumble_common.messages.debug import DebugAddress, DebugStart
 from crumble_common.messages.fs import FsCaptured
 from crumble_common.messages.image import Image
 from crumble_common.messages.net import NetIdle
@@ -35,6 +35,7 @@ from crumble_common.vm_faults import SEE_DMESG
 
 if TYPE_CHECKING:
     from crumble.snapshots.manifest import Manifest
+    from crumble.supervisor.latefsd import LateFsd
     from crumble.supervisor.origin import Origin
     from crumble.supervisor.supervisor import Supervisor
 
@@ -96,6 +97,7 @@ class Vm:
         self.ended: Future[None] = Future()
         self.services: list[ServiceProcess] = []
         self.netd: Netd | None = None
+        self.late_fsd: LateFsd | None = None
         self.failure: CrumbleError | None = None
         self.booting: Task[None] | None = None
         self.owner = owner
@@ -158,6 +160,17 @@ class Vm:
             hint="Wait until `crumble ps` shows it running.",
         )
 
+    @property
+    def fsd(self) -> ServiceProcess:
+        """The process that serves its files, which begins now if nobody has wanted it yet; CrumbleError."""
+        return self.late_fsd.begun() if self.late_fsd else self.service("fsd")
+
+    async def named(self) -> None:
+        """Before a client has something done in the guest: its files name it. UsageError when it is paused."""
+        self.awake()
+        if self.late_fsd is not None:
+            await self.late_fsd.named()
+
     def info(self) -> VmInfo:
         """This VM, for `ps`."""
         config = self.image.config if self.image else None
@@ -204,6 +217,9 @@ class Vm:
         elif isinstance(event, NetIdle | messages.NetWanted):
             if self.netd is not None:
                 self.netd.heard(event)
+        elif isinstance(event, messages.FsWanted):
+            if self.late_fsd is not None and self.alive:
+                self.late_fsd.wanted()
         elif isinstance(event, VmEvent):
             if self.alive or event.kind in ("poweroff", "reset"):
                 self._vm_event(event)
@@ -213,6 +229,7 @@ class Vm:
     async def start_process(self, start: messages.ProcessStart, listener: Listener) -> Any:
         """Starts a process in the guest; its events go to `listener` from the reply on."""
         assert self.image is not None
+        await self.named()
         answer = self.awake().request(with_defaults(start, self.image.config, self.hostname))
         # At once, when the reply comes: output may be the very next message.
         answer.then(lambda reply: self._listen(reply, listener))
@@ -223,15 +240,6 @@ class Vm:
         answer = await self.vmm.request(messages.Pause() if wanted else messages.Resume())
         self.paused = wanted
         return answer
-
-    async def debug(self, wanted: DebugStart) -> Any:
-        """Lets gdb connect, and says where."""
-        listener, address = debug.listen(self.host.instance.path, self.id, wanted.tcp_port)
-        with listener:
-            vmm = self.awake()
-            vmm.give("debug", listener.fileno())
-            await vmm.request(DebugStart(listen_fd="debug"))
-        return DebugAddress(address)
 
     def awake(self) -> ServiceProcess:
         """Its `vmm`, for what the guest must answer; UsageError when it is paused."""
@@ -283,13 +291,15 @@ class Vm:
         return self.ended
 
     async def _stop(self, running: bool, grace: float) -> None:
+        if self.late_fsd is not None:
+            self.late_fsd.close(last_call=running and grace > 0)
         vmms = [service for service in self.services if service.row.name == "vmm"]
         others = [service for service in self.services if service.row.name != "vmm"]
         if running and self.saving is not None:
             with contextlib.suppress(CrumbleError):
-                await limited(self.host.loop, self.saving, _SAVING, _late)
+                await limited(self.host.loop, self.saving, _SAVING, late)
         if running and grace > 0:
-            await self._shut_down(vmms[0], grace)
+            await power_off(self, vmms[0], self._off, grace)
         for service in others:
             service.may_end()  # as soon as it has nobody to serve
         for service in vmms if grace > 0 else self.services:
@@ -319,18 +329,6 @@ class Vm:
         for listener in left:
             ended = VmEvent(self.name, "stopped", f"The VM {self.name} was stopped.")
             listener.deliver(ended, self.source)
-
-    async def _shut_down(self, vmm: ServiceProcess, grace: float) -> None:
-        """Asks the guest to power off, and waits until it has, or `grace` is over."""
-        off = self._off
-        if self.paused:
-            vmm.request(messages.Resume())
-        vmm.ended.then(lambda _: off.set(None))
-        vmm.request(messages.Shutdown(grace)).then(lambda reply: _give_up(reply, off))
-        try:
-            await limited(self.host.loop, off, grace, _late)
-        except CrumbleError as error:
-            log.info("guest did not power off", vm=self.name, why=error)
 
     def _vm_event(self, event: VmEvent) -> None:
         if event.kind == "agent_ready":
@@ -387,14 +385,3 @@ class Vm:
         """Tells the requester, and whoever has a process in this VM."""
         for listener in {self.owner, *self._listeners.values()}:
             listener.deliver(event, self.source)
-
-
-def _give_up(reply: Future[Any], off: Future[None]) -> None:
-    try:
-        reply.result()
-    except CrumbleError:
-        off.set(None)  # the agent cannot do it
-
-
-def _late() -> CrumbleError:
-    return GuestError("The guest did not power off in time.", code="guest.late")

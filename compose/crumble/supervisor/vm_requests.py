@@ -7,6 +7,7 @@ from typing import Any
 
 from crumble.supervisor import networks
 from crumble.supervisor.clients import Client
+from crumble.supervisor.debug import start
 from crumble.supervisor.vm import Vm
 from crumble_common.errors import UsageError
 from crumble_common.messages import debug, vm
@@ -32,7 +33,7 @@ def ask(client: Client, target: Vm, body: Any) -> Coroutine[Any, Any, Any]:
     if isinstance(body, vm.Pause | vm.Resume):
         return target.pause(isinstance(body, vm.Pause))
     if isinstance(body, debug.DebugStart):
-        return target.debug(body)
+        return start(target, body)
     if isinstance(body, networks.VM_REQUESTS):
         return target.host.networks.ask(target, body)
     if isinstance(body, _REQUESTS):
@@ -41,5 +42,7 @@ def ask(client: Client, target: Vm, body: Any) -> Coroutine[Any, Any, Any]:
 
 
 async def _ask_vmm(target: Vm, body: Any) -> Any:
-    waits = isinstance(body, vm.FileRead | vm.FileWrite)
-    return await (target.awake() if waits else target.vmm).request(body)
+    if isinstance(body, vm.FileRead | vm.FileWrite):
+        await target.named()
+        return await target.awake().request(body)
+    return await target.vmm.request(body)

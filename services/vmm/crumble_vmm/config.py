@@ -34,10 +34,11 @@ _TAG = re.compile(r"[a-zA-Z0-9._-]{1,36}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Filesystem:
-    """A virtio-fs device: the guest mounts `tag`; `socket_fd` names the back end's connection."""
+    """A virtio-fs device: the guest mounts `tag`; `socket_fd` names the back end's connection. late: see messages.vm."""
 
     tag: str
     socket_fd: str
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,9 @@ class MachineConfig:
             made_of=message.made_of,
             hostname=message.hostname,
             dmesg=message.dmesg,
-            filesystems=tuple(Filesystem(item.tag, item.socket_fd) for item in message.filesystems),
+            filesystems=tuple(
+                Filesystem(item.tag, item.socket_fd, item.late) for item in message.filesystems
+            ),
             boot_limit=max(0.0, message.boot_limit),
             restore=message.restore,
             network=Network.from_message(message.network) if message.network else None,
@@ -217,6 +220,8 @@ def _check_filesystems(config: MachineConfig) -> None:
                 code="vmm.tag",
                 hint=f"Use letters, digits, '.', '_' and '-', at most {MAX_TAG}.",
             )
+    if config.seed and any(item.late for item in config.filesystems):
+        raise UsageError("A deterministic VM's file systems cannot be late.", code="vmm.late")
 
 
 def _check_network(config: MachineConfig) -> None:

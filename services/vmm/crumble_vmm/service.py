@@ -106,6 +106,7 @@ class VmmService(Service[VmConfig]):
             lost=self._device_lost,
             base=MemoryBase.given(context.fds) if self.config.restore else None,
             lockstep=Lockstep(context.loop, self.config.seed) if self.config.seed else None,
+            wanted=lambda: self.emit(messages.FsWanted()),
         )
         self._ends = ends
         if self.config.restore:

@@ -61,7 +61,8 @@ class Ends:
     memory: the fds of guest memory and its page state, taken over. sockets: of vhost-user back ends, by
     fd name. console: kernel console output, from vCPU threads. ports: of virtio-console, hvc0 first.
     init: the ELF file for /init of an architecture. lost: a back end is gone. base: a captured VM's memory,
-    to go on from; None when the guest boots. lockstep: of a deterministic machine.
+    to go on from; None when the guest boots. lockstep: of a deterministic machine. wanted: a late back end has to
+    begin now.
     """
 
     loop: EventLoop
@@ -73,6 +74,7 @@ class Ends:
     lost: Callable[[CrumbleError], None]
     base: MemoryBase | None = None
     lockstep: Lockstep | None = None
+    wanted: Callable[[], None] = lambda: None
 
     @property
     def local(self) -> EventLoop | Lockstep:
@@ -171,7 +173,12 @@ class Board(ABC):
         for item in config.filesystems:
             sock = ends.sockets[item.socket_fd]
             name = f"fs {item.tag}"
-            add(virtio_fs(name, item.tag, sock, regions, ends.loop, ends.lost, ends.lockstep))
+            wanted = ends.wanted if item.late else None
+            add(
+                virtio_fs(
+                    name, item.tag, sock, regions, ends.loop, ends.lost, ends.lockstep, wanted
+                )
+            )
         if net := config.network:
             sock = ends.sockets[net.socket_fd]
             add(VirtioNet("net", net.mac, net.mtu, sock, regions, ends.loop, ends.lost))

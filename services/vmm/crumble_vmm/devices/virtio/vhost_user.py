@@ -87,6 +87,7 @@ class VhostUserDevice(VirtioDevice):
         self._active: dict[int, QueueSetup] = {}
         self._stopped: dict[int, int] | None = None  # avail indices by queue while halted
         self._resuming: threading.Thread | None = None
+        self._resumed = False  # the driver is a captured one's, and has not reset it
         self._watched = False
         self._err_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -289,14 +290,19 @@ class VhostUserDevice(VirtioDevice):
         self, features: int, queues: Sequence[QueueSetup], rings: Mapping[int, RingState]
     ) -> None:
         """Hands the rings over in a thread: the back end may be starting, the guest need not wait."""
-        for queue in queues:
-            if queue.size == 0 or not self._in_memory(queue):
-                raise ValueError(f"queue {queue.index} is not in the guest's memory")
+        self._check(queues)
         self._unwatch()
+        self._resumed = True
         self._resuming = threading.Thread(
             target=self._resume, args=(features, queues, rings), name=f"resume {self.name}"
         )
         self._resuming.start()
+
+    def _check(self, queues: Sequence[QueueSetup]) -> None:
+        """ValueError when rings cannot be where a snapshot says."""
+        for queue in queues:
+            if queue.size == 0 or not self._in_memory(queue):
+                raise ValueError(f"queue {queue.index} is not in the guest's memory")
 
     def _in_memory(self, queue: QueueSetup) -> bool:
         assert self._wiring is not None
@@ -314,13 +320,14 @@ class VhostUserDevice(VirtioDevice):
                 )
                 self._fail(error)
                 return
-            with contextlib.suppress(CrumbleError):  # told by _fail
-                self._hand_over(features, queues, rings)
+            if self._resumed:  # else the driver has reset it since
+                with contextlib.suppress(CrumbleError):  # told by _fail
+                    self._hand_over(features, queues, rings)
         self._loop.call_soon_threadsafe(self._watch)
 
     def reset(self) -> None:
         """Takes the rings back: afterwards the back end touches no guest memory for them."""
-        active, self._active = self._active, {}
+        active, self._active, self._resumed = self._active, {}, False
         if self._error is None and active and not self._away:
             self._ask(lambda: self._take_back(list(active)))
         if self._away:

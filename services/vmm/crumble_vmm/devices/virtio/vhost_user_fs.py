@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from crumble_common.errors import CrumbleError
 from crumble_common.vhost_user import MemoryRegion
 from crumble_vmm.devices.virtio.local import Loop
 from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice
+from crumble_vmm.devices.virtio.vhost_user_late import LateDevice
 from crumble_vmm.lockstep import Lockstep
 
 FS_DEVICE_ID = 26
@@ -27,12 +29,15 @@ def virtio_fs(
     loop: Loop,
     lost: Callable[[CrumbleError], None],
     lockstep: Lockstep | None = None,
+    wanted: Callable[[], None] | None = None,
 ) -> VhostUserDevice:
     """A file system device (virtio 1.2 §5.11) that the guest mounts as `tag`.
 
-    The notification queue's feature is not passed on: Linux does not know it.
+    The notification queue's feature is not passed on: Linux does not know it. wanted: its back end begins when that
+    has been called.
     """
     config = _FS_CONFIG.pack(tag.encode(), len(_FS_QUEUES) - 1)
-    return VhostUserDevice(
+    kind = VhostUserDevice if wanted is None else functools.partial(LateDevice, wanted=wanted)
+    return kind(
         name, FS_DEVICE_ID, sock, regions, _FS_QUEUES, loop, lost, config=config, lockstep=lockstep
     )

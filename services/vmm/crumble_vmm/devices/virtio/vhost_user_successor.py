@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from crumble_common import log
 from crumble_common.errors import CrumbleError, HostError
 from crumble_common.vhost_user import Frontend
-from crumble_common.virtqueue import Virtqueue
-from crumble_vmm.devices.virtio.device import F_EVENT_IDX, QueueSetup
+from crumble_vmm.devices.virtio.device import QueueSetup
+from crumble_vmm.devices.virtio.kicks import Kicks, ask_for_kicks
 from crumble_vmm.devices.virtio.vhost_user import VhostUserDevice, peeking
 from crumble_vmm.snapshot.state import RingState
 
@@ -29,7 +29,7 @@ class SucceededDevice(VhostUserDevice):
     Between two of them there may be none for a while: see `rest`.
     """
 
-    _asked: Sequence[int] = ()  # kicks of the driver that are listened for meanwhile
+    _kicks: Kicks | None = None  # those of the driver that are listened for meanwhile
 
     def _leave(self) -> bool:
         """The back end has ended: True when its successor is waited for, which the supervisor sees to. With the transport's lock held."""
@@ -70,31 +70,23 @@ class SucceededDevice(VhostUserDevice):
             wanted()
 
         with wiring.lock:
-            self._asked = [wiring.kicks[index] for index in queues]
-            for fd in self._asked:  # never read: the successor is to find them
-                self._loop.add_fd(fd, f"{self.name} at rest", kicked)
+            self._kicks = Kicks(self._loop, f"{self.name} at rest")
+            self._kicks.watch([wiring.kicks[index] for index in queues], kicked)
             watched = [queue for queue in self._active.values() if queue.index in queues]
-            if any(self._ask_for_kicks(queue) for queue in watched):
+            if any(
+                ask_for_kicks(wiring.memory, queue, self._acked, self._used_index(queue))
+                for queue in watched
+            ):
                 kicked()
 
-    def _ask_for_kicks(self, queue: QueueSetup) -> bool:
-        """Has the driver notify the queue; True when something is there already. Its back end may have been looking."""
+    def _used_index(self, queue: QueueSetup) -> int:
+        """Of its used ring."""
         assert self._wiring is not None
-        memory = self._wiring.memory
-        try:
-            ring = Virtqueue(
-                memory, queue.size, queue.descriptors, queue.driver, queue.device,
-                event_idx=bool(self._acked & F_EVENT_IDX),
-                base=int.from_bytes(memory.read(queue.device + 2, 2), "little"),
-            )  # fmt: skip
-        except ValueError:
-            return True  # a back end says so best
-        return ring.enable_kicks()
+        return int.from_bytes(self._wiring.memory.read(queue.device + 2, 2), "little")
 
     def _unasked(self) -> None:
-        for fd in self._asked:
-            self._loop.remove_fd(fd)
-        self._asked = ()
+        if self._kicks is not None:
+            self._kicks.forget()
 
     def stop(self) -> None:
         """Also listens no more for who wants a back end."""
@@ -146,11 +138,9 @@ class SucceededDevice(VhostUserDevice):
 
     def _take_over_rings(self) -> None:
         """The new back end goes on where the used rings, and what is in flight, say."""
-        assert self._wiring is not None
         rings = {}
         for queue in self._active.values():
-            used = self._wiring.memory.read(queue.device + 2, 2)
-            rings[queue.index] = RingState(int.from_bytes(used, "little"), [])
+            rings[queue.index] = RingState(self._used_index(queue), [])
         self._start_rings(rings)
         for call in self._calls.values():
             os.eventfd_write(call, 1)  # the last interrupt may have died with its sender
