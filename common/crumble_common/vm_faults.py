@@ -59,6 +59,8 @@ def memory_lost(process: str) -> HostError:
         lost = "the host's memory behind the guest's is gone"
         what = f"The guest cannot go on: {lost} ({process} got a SIGBUS)."
     else:
-        what = f"{process} touched memory, or a file that it maps, which the host has lost (SIGBUS)."
+        what = (
+            f"{process} touched memory, or a file that it maps, which the host has lost (SIGBUS)."
+        )
     hint = _FAULTS["host.memory"][1]
     return HostError(what, code="host.memory", hint=hint, signal=7)

@@ -114,7 +114,10 @@ def test_a_host_that_takes_a_guests_memory_away(
     held = Path(f"/proc/{daemon.pid}/fd")
     (memory,) = [fd for fd in held.iterdir() if "crumble-memory" in str(fd.readlink())]
     os.truncate(memory, 0)
-    ends(process, "The guest cannot go on: the host's memory behind the guest's is gone.*Look whether /dev/shm")
+    ends(
+        process,
+        "The guest cannot go on: the host's memory behind the guest's is gone.*Look whether /dev/shm",
+    )
     no_vms(box)
 
 
