@@ -57,7 +57,7 @@ triple() {
 lost() {
     stays
     for fd in /proc/[0-9]*/fd/*; do
-        case $(readlink $fd) in /dev/shm/crumble-memory-*) truncate -s 0 $fd ;; esac
+        case $(readlink $fd) in /dev/shm/crumble-memory-* | /memfd:crumble-memory*) truncate -s 0 $fd ;; esac
     done
     crumble exec box true 2>&1
     crumble down >&2
