@@ -1,101 +1,70 @@
-"""Exits of KVM x86_64 for a boot, a command, a file of 1 MiB and 10 MiB by TCP, on an emulated host.
+"""Exits of KVM for a boot, a command, a file of 1 MiB and 10 MiB by TCP, on an emulated host.
 
-    make bench NAME=exits
+    make bench NAME=exits                                    x86_64
+    .venv/bin/python -m benchmarks.exits --arch arm64        or riscv64; its own file of results
 
-Counts of the kernel's own tracepoint, by reason; there only counts mean anything, times do not. A boot is from
-the kernel's entry to its init (ours: to the agent, which is more), beside QEMU's microvm and q35 with the same
-kernel file and devices; `file` is read through virtio-fs, and `tcp` sent through user networking. `exec` is a command
-that does nothing, which our `file` and `tcp` contain. A row is of accesses to
+Counts or records of the kernel's own tracepoint, by reason; there only counts mean anything, times do not. A boot is from
+the kernel's entry to its init (ours: to the agent, which is more), beside QEMU's microvm and q35, or virt with
+virtio over MMIO and over PCI, with the same kernel file and devices; `file` is read through virtio-fs, and `tcp` sent through
+user networking. `exec` is a command that does nothing, which our `file` and `tcp` contain. A row is of accesses to
 devices and to memory that is new; with "all" come timers and interrupts, of which a slow host has more.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
-import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path
 
 from tools import kvm_rig
-from tools.kvm_rig import ROOT, Tree
+from tools.kvm_rig import ROOT
 
 from benchmarks._common import Comparison
-from crumble_vmm.boot.initramfs import Initramfs
+from benchmarks._exits_peers import qemu
 
-HOST = kvm_rig.HOSTS["x86_64-trixie"]
-
-_FIRMWARE = (
-    "bios-256k.bin",
-    "bios-microvm.bin",
-    "qboot.rom",
-    "kvmvapic.bin",
-    "linuxboot_dma.bin",
-    "pvh.bin",
-)
-_PLACES = (Path("/usr/share/qemu"), Path("/usr/share/seabios"))
-_INIT = "#!/bin/busybox sh\n/bin/busybox poweroff -f\n"
-_WORK = """#!/bin/busybox sh
-/bin/busybox --install -s /bin
-for m in failover net_failover virtio_mmio virtio_net; do insmod /$m.ko; done
-ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0
-mkdir -p /dev /share; mount -t devtmpfs dev /dev; mount -t virtiofs share /share
-echo READY; sleep 3
-dd if=/share/file of=/dev/null bs=64k
-echo FILE; sleep 3
-dd if=/dev/zero bs=64k count=160 | nc 10.0.2.2 7000
-echo SENT; sleep 3
-poweroff -f
-"""
-_FILE_SERVER = Path("/usr/lib/qemu/virtiofsd")
-# SVM's exit codes (AMD APM volume 2, appendix C).
-_REASONS = {
-    0x60: "interrupt", 0x61: "nmi", 0x64: "interrupt window", 0x72: "cpuid", 0x78: "hlt", 0x7B: "port",
-    0x7C: "msr", 0x81: "vmmcall", 0x400: "memory", 0x401: "avic", 0x402: "avic",
+# An exit's keys in the tracepoint, as KEYS in tools/kvm_exits.sh, and its name.
+Names = dict[tuple[int, ...], str]
+HOSTS = {"x86_64": "x86_64-trixie", "arm64": "arm64", "riscv64": "riscv64"}
+# What the tracepoint tells an exit by. SVM's exit codes (AMD APM volume 2, appendix C).
+_X86: Names = {
+    (0x60,): "interrupt", (0x61,): "nmi", (0x64,): "interrupt window", (0x72,): "cpuid", (0x78,): "hlt",
+    (0x7B,): "port", (0x7C,): "msr", (0x81,): "vmmcall", (0x400,): "memory", (0x401,): "avic",
+    (0x402,): "avic",
 }  # fmt: skip
+# Linux' ARM_EXCEPTION_IRQ; ARM_EXCEPTION_TRAP and ESR_EL2.EC (Arm ARM, D24.2.40).
+_ARM64: Names = {
+    (0, 0): "interrupt", (2, 0x01): "wfi", (2, 0x07): "fp", (2, 0x16): "hvc", (2, 0x18): "register",
+    (2, 0x20): "memory", (2, 0x24): "memory",
+}  # fmt: skip
+# scause, an interrupt's without its highest bit (RISC-V privileged specification, hypervisor extension).
+_RISCV64: Names = {
+    (10,): "sbi", (20,): "memory", (21,): "memory", (22,): "virtual instruction", (23,): "memory",
+}  # fmt: skip
+_RISCV_INTERRUPT = 1 << 63
+_REASONS = {"x86_64": _X86, "arm64": _ARM64, "riscv64": _RISCV64}
 
 
-def qemu(tree: Tree) -> None:
-    """QEMU, its firmware, and an init that switches off."""
-    binary = shutil.which(HOST.qemu)
-    if binary is None:
-        sys.exit("exits: install qemu-system-x86.")
-    tree.program(Path(binary))
-    tree.archive.symlink("bin/qemu", binary)
-    for name in _FIRMWARE:
-        found = [place / name for place in _PLACES if (place / name).exists()]
-        if found:
-            tree.put(found[0].resolve(), f"/qemu/{name}")
-    tree.program(_FILE_SERVER)
-    tree.archive.symlink("bin/virtiofsd", str(_FILE_SERVER))
-    tree.archive.file("qemu/init.cpio", _guest(_INIT, []))
-    modules = sorted((kvm_rig.HOME / "data").glob(f"store/kernels/{HOST.architecture}/*/*.ko"))
-    tree.archive.file("qemu/work.cpio", _guest(_WORK, modules))
+def reason(arch: str, keys: tuple[int, ...]) -> str:
+    """An exit's name; its numbers when it has none."""
+    if arch == "riscv64" and keys[0] & _RISCV_INTERRUPT:
+        return "interrupt"
+    return _REASONS[arch].get(keys, " ".join(f"{key:#x}" for key in keys))
 
 
-def _guest(init: str, modules: list[Path]) -> bytes:
-    """An initramfs for QEMU's guest."""
-    inner = Initramfs()
-    inner.directory("bin")
-    inner.character_device("dev/console", 5, 1)
-    inner.file("bin/busybox", kvm_rig.busybox(kvm_rig.debian()).read_bytes(), 0o755)
-    inner.file("init", init.encode(), 0o755)
-    for path in modules:
-        inner.file(path.name, path.read_bytes())
-    return b"".join(inner.chunks())
-
-
-def report(lines: Iterable[str]) -> Comparison:
+def report(arch: str, lines: Iterable[str]) -> Comparison:
     """The counts in a console's lines."""
     found: dict[str, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     for line in lines:
-        if words := re.search(r"EXITS (\S+) (\S+) (\d+) (\d+)$", line):
+        if words := re.search(r"EXITS (\S+) (\S+) \{(.*)\} (\d+)$", line):
             side, row, count = words[1], words[2], int(words[4])
-            name = _REASONS.get(int(words[3]), f"{int(words[3]):#x}")
+            keys = tuple(int(key, 0) for key in re.findall(r": *(\w+)", words[3]))
+            name = reason(arch, keys)
             counts = found[side][row]
             counts[name] = counts.get(name, 0) + count
-    comparison = Comparison("exits", "exits", {"by reason": found})
+    name = "exits" if arch == "x86_64" else f"exits-{arch}"
+    comparison = Comparison(name, "exits", {"by reason": found})
     for side, rows in found.items():
         sample = {}
         for row, reasons in rows.items():
@@ -107,15 +76,19 @@ def report(lines: Iterable[str]) -> Comparison:
 
 def main() -> None:
     """The benchmark."""
+    parser = argparse.ArgumentParser(description="Exits of KVM, beside QEMU's.")
+    parser.add_argument("--arch", choices=HOSTS, default="x86_64")
+    arch = parser.parse_args().arch
+    host = kvm_rig.HOSTS[HOSTS[arch]]
     checks = (ROOT / "tools" / "kvm_exits.sh").read_text()
-    kernel, initramfs = kvm_rig.build(HOST, checks, short=False, more=qemu)
+    kernel, initramfs = kvm_rig.build(host, checks, short=False, more=lambda tree: qemu(tree, host))
     lines = []
-    for line in kvm_rig.run(HOST, kernel, initramfs, 3000):
+    for line in kvm_rig.run(host, kernel, initramfs, 3000):
         print(line, file=sys.stderr)
         lines.append(line)
     if any("RIG failed" in line for line in lines):
         sys.exit("exits: some of the work was not done; nothing is kept.")
-    comparison = report(lines)
+    comparison = report(arch, lines)
     print(comparison.table())
     print(comparison.save())
 

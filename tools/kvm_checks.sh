@@ -57,7 +57,7 @@ triple() {
 lost() {
     stays
     for fd in /proc/[0-9]*/fd/*; do
-        case $(readlink $fd) in /dev/shm/crumble-memory-*) truncate -s 0 $fd ;; esac
+        case $(readlink $fd) in /dev/shm/crumble-memory-* | /memfd:crumble-memory*) truncate -s 0 $fd ;; esac
     done
     crumble exec box true 2>&1
     crumble down >&2
@@ -140,10 +140,10 @@ if [ $machine = x86_64 ]; then
     check irqchip 2 run --irqchip kernel -c 2 oci:/image nproc
     check 'irqchip restored' 2 run --irqchip kernel -c 2 oci:/image nproc
     check level "*is not x86-64-v2: it lacks cx16*" level
-    check lost "*the host's memory behind the guest's is gone*" lost
     check noacpi '*smp: Brought up 1 node, 2 CPUs*' noacpi
     check triple '*The guest crashed: triple fault at 0x*' triple
 fi
+check lost "*The guest cannot go on: the host's memory behind the guest's*gone*" lost
 check watchdog "*watchdog ended it: nobody fed it for 1 s*" watchdog
 check 'pci run' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier
 check 'pci restored' 1 run --transport pci oci:/image cat /sys/class/net/eth0/carrier

@@ -1,10 +1,39 @@
-# What benchmarks/exits.py runs on the emulated host: each line "EXITS SIDE ROW REASON COUNT" is one of KVM's
+# What benchmarks/exits.py runs on the emulated host: each line "EXITS SIDE ROW {KEYS} COUNT" is one of KVM's
 # own counters, of all that the work caused.
 mount -t tracefs tracefs /sys/kernel/tracing
 EVENT=/sys/kernel/tracing/events/kvm/kvm_exit
-echo 'hist:keys=exit_reason' >$EVENT/trigger
-clear() { echo 'hist:keys=exit_reason:clear' >>$EVENT/trigger; }
-counted() { sed -n "s/.*exit_reason: *\([0-9]*\) .*hitcount: *\([0-9]*\).*/EXITS $1 $2 \1 \2/p" $EVENT/hist; }
+# KEYS: what the tracepoint tells exits by. MMIO and PCI: QEMU's machines with either, their names below PEER;
+# FLAGS: what they need.
+case $(uname -m) in
+x86_64)
+    architecture=amd64 KEYS=exit_reason CONSOLE=ttyS0 FLAGS='-L /qemu'
+    MMIO=microvm PCI=q35 MMIO_PEER=qemu-microvm PCI_PEER=qemu-q35
+    ;;
+aarch64)
+    architecture=arm64 KEYS=ret,esr_ec CONSOLE=ttyAMA0 FLAGS=
+    MMIO=virt,gic-version=3 PCI=$MMIO MMIO_PEER=qemu-virt-mmio PCI_PEER=qemu-virt-pci
+    ;;
+riscv64)
+    architecture=riscv64 KEYS=scause CONSOLE=ttyS0 FLAGS='-bios none'
+    MMIO=virt PCI=virt MMIO_PEER=qemu-virt-mmio PCI_PEER=qemu-virt-pci
+    ;;
+esac
+# A kernel without histograms (riscv64) records each exit; a record that was lost is a failure.
+TRACE=/sys/kernel/tracing/trace
+if echo "hist:keys=$KEYS" >$EVENT/trigger; then
+    clear() { echo "hist:keys=$KEYS:clear" >>$EVENT/trigger; }
+    counted() { sed -n "s/^\({.*}\) hitcount: *\([0-9]*\).*/EXITS $1 $2 \1 \2/p" $EVENT/hist; }
+else
+    echo 65536 >/sys/kernel/tracing/buffer_size_kb
+    echo 1 >$EVENT/enable
+    clear() { echo >$TRACE; }
+    counted() {
+        echo 0 >$EVENT/enable
+        grep -q 'overrun: 0' /sys/kernel/tracing/per_cpu/cpu0/stats || echo "RIG failed $1 $2: records were lost"
+        sed -n 's/.*SCAUSE:\(0x[0-9a-f]*\),.*/\1/p' $TRACE | sort | uniq -c | sed "s/ *\([0-9]*\) \(.*\)/EXITS $1 $2 {scause: \2} \1/"
+        echo 1 >$EVENT/enable
+    }
+fi
 exits() {
     side=$1 row=$2
     shift 2
@@ -14,9 +43,9 @@ exits() {
     counted $side $row
     echo "RIG ok $side $row (status $status: $(tail -c 60 /tmp/out | tr '\n' ' '))"
 }
-WORDS="console=ttyS0 panic=-1 cryptomgr.notests initcall_blacklist=jent_mod_init quiet loglevel=1"
-KERNEL=$(echo /data/store/kernels/amd64/*/image)
-MODULE=$(echo /data/store/kernels/amd64/*/virtio_mmio.ko)
+WORDS="console=$CONSOLE panic=-1 cryptomgr.notests initcall_blacklist=jent_mod_init quiet loglevel=1"
+KERNEL=$(echo /data/store/kernels/$architecture/*/image)
+MODULE=$(echo /data/store/kernels/$architecture/*/virtio_mmio.ko)
 crumble() { timeout 300 python3 -m crumble.cli.main "$@"; }
 # The agent is up; the command that it looks for is not there.
 alone() {
@@ -25,7 +54,7 @@ alone() {
 }
 # To its init, and off.
 qemu() {
-    timeout 300 qemu -L /qemu -cpu host -m 256 -nodefaults -no-user-config -display none -no-reboot \
+    timeout 300 qemu $FLAGS -cpu host -m 256 -nodefaults -no-user-config -display none -no-reboot \
         -serial file:/tmp/console -kernel $KERNEL -initrd /qemu/init.cpio -append "$WORDS" "$@"
 }
 listen() {
@@ -54,7 +83,7 @@ received() {
 # The same work by a QEMU guest's init, which says when (benchmarks/exits.py). Its memory is shared as ours is, with
 # the file server that QEMU comes with.
 says() {
-    turns=600
+    turns=1500
     until grep -q "$1" /tmp/console; do
         sleep 0.2
         turns=$((turns - 1))
@@ -91,13 +120,13 @@ work() {
 }
 exits crumble-mmio boot alone mmio
 exits crumble-pci boot alone pci
-exits qemu-microvm boot qemu -M microvm,accel=kvm -device virtio-serial-device -device virtio-rng-device
-exits qemu-q35 boot qemu -M q35,accel=kvm -device virtio-serial-pci -device virtio-rng-pci
+exits $MMIO_PEER boot qemu -M $MMIO,accel=kvm -device virtio-serial-device -device virtio-rng-device
+exits $PCI_PEER boot qemu -M $PCI,accel=kvm -device virtio-serial-pci -device virtio-rng-pci
 mkdir /share
 head -c 1048576 /dev/urandom >/share/file
-qemu_work qemu-microvm -M microvm,accel=kvm,memory-backend=memory -global virtio-mmio.force-legacy=false \
+qemu_work $MMIO_PEER -M $MMIO,accel=kvm,memory-backend=memory -global virtio-mmio.force-legacy=false \
     -device vhost-user-fs-device,chardev=files,tag=share -device virtio-net-device,netdev=net
-qemu_work qemu-q35 -M q35,accel=kvm,memory-backend=memory -device vhost-user-fs-pci,chardev=files,tag=share \
+qemu_work $PCI_PEER -M $PCI,accel=kvm,memory-backend=memory -device vhost-user-fs-pci,chardev=files,tag=share \
     -device virtio-net-pci,netdev=net,romfile=
 crumble up --detach >/dev/null
 work mmio

@@ -161,27 +161,15 @@ class System:
 
     def _unpack(self) -> None:
         """What the checks need of the packages."""
-        data = self._home / "packages"
-        reference = f"deb:trixie/{','.join(PACKAGES)}"
-        platform = f"linux/{self._foreign.architecture}"
-        words = [sys.executable, "-m", "crumble_ocid", "pull", "--platform", platform, reference]
-        env = {**os.environ, "CRUMBLE_DATA_DIR": str(data)}
-        subprocess.run(words, env=env, check=True, stdout=subprocess.DEVNULL)
         shutil.rmtree(self.root, ignore_errors=True)
-        (found,) = data.glob("store/layers/*.index")
-        layer = LayerIndex.open(found)
-        contents = found.with_suffix(".contents").read_bytes()
-        for name, row in _files(layer, 0, ""):
-            entry = layer.entry(row)
-            path = self.root / name
-            if entry.target:
+        found = packages(self._home / "packages", self._foreign.architecture, PACKAGES)
+        for name, content, mode in found:
+            if isinstance(content, bytes):
+                self._put(name, content, mode)
+            else:
+                path = self.root / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.symlink_to(os.fsdecode(entry.target))
-            elif f"/{name}".startswith("/usr/") and not any(
-                part in f"/{name}" for part in UNWANTED
-            ):
-                start = layer.entry(entry.link).offset
-                self._put(name, contents[start : start + entry.size], entry.mode & 0o777)
+                path.symlink_to(content)
 
     def _put(self, name: str, data: bytes, mode: int = 0o644) -> None:
         """A file of the year 1970, as the initramfs has them, since bytecode names its source's time."""
@@ -233,6 +221,29 @@ class System:
             for name in [*files, *(name for name in names if Path(folder, name).is_symlink())]:
                 path = Path(folder, name)
                 yield str(path.relative_to(self.root)), path
+
+
+def packages(
+    data: Path, architecture: str, names: tuple[str, ...]
+) -> Iterator[tuple[str, bytes | str, int]]:
+    """Debian's packages with what they depend on, kept in a data directory of their own: (name, content, mode) of each file
+    below /usr that is wanted, and of each symlink, whose content is its target.
+    """
+    reference = f"deb:trixie/{','.join(names)}"
+    platform = f"linux/{architecture}"
+    words = [sys.executable, "-m", "crumble_ocid", "pull", "--platform", platform, reference]
+    env = {**os.environ, "CRUMBLE_DATA_DIR": str(data)}
+    subprocess.run(words, env=env, check=True, stdout=subprocess.DEVNULL)
+    (found,) = data.glob("store/layers/*.index")
+    layer = LayerIndex.open(found)
+    contents = found.with_suffix(".contents").read_bytes()
+    for name, row in _files(layer, 0, ""):
+        entry = layer.entry(row)
+        if entry.target:
+            yield name, os.fsdecode(entry.target), 0o777
+        elif f"/{name}".startswith("/usr/") and not any(part in f"/{name}" for part in UNWANTED):
+            start = layer.entry(entry.link).offset
+            yield name, contents[start : start + entry.size], entry.mode & 0o777
 
 
 def _files(layer: LayerIndex, row: int, name: str) -> Iterator[tuple[str, int]]:

@@ -289,13 +289,18 @@ def foreign(tree: Tree, data: Path, home: Path, what: Foreign) -> tuple[Path, Pa
     return kernel, system.root / "usr/bin/busybox", script
 
 
+def home_of(host: Host) -> Path:
+    """Where what the host is made of is kept."""
+    return HOME if host.foreign is None else HOME / host.architecture
+
+
 def build(
     host: Host, checks: str, *, short: bool, more: Callable[[Tree], None] = lambda _tree: None
 ) -> tuple[Path, Path]:
     """The emulated host: its kernel and its initramfs, with what `more` puts there."""
     if shutil.which(host.qemu) is None:
         raise OSError(f"{host.qemu} is missing: install {host.package}")
-    home = HOME if host.foreign is None else HOME / host.architecture
+    home = home_of(host)
     home.mkdir(parents=True, exist_ok=True)
     data = store(home, host.architecture)
     tree = Tree()

@@ -10,7 +10,6 @@ from crumble_common.messages.vm import VmEvent
 
 SEE_DMESG = "Run with --dmesg to see what its kernel printed."
 _SEE_HOST = "See the host's kernel log (`dmesg` as root)."
-
 # The code → whose fault, what to do; what a guest's kernel printed is worth reading in addition.
 _FAULTS: dict[str, tuple[type[CrumbleError], str]] = {
     "guest.panic": (GuestError, ""),
@@ -53,10 +52,15 @@ def fault_of(event: VmEvent, *, dmesg: bool = True) -> CrumbleError:
 
 
 def memory_lost(process: str) -> HostError:
-    """`process` of a VM was killed by SIGBUS: it touched memory that the host no longer has."""
-    return HostError(
-        f"{process} touched memory, or a file that it maps, which the host has lost (SIGBUS).",
-        code="host.memory",
-        hint=_FAULTS["host.memory"][1],
-        signal=7,
-    )
+    """`process` was killed by SIGBUS: it touched memory that the host no longer has. A VM's own process is told
+    as a vCPU that did the same: who touches the guest's memory first is chance.
+    """
+    if process.startswith("vmm."):
+        lost = "the host's memory behind the guest's is gone"
+        what = f"The guest cannot go on: {lost} ({process} got a SIGBUS)."
+    else:
+        what = (
+            f"{process} touched memory, or a file that it maps, which the host has lost (SIGBUS)."
+        )
+    hint = _FAULTS["host.memory"][1]
+    return HostError(what, code="host.memory", hint=hint, signal=7)

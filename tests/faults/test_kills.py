@@ -109,12 +109,15 @@ def test_a_service_under_exec(box: RealWorld, service: str) -> None:
 def test_a_host_that_takes_a_guests_memory_away(
     box: RealWorld, daemon: subprocess.Popen[bytes]
 ) -> None:
-    """What is left of a file in /dev/shm that was cut off is a SIGBUS for whoever touches it."""
+    """What is left of a file in /dev/shm that was cut off is a SIGBUS for whoever touches it; told as on KVM."""
     process = begun(box, "exec", "box")
     held = Path(f"/proc/{daemon.pid}/fd")
     (memory,) = [fd for fd in held.iterdir() if "crumble-memory" in str(fd.readlink())]
     os.truncate(memory, 0)
-    ends(process, "which the host has lost.*Look whether /dev/shm")
+    ends(
+        process,
+        "The guest cannot go on: the host's memory behind the guest's is gone.*Look whether /dev/shm",
+    )
     no_vms(box)
 
 

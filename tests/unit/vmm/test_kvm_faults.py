@@ -115,10 +115,19 @@ def test_an_error_of_ours_is_not_the_guests() -> None:
     assert (event.kind, fault_of(event).fault) == ("failed", "crumble")
 
 
-def test_a_process_that_lost_its_memory_is_told_as_that() -> None:
-    said = memory_lost("vmm.a")
+def test_lost_memory_is_told_alike_whoever_touched_it_first() -> None:
+    by_guest = told(kvm.decode(b"", errno.EFAULT))
+    by_vmm = memory_lost("vmm.a")
+    assert (by_vmm.code, by_vmm.fault) == (by_guest.code, by_guest.fault) == ("host.memory", "host")
+    same = "The guest cannot go on: the host's memory behind the guest's is gone"
+    assert by_vmm.message.startswith(same) and by_guest.message.startswith(same)
+    assert "vmm.a" in by_vmm.message and by_vmm.hint == by_guest.hint
+
+
+def test_another_process_that_lost_memory_may_have_lost_a_file() -> None:
+    said = memory_lost("fsd.a")
     assert (said.code, said.fault) == ("host.memory", "host")
-    assert "vmm.a" in said.message and "/dev/shm" in said.hint
+    assert "fsd.a" in said.message and "file" in said.message and "/dev/shm" in said.hint
 
 
 @pytest.mark.parametrize("reason", [2, 6, 10, 35])
