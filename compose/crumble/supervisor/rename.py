@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from crumble.snapshots.manifest import Manifest
@@ -23,15 +25,27 @@ async def rename(vm: Vm, about: Manifest) -> None:
     """Writes them anew. Those that somebody has changed are theirs: they stay."""
     if vm.hostname == about.hostname:
         return
-    old = files(about.hostname)
-    for path, data in files(vm.hostname).items():
-        if about.kind == "boot":
+    new, old = files(vm.hostname), files(about.hostname)
+    if about.kind == "boot":
+        for path, data in new.items():
             # Nobody can have. Requests are served in order: the first process finds it done.
             vm.vmm.request(FileWrite(path, data))
-            continue
-        try:
-            found: FileData = await vm.vmm.request(FileRead(path))
+        return
+    read = {path: vm.vmm.request(FileRead(path)) for path in new}
+    written = {}
+    for path, answer in read.items():
+        with _told(vm, path):
+            found: FileData = await answer
             if found.data == old[path]:
-                await vm.vmm.request(FileWrite(path, data))
-        except CrumbleError as error:
-            log.info("guest keeps the old name", vm=vm.name, path=path, why=error)
+                written[path] = vm.vmm.request(FileWrite(path, new[path]))
+    for path, answer in written.items():
+        with _told(vm, path):
+            await answer
+
+
+@contextlib.contextmanager
+def _told(vm: Vm, path: str) -> Iterator[None]:
+    try:
+        yield
+    except CrumbleError as error:
+        log.info("guest keeps the old name", vm=vm.name, path=path, why=error)
