@@ -49,6 +49,11 @@ class Lent:
         """Its socket is readable."""
         self.path.read(self.index)
 
+    def deadline(self) -> float:
+        """When its first timer is due, which is waited for from now on; 0 when there is none."""
+        assert self.path.flows is not None
+        return self.path.flows.deadline(self.index)
+
 
 def steady(flow: TcpFlow) -> bool:
     """Nothing but segments in order is expected of it next. Short exchanges are not worth it."""
@@ -201,7 +206,6 @@ class FastPath(Lending[Lent, Flows]):
             lent.stream.read()
         else:
             if why & native.TIMER:
-                deadline = self._flows.deadline(lent.index)
-                self._stack.timers.set(("tcp", lent.flow.number), deadline)
+                self._stack.timers.set(("tcp", lent.flow.number), lent.deadline())
             if why & native.WATCH:
                 lent.stream.watch(self._flows.watch(lent.index))

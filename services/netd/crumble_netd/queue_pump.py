@@ -220,6 +220,8 @@ class NetDevice:
         """A burst of what the guest sends: of steady flows in C, as far as that goes."""
         queue, chains, more = self._tx, 0, True
         assert queue is not None
+        if self._backlog and not self._delayed:
+            self._send_backlog()  # before what acknowledgements have flows send that are lent
         paths = [path for path in self._paths if path.live]
         while more:
             more = False

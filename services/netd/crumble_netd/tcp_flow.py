@@ -16,6 +16,9 @@ class Elsewhere(Protocol):
     def recall(self) -> None:
         """It does no longer, and its connection is up to date."""
 
+    def deadline(self) -> float:
+        """When its first timer is due, which is waited for from now on; 0 when there is none."""
+
 
 @dataclass(eq=False, slots=True)
 class TcpFlow(Flow):

@@ -170,6 +170,45 @@ def test_a_timer_of_a_lent_flow_is_kept(side: Side) -> None:
     assert [bytes(s.payload) for s in side.segments[count:]] == [b"lost"]
 
 
+def test_a_timer_that_has_moved_on_leaves_a_flow_lent(side: Side) -> None:
+    exchange(side)
+    flow = side.flow
+    assert flow is not None
+    lent = flow.lent
+    assert lent is not None
+    due = lent.deadline()
+    assert due > side.time
+    for at in (100, 200):  # the later one is not known to the first timer
+        side.time += 0.9 * (due - side.time)
+        side.send(STREAM[at : at + 100], at)
+        side.run()
+    side.time = due + 0.01
+    side.run()
+    assert flow.lent is lent
+    assert lent.deadline() > side.time
+
+
+def test_a_full_ring_leaves_other_flows_lent(side: Side) -> None:
+    exchange(side)
+    flow = side.flow
+    assert flow is not None
+    lent = flow.lent
+    assert lent is not None
+    side.stack.pause(side.port.number, paused=True)
+    side.send(STREAM[100:200], 100)
+    side.run()
+    assert flow.lent is lent
+    assert side.received() == STREAM[100:200]
+    # Taken back meanwhile, it waits as others do.
+    assert flow.connection is not None
+    assert flow.connection.paused
+    side.stack.pause(side.port.number, paused=False)
+    side.run()
+    assert flow.kept is not None
+    assert not flow.kept.paused
+    assert flow.lent is not None
+
+
 def test_a_full_ring_makes_it_wait() -> None:
     side = Side(fast=True, buffers=6)
     exchange(side)

@@ -253,7 +253,10 @@ class TcpLayer:
     # Time, and the way to the guest.
 
     def tick(self, flow: TcpFlow) -> None:
-        """A deadline of the flow."""
+        """A deadline of the flow. That of one that is lent has mostly moved on."""
+        if flow.lent is not None and not 0 < (due := flow.lent.deadline()) <= self._stack.now():
+            self._stack.timers.set(("tcp", flow.number), due)
+            return
         if flow.connection is not None:
             if not self.opening.silent(flow):
                 flow.connection.tick(self._stack.now())
@@ -275,9 +278,11 @@ class TcpLayer:
                 self._serve(flow)
 
     def pause(self, port: Port, *, paused: bool) -> None:
-        """A guest's receive ring has no room, or has some again."""
+        """A guest's receive ring has no room, or has some again. Flows that are lent wait for that by themselves."""
         for flow in self._stack.flows.all():
-            if isinstance(flow, TcpFlow) and flow.port is port and flow.connection is not None:
+            if not isinstance(flow, TcpFlow) or flow.port is not port or flow.lent is not None:
+                continue
+            if flow.connection is not None:
                 flow.connection.paused = paused
                 if not paused:
                     self._unsent[flow] = None
@@ -290,6 +295,8 @@ class TcpLayer:
     def returned(self, flow: TcpFlow, *, unsent: bool) -> None:
         """A flow that was lent. unsent: it has something to say."""
         self._served[flow] = None
+        if flow.connection is not None:
+            flow.connection.paused = self._stack.paused(flow.port)
         if unsent:
             self._unsent[flow] = None
 
