@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 from crumble_common.arena import Arena
 from crumble_common.errors import UsageError
 from crumble_common.eventloop import EventLoop
-from crumble_common.messages.net import ARENA, ARENA_SIZE, ARENA_VERSION
+from crumble_common.messages.net import ARENA, ARENA_SIZE, ARENA_VERSION, Refusal
 from crumble_common.parking import Lot
 from crumble_common.service import Context
 from crumble_netd import events
@@ -119,7 +119,7 @@ def test_what_is_remembered_has_a_limit() -> None:
     assert resolved.names(b"same", 11.0) == []
 
 
-def test_what_names_resolved_to_outlives_a_netd() -> None:
+def test_what_a_guest_was_told_refused_and_sent_outlives_a_netd() -> None:
     arena, lot = Arena.create(ARENA, ARENA_VERSION, ARENA_SIZE), Lot(1)
 
     def survival() -> Survival:
@@ -129,13 +129,17 @@ def test_what_names_resolved_to_outlives_a_netd() -> None:
     dead, alive = (network([], ["bad.test"], internet=True) for _ in range(2))
     first = survival()
     first.port("box")
-    dead.stack.on_learnt = lambda: first.remember([("box", dead.port, [])])
+    refused = [Refusal(1.5, "tcp", "10.0.0.1", 80, ["bad.test"])]
+    dead.stack.on_learnt = lambda: first.remember([("box", dead.port, [], refused)])
     resolve(dead, "bad.test", GOOD, ttl=1)
     second = survival()
+    assert second.refused("box") == refused
+    assert second.refused("other") == []
     assert second.port("box") == alive.port.number
     second.recall(alive.port)
     assert not reaches(alive, GOOD)
     assert reaches(alive, OTHER)
+    assert alive.port.counts["rx.frames"] > dead.port.counts["rx.frames"] > 0
     lot.close()
     arena.close()
 
