@@ -9,6 +9,7 @@ from typing import Any
 from crumble_native._core import ffi, lib
 from crumble_native.doorbell import Spinner
 from crumble_native.flow import Flows
+from crumble_native.udp_flow import UdpFlows
 from crumble_native.vring import Virtqueue
 
 READ: int = lib.CRB_WAIT_READ
@@ -33,18 +34,28 @@ class Waiter:
 
     def add(
         self, flows: Flows, rx: Virtqueue, tx: Virtqueue, spinner: Spinner,
-        kicks: tuple[int, int], calls: tuple[int, int],
+        kicks: tuple[int, int], calls: tuple[int, int], udp: UdpFlows | None = None,
     ) -> int:  # fmt: skip
         """Serves a guest's flows from now on. kicks, calls: of rx, by which the driver receives, and of tx. Returns a
         number for `remove`, which comes before a descriptor is closed; -1 when it cannot be.
         """
         side = ffi.new(
             "crb_wait_side *",
-            (flows.handle, rx.handle, tx.handle, spinner.handle, *kicks, *calls, False, False),
+            (
+                flows.handle,
+                ffi.NULL if udp is None else udp.handle,
+                rx.handle,
+                tx.handle,
+                spinner.handle,
+                *kicks,
+                *calls,
+                False,
+                False,
+            ),
         )
         number = int(lib.crb_waiter_add(self._waiter, side))
         if number >= 0:
-            self._kept[number] = (flows, rx, tx, spinner)  # C has their addresses
+            self._kept[number] = (flows, udp, rx, tx, spinner)  # C has their addresses
         return number
 
     def remove(self, number: int) -> None:

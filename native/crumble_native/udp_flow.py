@@ -40,6 +40,11 @@ class UdpFlows:
         table.ends, table.out, table.mtu = ends, outgoing.handle, mtu
         table.left, table.fill = left, fill
 
+    @property
+    def handle(self) -> Any:
+        """For who waits for their sockets."""
+        return self._table
+
     def lend(self, index: int, key: bytes, fd: int, now: float) -> bool:
         """key: addresses and ports as in a datagram from the guest. fd: a connected socket. False when it cannot be."""
         flow = self._table.flows[index]

@@ -54,6 +54,23 @@ static crb_udp_flow *find(crb_udp_flows *t, const uint8_t *key, bool six) {
     return NULL;
 }
 
+// Whoever waits for the sockets knows of the flow, or forgets it.
+static void own(crb_udp_flows *t, const crb_udp_flow *f, bool owned) {
+    if (t->owners != NULL && f->fd < CRB_FLOW_FDS)
+        t->owners[f->fd] = owned ? t->owner + (uint32_t)(f - t->flows) + 1 : 0;
+}
+
+void crb_udp_owned(crb_udp_flows *t, uint32_t *owners, uint32_t owner) {
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint32_t i = 0; t->owners != NULL && i < CRB_UDP_FLOWS; i++)
+            if (t->flows[i].live) own(t, &t->flows[i], pass != 0);
+        if (pass == 0) {
+            t->owners = owners;
+            t->owner = owner;
+        }
+    }
+}
+
 bool crb_udp_lend(crb_udp_flows *t, uint32_t index, double now) {
     if (index >= CRB_UDP_FLOWS) return false;
     crb_udp_flow *f = &t->flows[index];
@@ -65,6 +82,7 @@ bool crb_udp_lend(crb_udp_flows *t, uint32_t index, double now) {
     f->last = now;
     f->sent = f->received = 0;
     f->error = 0;
+    own(t, f, true);
     t->n_live++;
     return true;
 }
@@ -77,6 +95,7 @@ void crb_udp_recall(crb_udp_flows *t, uint32_t index) {
         at = &t->flows[*at - 1].next;
     *at = f->next;
     f->live = false;
+    own(t, f, false);
     t->n_live--;
     if (t->reader == index + 1) {
         t->reader = 0;

@@ -1,7 +1,7 @@
-// Waiting for a service's descriptors, and serving lent flows (crumble/flow.h) meanwhile: a kick of
-// a driver's ring goes to the sockets, bytes in a socket go to the ring, and only what is something
-// else is returned. The descriptors are those of the caller's epoll(7) set, level-triggered, each
-// with itself as data.
+// Waiting for a service's descriptors, and serving lent flows (crumble/flow.h, udp_flow.h)
+// meanwhile: a kick of a driver's ring goes to the sockets, bytes in a socket go to the ring, and
+// only what is something else is returned. The descriptors are those of the caller's epoll(7) set,
+// level-triggered, each with itself as data.
 //
 // A guest's two rings are a side. One that wants to be looked at (a frame that is not plain, a
 // flow's event, a broken ring, a ring that never ends) is returned as its kick, whether or not that
@@ -12,6 +12,7 @@
 
 #include "crumble/doorbell.h"
 #include "crumble/flow.h"
+#include "crumble/udp_flow.h"
 
 #define CRB_WAIT_SIDES 256
 // Events that are returned at once, and taken from epoll.
@@ -28,7 +29,8 @@
 
 // kick_rx, kick_tx: of the rings that the driver receives by and sends by. call: to interrupt it.
 typedef struct crb_wait_side {
-    crb_flows *flows; // NULL: nobody
+    crb_flows *flows;   // NULL: nobody
+    crb_udp_flows *udp; // NULL: none of these
     crb_vring *rx;
     crb_vring *tx;
     crb_spin *spin;

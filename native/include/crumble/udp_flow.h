@@ -58,6 +58,8 @@ typedef struct crb_udp_flows {
     bool odd;
     uint32_t read_sizes[CRB_UDP_READ];
     // Not the caller's.
+    uint32_t *owners; // of who waits for the sockets, by descriptor; NULL: somebody else does
+    uint32_t owner;   // this table
     uint16_t identification;
     uint32_t batch; // the flow whose datagrams wait to be sent, + 1
     uint32_t n_messages;
@@ -83,6 +85,9 @@ void crb_udp_flows_free(crb_udp_flows *table);
 bool crb_udp_lend(crb_udp_flows *table, uint32_t index, double now);
 // Takes it back; what waits of it is lost.
 void crb_udp_recall(crb_udp_flows *table, uint32_t index);
+
+// As crb_flows_owned.
+void crb_udp_owned(crb_udp_flows *table, uint32_t *owners, uint32_t owner);
 
 // Takes chains from the driver's ring as long as they hold datagrams of lent flows with nothing
 // special, sends those and gives the chains back: how many, or a crb_ring_error when there were

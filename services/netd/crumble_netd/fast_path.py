@@ -85,7 +85,7 @@ class FastPath(Lending[Lent, Flows]):
         self._stack, self._rx, self._outgoing = stack, rx, outgoing
         self._settle, self._pushed = settle, pushed
 
-    def _table(self) -> Flows:
+    def table(self) -> Flows:
         """By now the guest's MAC is known."""
         if self._flows is None:
             port, features = self._port, self._port.features
@@ -119,7 +119,7 @@ class FastPath(Lending[Lent, Flows]):
         )  # fmt: skip
         index = self._free.pop()
         notes = slot.notes if slot is not None else None
-        if not self._table().lend(index, _TAKE(block), fixed, ends(flow.key), buffer.memory, notes):
+        if not self.table().lend(index, _TAKE(block), fixed, ends(flow.key), buffer.memory, notes):
             self._free.append(index)
             return False
         self._lent[index] = flow.lent = stream.lent = Lent(self, index, flow, stream, fixed.credit)

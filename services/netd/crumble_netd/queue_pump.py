@@ -129,6 +129,8 @@ class NetDevice:
         """The same for a UDP flow."""
         if self._udp is not None and not self._looks:
             self._udp.lend(flow, datagrams)
+            if self._udp.live:
+                self._wait_in_c()
 
     def _wait_in_c(self) -> None:
         """The loop's waiter knows of the flows that are lent, unless somebody here waits for room on the ring."""
@@ -137,11 +139,11 @@ class NetDevice:
             return
         if self._waiter is None or rx is None or rx.queue is None:
             return
-        if fast is None or fast.flows is None or served is None or not served.live:
+        if fast is None or udp is None or served is None or not served.live:
             return
         self._side = self._waiter.add(
-            fast.flows, rx.queue, served.queue, self.pump.spinner,
-            (rx.kick_fd, served.kick_fd), (rx.call_fd, self._call_tx),
+            fast.table(), rx.queue, served.queue, self.pump.spinner,
+            (rx.kick_fd, served.kick_fd), (rx.call_fd, self._call_tx), udp.table(),
         )  # fmt: skip
 
     def _wait_no_more(self) -> None:
@@ -350,7 +352,7 @@ class NetDevice:
             self._send_backlog()
         for path in self._paths:
             path.unblock()
-        if self._fast is not None and self._fast.live:
+        if any(path.live for path in self._paths):
             self._wait_in_c()
 
     def _fast_pushed(self, error: RingError | None) -> None:

@@ -75,7 +75,7 @@ class UdpPath(Lending[Lent, UdpFlows]):
         """For room on the ring."""
         return self._flows is not None and self._flows.waiting is not None
 
-    def _table(self) -> UdpFlows:
+    def table(self) -> UdpFlows:
         """By now the guest's MAC is known."""
         if self._flows is None:
             port, features = self._port, self._port.features
@@ -91,7 +91,7 @@ class UdpPath(Lending[Lent, UdpFlows]):
         if not self._free or not steady(flow, datagrams):
             return
         index = self._free.pop()
-        if not self._table().lend(index, ends(flow.key), datagrams.fileno, self._stack.now()):
+        if not self.table().lend(index, ends(flow.key), datagrams.fileno, self._stack.now()):
             self._free.append(index)
             return
         self._lent[index] = datagrams.lent = Lent(self, index, flow, datagrams)
@@ -123,7 +123,10 @@ class UdpPath(Lending[Lent, UdpFlows]):
         """The guest sent something; raises RingError."""
         assert self._flows is not None
         found = self._flows.burst(tx, self._stack.now())
-        self._fail()
+        if self._flows.waiting is None:
+            self._fail()
+        else:
+            self._after()  # they were read in C meanwhile
         return found
 
     def read(self, lent: Lent) -> None:

@@ -2,141 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
-import socket
-import struct
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crumble_native.frames import Outgoing
-from crumble_native.memory import PAGE_SIZE, Memory
-from crumble_native.udp_flow import FLOWS, UdpFlows
-from crumble_native.vring import Virtqueue
-from crumble_netd.commands import Frame
-from crumble_netd.header import checksum, ethernet, ipv4, ipv6, udp, virtio_net
-from crumble_netd.header.virtio_net import NEEDS_CSUM, NOTHING, Offload
-from framework.netd_guest import parse
-from framework.virtqueue_driver import VirtqueueDriver
-
-RAM = 0x8000_0000
-GATEWAY, GUEST = b"\x02\0\0\0\0\1", b"\x02\0\0\0\0\2"
-ENDS4 = (bytes([10, 0, 2, 15]), bytes([10, 0, 2, 2]))
-ENDS6 = (bytes(15) + b"\1", bytes(15) + b"\2")
-PORTS = (1000, 7777)
-
-
-def pair() -> tuple[socket.socket, socket.socket]:
-    """Two UDP sockets, connected to each other."""
-    found = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
-    for sock in found:
-        sock.bind(("127.0.0.1", 0))
-        sock.setblocking(False)
-    found[0].connect(found[1].getsockname())
-    found[1].connect(found[0].getsockname())
-    return found[0], found[1]
-
-
-class World:
-    """A flow between a driver and a pair of sockets."""
-
-    def __init__(
-        self, *, six: bool = False, buffers: int = 64, fill: bool = False, mtu: int = 65_520
-    ) -> None:
-        memory = Memory()
-        memory.add(RAM, mmap.mmap(-1, 2048 * PAGE_SIZE))
-        half = 1024 * PAGE_SIZE
-        rings = []
-        for at in (RAM, RAM + half):
-            arena = (at + 16 * PAGE_SIZE, half - 16 * PAGE_SIZE)
-            driver = VirtqueueDriver(memory, size=256, at=at, arena=arena)
-            queue = Virtqueue(memory, 256, driver.desc, driver.avail, driver.used, event_idx=True)
-            rings.append((driver, queue))
-        (self.rx, self.rx_queue), (self.tx, self.tx_queue) = rings
-        self.give(buffers)
-        self.six = six
-        self.ours, self.theirs = pair()
-        self.outgoing = Outgoing(merge=True)
-        self.flows = UdpFlows(self.outgoing, GATEWAY + GUEST, mtu, left=True, fill=fill)
-        self.ends = ENDS6 if six else ENDS4
-        self.key = b"".join(self.ends) + struct.pack("!HH", *PORTS)
-        assert self.flows.lend(3, self.key, self.ours.fileno(), 40.0)
-
-    def give(self, count: int) -> None:
-        for _ in range(count):
-            self.rx.submit([], [4096])
-
-    def frame(
-        self, data: bytes, *, left: bool = True, spoil: int = 0, mac: bytes = GATEWAY,
-        port: int = PORTS[0], gso: int = 0, more: bool = False, total: int | None = None, pad: int = 0,
-    ) -> bytes:  # fmt: skip
-        """A chain's bytes: virtio_net_hdr and frame."""
-        source, target = self.ends
-        size = udp.SIZE + len(data)
-        pseudo = checksum.pseudo(source, target, udp.PROTOCOL, size)
-        head = udp.build(port, PORTS[1], data, pseudo)
-        if left or total is not None:
-            head = head[:6] + (pseudo if total is None else total).to_bytes(2, "big")
-        head = head[:7] + bytes([head[7] ^ spoil])
-        if self.six:
-            ip = ipv6.build(source, target, udp.PROTOCOL, size)
-        else:
-            ip = ipv4.build(source, target, udp.PROTOCOL, size, more=more)
-        at = ethernet.SIZE + len(ip)
-        offload = Offload(NEEDS_CSUM, gso, 0, 0, at, 6) if left else NOTHING
-        kind = ethernet.IPV6 if self.six else ethernet.IPV4
-        link = ethernet.build(mac, GUEST, kind)
-        return virtio_net.build(offload, 0) + link + ip + head + data + bytes(pad)
-
-    def send(self, *chains: bytes) -> tuple[int, bool]:
-        """One burst: how many were served, whether something is left."""
-        for chain in chains:
-            self.tx.submit([chain], [])
-        found = self.flows.burst(self.tx_queue, 50.0)
-        return found.chains, found.left
-
-    def received(self) -> list[bytes]:
-        """At the host's end."""
-        found = []
-        while True:
-            try:
-                found.append(self.theirs.recv(1 << 16))
-            except BlockingIOError:
-                return found
-
-    def read(self) -> None:
-        """The socket is readable."""
-        self.flows.read(3, self.rx_queue, 60.0)
-
-    def datagrams(self) -> list[bytes]:
-        """What the guest got; checked by `parse`."""
-        found, parts = [], []
-        for _, _, data in self.rx.collect():
-            parts.append(data)
-            if len(parts) == struct.unpack_from("<H", parts[0], 10)[0]:
-                whole = b"".join(parts)
-                offload = Offload(*struct.unpack_from("<BBHHHH", whole))
-                packet = parse(Frame(whole[virtio_net.SIZE :], [], offload))
-                assert isinstance(packet.message, udp.Udp)
-                ends = packet.source, packet.destination
-                assert ends == (self.ends[1], self.ends[0])
-                message = packet.message
-                assert (message.source, message.destination) == (PORTS[1], PORTS[0])
-                found.append(bytes(message.payload))
-                parts = []
-        assert not parts
-        return found
-
-    def close(self) -> None:
-        self.ours.close()
-        self.theirs.close()
+from crumble_native.udp_flow import FLOWS
+from framework.udp_world import GUEST, UdpWorld
 
 
 @pytest.fixture(params=[False, True], ids=["ipv4", "ipv6"])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    made = World(six=request.param)
+def world(request: pytest.FixtureRequest) -> Iterator[UdpWorld]:
+    made = UdpWorld(six=request.param)
     yield made
     made.close()
 
@@ -144,7 +22,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 # -- From the guest.
 
 
-def test_a_burst_arrives_as_it_was_sent(world: World) -> None:
+def test_a_burst_arrives_as_it_was_sent(world: UdpWorld) -> None:
     """Runs of one size, which are sent in one piece, and single ones between them."""
     sizes = [100] * 70 + [7, 0, 0, 0, 0, 0, 9] + [1400] * 5 + [1399, 1, 1, 1]
     sent = [bytes([i]) * size for i, size in enumerate(sizes)]
@@ -159,7 +37,7 @@ def test_a_burst_arrives_as_it_was_sent(world: World) -> None:
     assert world.flows.events() == []
 
 
-def test_a_chain_in_many_pieces_arrives(world: World) -> None:
+def test_a_chain_in_many_pieces_arrives(world: UdpWorld) -> None:
     data = bytes(range(256)) * 5
     chain = world.frame(data, left=False)
     world.tx.submit([chain[i : i + 31] for i in range(0, len(chain), 31)], [])
@@ -171,7 +49,7 @@ def test_a_chain_in_many_pieces_arrives(world: World) -> None:
     {"left": False, "spoil": 1}, {"mac": GUEST}, {"port": 999}, {"gso": 1}, {"gso": 3}, {"gso": 5},
 ])  # fmt: skip
 def test_what_is_not_plain_is_left_with_all_behind_it(
-    world: World, what: dict[str, object]
+    world: UdpWorld, what: dict[str, object]
 ) -> None:
     odd = world.frame(b"odd", **what)  # type: ignore[arg-type]
     assert world.send(world.frame(b"a"), odd, world.frame(b"b")) == (1, True)
@@ -184,24 +62,24 @@ def test_what_is_not_plain_is_left_with_all_behind_it(
 
 
 def test_a_fragment_is_left() -> None:
-    world = World()
+    world = UdpWorld()
     assert world.send(world.frame(bytes(16), more=True)) == (0, True)
     world.close()
 
 
 def test_padding_is_not_sent() -> None:
-    world = World()
+    world = UdpWorld()
     assert world.send(world.frame(b"short", pad=13)) == (1, False)
     assert world.received() == [b"short"]
     world.close()
 
 
-def test_no_checksum_is_for_ipv4_only(world: World) -> None:
+def test_no_checksum_is_for_ipv4_only(world: UdpWorld) -> None:
     assert world.send(world.frame(b"x", left=False, total=0)) == (int(not world.six), world.six)
 
 
 def test_an_error_of_the_socket_is_told_once_a_burst() -> None:
-    world = World()
+    world = UdpWorld()
     world.theirs.close()
     world.send(*[world.frame(b"x") for _ in range(3)])
     world.read()
@@ -211,7 +89,7 @@ def test_an_error_of_the_socket_is_told_once_a_burst() -> None:
     world.ours.close()
 
 
-def test_a_flow_taken_back_is_left(world: World) -> None:
+def test_a_flow_taken_back_is_left(world: UdpWorld) -> None:
     world.flows.recall(3)
     assert world.send(world.frame(b"x")) == (0, True)
     fd = world.ours.fileno()
@@ -227,7 +105,7 @@ def test_a_flow_taken_back_is_left(world: World) -> None:
 @pytest.mark.parametrize("fill", [False, True], ids=["left", "filled"])
 @pytest.mark.parametrize("six", [False, True], ids=["ipv4", "ipv6"])
 def test_datagrams_of_the_host_become_frames(six: bool, fill: bool) -> None:
-    world = World(six=six, fill=fill, buffers=200)
+    world = UdpWorld(six=six, fill=fill, buffers=200)
     sent = [bytes([i]) * size for i, size in enumerate([1, 0, 1400, 9000, 33, 2, *[64] * 40])]
     for data in sent:
         world.theirs.send(data)
@@ -240,7 +118,7 @@ def test_datagrams_of_the_host_become_frames(six: bool, fill: bool) -> None:
 
 
 def test_a_full_ring_makes_them_wait() -> None:
-    world = World(buffers=5)
+    world = UdpWorld(buffers=5)
     sent = [bytes([i]) * 10 for i in range(50)]
     for data in sent:
         world.theirs.send(data)
@@ -257,7 +135,7 @@ def test_a_full_ring_makes_them_wait() -> None:
 
 
 def test_what_waits_is_lost_with_its_flow() -> None:
-    world = World(buffers=1)
+    world = UdpWorld(buffers=1)
     for _ in range(3):
         world.theirs.send(b"x")
     world.read()
@@ -270,7 +148,7 @@ def test_what_waits_is_lost_with_its_flow() -> None:
 
 
 def test_one_that_needs_fragments_is_handed_over() -> None:
-    world = World(mtu=1500)
+    world = UdpWorld(mtu=1500)
     sent = [bytes(1472), bytes(1473), b"after"]
     for data in sent:
         world.theirs.send(data)
@@ -284,7 +162,7 @@ def test_one_that_needs_fragments_is_handed_over() -> None:
 
 
 def test_a_broken_ring_is_told() -> None:
-    world = World(buffers=0)
+    world = UdpWorld(buffers=0)
     world.rx.set_available(0, 300)
     world.rx.set_avail_idx(1)
     world.theirs.send(b"x")
@@ -301,7 +179,7 @@ def test_a_broken_ring_is_told() -> None:
 @given(st.data())
 def test_no_frame_does_harm(data: st.DataObject) -> None:
     """Whatever a guest sends: what the host gets are payloads of frames, in order, and the rest is left."""
-    world = World(six=data.draw(st.booleans()))
+    world = UdpWorld(six=data.draw(st.booleans()))
     got: list[bytes] = []
     for number in range(data.draw(st.integers(1, 12))):
         payload = bytes([number]) * data.draw(st.integers(0, 300))
