@@ -108,10 +108,13 @@ class HostSide:
             else:
                 self._do[type(command)](command)
         self._stack.note()
-        if self.parking is not None:
-            self.parking.flush()
+        self._flush()
         for frame in frames:
             self._transmit(frame)
+
+    def _flush(self) -> None:
+        if self.parking is not None:
+            self.parking.flush()
 
     def _lend(self) -> None:
         """Nothing is left to do: flows that are steady go their own way."""
@@ -180,6 +183,8 @@ class HostSide:
             else:
                 self.datagrams(flow, connect_datagrams(kind, address, port))
                 self._park(flow)
+                # Before anything is sent: a successor goes on from the port that the peer saw.
+                self._flush()
         except OSError as error:
             self._stack.event(events.Failed(flow, error.errno or errno.EIO))
 
@@ -214,7 +219,7 @@ class HostSide:
         """What was parked by this name is of no use any more."""
         if self.parking is not None:
             self.parking.drop(name)
-            self.parking.flush()
+            self._flush()
 
     def revived(self, flow: int) -> None:
         """A flow's socket is a predecessor's, and parked."""

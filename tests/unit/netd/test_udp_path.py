@@ -11,12 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crumble_common.arena import Arena
+from crumble_common.messages.net import ARENA, ARENA_SIZE, ARENA_VERSION
+from crumble_common.parking import Lot, Parking
 from crumble_netd.commands import Frame
 from crumble_netd.flow_table import Flow
 from crumble_netd.header import checksum, ethernet, icmp, ipv4, ipv6, udp, virtio_net
 from crumble_netd.header.virtio_net import NEEDS_CSUM, NOTHING, Offload
 from crumble_netd.host_sockets import Datagrams
 from crumble_netd.layers.udp import TIMEOUT, UNANSWERED
+from crumble_netd.ledger import Ledger
 from crumble_netd.pcap import Capture
 from framework.net_client import OFFLOADS, PLAIN
 from framework.netd_guest import (
@@ -309,6 +313,30 @@ def _body(packet: Packet) -> Any:
     if isinstance(message, udp.Udp):
         return message.destination, bytes(message.payload)
     return bytes(message) if isinstance(message, memoryview) else message
+
+
+def test_a_socket_is_parked_before_it_sends(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A successor of a netd that is killed at any instant goes on from the port that the peer saw."""
+    arena, lot = Arena.create(ARENA, ARENA_VERSION, ARENA_SIZE), Lot(8)
+    side.stack.ledger = Ledger(arena)
+    side.host.parking = Parking(lot.open().detach())
+    parked = []
+    send = Datagrams.send
+
+    def look_and_send(sock: Datagrams, data: bytes) -> None:
+        lot.receive()
+        parked.append(list(lot.fds))
+        send(sock, data)
+
+    monkeypatch.setattr(Datagrams, "send", look_and_send)
+    side.send(b"first")
+    side.step()
+    assert parked == [[f"flow:{side.flow.number}"]]
+    assert side.received() == [b"first"]
+    side.host.parking.close()
+    side.host.parking = None
+    lot.close()
+    arena.close()
 
 
 @settings(max_examples=60, deadline=None)
