@@ -51,11 +51,11 @@ def fault_of(event: VmEvent, *, dmesg: bool = True) -> CrumbleError:
     return kind(event.detail or f"The VM ended: {event.kind}.", code=code, hint=hint)
 
 
-def memory_lost(process: str) -> HostError:
-    """`process` was killed by SIGBUS: it touched memory that the host no longer has. A VM's own process is told
-    as a vCPU that did the same: who touches the guest's memory first is chance.
+def memory_lost(process: str, *, guest: bool) -> HostError:
+    """`process` was killed by SIGBUS: it touched memory that the host no longer has. guest: it runs one. That is
+    told as a vCPU that did the same: who touches the guest's memory first is chance.
     """
-    if process.startswith("vmm."):
+    if guest:
         lost = "the host's memory behind the guest's is gone"
         what = f"The guest cannot go on: {lost} ({process} got a SIGBUS)."
     else:

@@ -145,7 +145,7 @@ class Networks:
             await (await self.of(vm))[0].ready
         else:
             await self._last[vm.network.kind]
-        vm.vmm  # noqa: B018  raises what it failed with
+        vm.check()
 
     async def leave(self, vm: Vm) -> None:
         """Takes a VM, which has let go of it, off its named network."""
@@ -206,7 +206,7 @@ class Networks:
 
     async def ask(self, vm: Vm, body: Any) -> Any:
         """A client's request about one VM's network: VM_REQUESTS."""
-        vm.vmm  # noqa: B018  raises when the VM does not run
+        vm.check()
         process, guest = await self.of(vm)
         if isinstance(body, messages.NetCapture):
             body = self._capture(process, vm, body)

@@ -175,7 +175,7 @@ class ServiceProcess:
     def _describe(self, status: int) -> CrumbleError:
         number = max(0, -status)
         if number == signal.SIGBUS:
-            return memory_lost(self.name)
+            return memory_lost(self.name, guest=self.row.name == "vmm")
         if number:
             how = f"was killed by signal {number} ({signal.Signals(number).name})"
         else:

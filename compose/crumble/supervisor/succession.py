@@ -174,7 +174,7 @@ class Netd:
             if self._until is not None:
                 self._until.cancel()
             self._go_on(self._line.start)
-        self._vm.vmm  # noqa: B018  raises what it failed with
+        self._vm.check()
         assert self._process is not None
         return self._process
 

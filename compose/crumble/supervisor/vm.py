@@ -141,13 +141,17 @@ class Vm:
     @property
     def vmm(self) -> ServiceProcess:
         """The process that runs the guest; the VM's failure when there is none any more."""
+        self.check()
+        return self.service("vmm")
+
+    def check(self) -> None:
+        """Raises what it failed with, or that it does not run."""
         if not self.alive:
             raise self.failure or GuestError(
                 f"The VM {self.name} is not running.",
                 code="vm.not_running",
                 hint="Start it again with `crumble run`.",
             )
-        return self.service("vmm")
 
     def service(self, name: str) -> ServiceProcess:
         """One of its processes; GuestError when it has none yet."""

@@ -66,6 +66,10 @@ class Port:
         fresh, ever = self.resolved.names(address, now), self.resolved.ever(address)
         return self.policy.allows(address, number, kind, fresh, ever)
 
+    def rates_full(self, now: float) -> bool:
+        """Whether a successor, which does not know what was spent, would allow the same."""
+        return all(rate.full(now) for rate in (self.rate_out, self.rate_in, self.rate_flows))
+
     def link_local(self) -> bytes:
         """The address its MAC makes."""
         return ipv6.eui64(LINK_LOCAL6, self.mac)

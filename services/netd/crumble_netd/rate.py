@@ -45,6 +45,11 @@ class Rate:
         self._left -= 1
         return True
 
+    def full(self, now: float) -> bool:
+        """Whether all of the burst may come."""
+        self._fill(now)
+        return self._left == self._burst
+
     def _fill(self, now: float) -> None:
         self._left = min(self._burst, self._left + (now - self._last) * self._a_second)
         self._last = now

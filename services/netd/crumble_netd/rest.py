@@ -32,7 +32,8 @@ class Rest:
         guest.device.count()
         before, self._seen = self._seen, guest.frames
         used = guest.forwards or guest.device.capture or stack.flows.all() or stack.tcp.ending
-        if self._seen == before and guest.serving.running and not used:
+        quiet = self._seen == before and guest.port.rates_full(stack.now())
+        if quiet and guest.serving.running and not used:
             self._idle()
 
     def close(self) -> None:

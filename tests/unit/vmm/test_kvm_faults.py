@@ -117,7 +117,7 @@ def test_an_error_of_ours_is_not_the_guests() -> None:
 
 def test_lost_memory_is_told_alike_whoever_touched_it_first() -> None:
     by_guest = told(kvm.decode(b"", errno.EFAULT))
-    by_vmm = memory_lost("vmm.a")
+    by_vmm = memory_lost("vmm.a", guest=True)
     assert (by_vmm.code, by_vmm.fault) == (by_guest.code, by_guest.fault) == ("host.memory", "host")
     same = "The guest cannot go on: the host's memory behind the guest's is gone"
     assert by_vmm.message.startswith(same) and by_guest.message.startswith(same)
@@ -125,7 +125,7 @@ def test_lost_memory_is_told_alike_whoever_touched_it_first() -> None:
 
 
 def test_another_process_that_lost_memory_may_have_lost_a_file() -> None:
-    said = memory_lost("fsd.a")
+    said = memory_lost("fsd.a", guest=False)
     assert (said.code, said.fault) == ("host.memory", "host")
     assert "fsd.a" in said.message and "file" in said.message and "/dev/shm" in said.hint
 
