@@ -80,6 +80,11 @@ def merges() -> bool:
     return (_KSM / "run").exists() and (_KSM / "run").read_text().strip() == "1"
 
 
+def _name() -> str:
+    """Of the results: with KSM they are others."""
+    return "density-ksm" if merges() else "density"
+
+
 def settle() -> None:
     """Lets everything come to rest."""
     time.sleep(_REST)
@@ -134,7 +139,7 @@ def main() -> None:
     _bundle.compile_code()
     # No processes but those of the VMs that are looked at.
     with supervisor({**os.environ, "CRUMBLE_RESERVE": "0"}):
-        comparison = Comparison("density", "see rows", {**vars(options), "ksm": merges()})
+        comparison = Comparison(_name(), "see rows", {**vars(options), "ksm": merges()})
         comparison.measure(
             {
                 "clone": lambda: clones(options.image, options.memory, options.clones),
