@@ -108,7 +108,7 @@ class FastPath(Lending[Lent, Flows]):
         if not self._free or not stream.lendable:
             return False
         block, settings, buffer = connection.block, connection.settings, connection.buffer
-        grows = self._stack.tcp.grows(flow)
+        grows = self._stack.tcp.credit.grows(flow)
         largest = min(settings.rcv_max, 1 << 30 if block.scale_ok else MAX_SCALED)
         fixed = Fixed(
             settings.keepalive_idle, connection.deadline(), flow.freed if grows else 0,

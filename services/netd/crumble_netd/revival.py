@@ -16,7 +16,7 @@ from crumble_netd import progress
 from crumble_netd.commands import HostClose, HostRead, HostShutdown
 from crumble_netd.flow_table import Flow, Key
 from crumble_netd.host_sockets import socket_address
-from crumble_netd.layers.tcp import CREDIT_START
+from crumble_netd.layers.credit import CREDIT_START
 from crumble_netd.ledger import Ledger, Slot
 from crumble_netd.loop import HostSide
 from crumble_netd.progress import Progress

@@ -15,7 +15,6 @@ from crumble_netd.commands import (
     Adopt,
     HostClose,
     HostConnect,
-    HostRead,
     HostSend,
     HostShutdown,
     Refuse,
@@ -25,6 +24,7 @@ from crumble_netd.flow_table import Key
 from crumble_netd.header import tcp
 from crumble_netd.header.tcp import ACK, RST, SYN, Segment
 from crumble_netd.layers import keeping
+from crumble_netd.layers.credit import Credit
 from crumble_netd.layers.opening import Opening
 from crumble_netd.ledger import Slot
 from crumble_netd.policy import LOOPBACK4, LOOPBACK6
@@ -39,10 +39,6 @@ if TYPE_CHECKING:
     from crumble_netd.layers.ip import Packet
     from crumble_netd.stack import Stack
 
-# Bytes read ahead of the guest's acknowledgements: at first, and at most.
-CREDIT_START, CREDIT_MAX = 1 << 16, 512 << 10
-# Connections of a guest's that may each have as much.
-_FEW = 4
 DNS_PORT = 53
 
 
@@ -51,7 +47,7 @@ class TcpLayer:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self.opening = Opening(stack)
+        self.opening, self.credit = Opening(stack), Credit(stack)
         self._dirty: dict[TcpFlow, None] = {}
         self._waiting: dict[TcpFlow, None] = {}  # in TIME-WAIT, oldest first
         self._unnoted: dict[TcpFlow, None] = {}
@@ -340,13 +336,9 @@ class TcpLayer:
             else:
                 emit(HostSend(number, output.data))
         elif isinstance(output, Freed):
-            self._credit(flow, output.size)
+            self.credit.freed(flow, output.size)
         elif isinstance(output, Established):
-            flow.credit = CREDIT_START
-            # There are bytes already when a predecessor read some.
-            flow.granted = max(0, CREDIT_START - connection.buffer.size)
-            if flow.service != "dns":
-                emit(HostRead(number, flow.granted))
+            self.credit.begin(flow, connection.buffer.size)
         elif isinstance(output, PeerClosed):
             if flow.service == "dns":
                 connection.shutdown(self._stack.now())
@@ -354,23 +346,6 @@ class TcpLayer:
                 emit(HostShutdown(number))
         elif isinstance(output, Ended):
             self._ended(flow, output)
-
-    def grows(self, flow: TcpFlow) -> bool:
-        """Whether more may be kept for the guest, if it keeps up: what does not fit the host's caches is copied slowly."""
-        few = self._stack.flows.counts[flow.port.number, "tcp"] <= _FEW
-        return flow.credit < (CREDIT_MAX if few else CREDIT_MAX // 2)
-
-    def _credit(self, flow: TcpFlow, size: int) -> None:
-        """The guest has bytes: as many more may be read; twice as many when it keeps up."""
-        flow.freed += size
-        if flow.freed >= flow.credit and self.grows(flow):
-            flow.freed = 0
-            if self._stack.budget.take(flow.credit):
-                size += flow.credit
-                flow.credit *= 2
-        flow.granted += size
-        if flow.service != "dns":
-            self._stack.emit(HostRead(flow.number, size))
 
     def _send(self, flow: TcpFlow, send: Send) -> None:
         key = flow.key
@@ -399,7 +374,7 @@ class TcpLayer:
         stack, connection = self._stack, flow.connection
         stack.timers.set(("tcp", flow.number), 0)
         if connection is not None:
-            stack.budget.give(max(flow.credit - CREDIT_START, 0))
+            self.credit.end(flow)
             stack.budget.give(connection.block.rcv_limit - flow.window)
             flow.connection = None
         if flow.slot is not None:
