@@ -155,9 +155,20 @@ static const void *go_to(crb_hart *hart, const crb_op *op) {
     return leave(hart, CRB_JIT_OP);
 }
 
+// From an exit, which leads there by itself from now on. flushes: as counted before it was looked
+// for; after another the exit is no more.
+static const void *link_to(crb_hart *hart, const crb_jit_exit *exit, const crb_op *op,
+                           uint64_t flushes) {
+    if (op->kind == CRB_OP_NATIVE && flushes == hart->counters.block_flushes) {
+        set_jump(hart->jit, exit->jump, (uint32_t)op->imm);
+        if (exit->site != 0)
+            *site_at(hart->jit, exit->site) = (crb_jit_site){.pc = hart->pc, .gen = hart->jump_gen};
+    }
+    return go_to(hart, op);
+}
+
 const void *crb_jit_follow(crb_hart *hart, uint32_t index) {
-    struct crb_jit *jit = hart->jit;
-    const crb_jit_exit exit = jit->exits[index];
+    const crb_jit_exit exit = hart->jit->exits[index];
     const uint64_t flushes = hart->counters.block_flushes;
     const crb_op *op;
     hart->pc = hart->page_va + (uint64_t)(int64_t)exit.target;
@@ -169,27 +180,17 @@ const void *crb_jit_follow(crb_hart *hart, uint32_t index) {
         if (op == NULL) return leave(hart, CRB_TRAP);
         hart->page_va = hart->pc & CRB_PAGE_MASK;
     }
-    if (op->kind == CRB_OP_NATIVE && flushes == hart->counters.block_flushes) {
-        set_jump(jit, exit.jump, (uint32_t)op->imm);
-        if (exit.site != 0)
-            *site_at(jit, exit.site) = (crb_jit_site){.pc = hart->pc, .gen = hart->jump_gen};
-    }
-    return go_to(hart, op);
+    return link_to(hart, &exit, op, flushes);
 }
 
 // From the call that the return at hart->pc belongs to, or seems to.
 const void *crb_jit_back(crb_hart *hart, uint32_t index) {
-    struct crb_jit *jit = hart->jit;
-    const crb_jit_exit exit = jit->exits[index];
+    const crb_jit_exit exit = hart->jit->exits[index];
     const uint64_t flushes = hart->counters.block_flushes;
     const crb_op *op = crb_lookup(hart, hart->pc);
     if (op == NULL) return leave(hart, CRB_TRAP);
     hart->page_va = hart->pc & CRB_PAGE_MASK;
-    if (op->kind == CRB_OP_NATIVE && flushes == hart->counters.block_flushes) {
-        set_jump(jit, exit.jump, (uint32_t)op->imm);
-        *site_at(jit, exit.site) = (crb_jit_site){.pc = hart->pc, .gen = hart->jump_gen};
-    }
-    return go_to(hart, op);
+    return link_to(hart, &exit, op, flushes);
 }
 
 const void *crb_jit_indirect(crb_hart *hart) {

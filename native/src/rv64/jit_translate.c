@@ -180,16 +180,14 @@ static void exit_near(crb_translation *t, int32_t target, uint32_t count) {
     crb_jit_cold(t, jump, COLD_FOLLOW, exit);
 }
 
-static void exit_far(crb_translation *t, int32_t target, uint32_t count) {
+// To another page, RAX being the virtual address. Which one the exit is linked for is written at a
+// place of its own, its site; any other is for its cold part, as all are before it is linked.
+static uint32_t exit_by_site(crb_translation *t, int32_t target, cold_kind cold, uint32_t stub) {
     crb_emit *e = &t->e;
     struct crb_jit *jit = t->jit;
     const uint32_t site = jit->n_sites++;
-    const uint8_t *at = jit->rw + CRB_JIT_CODE + site * sizeof(crb_jit_site);
-    memset(jit->rw + CRB_JIT_CODE + site * sizeof(crb_jit_site), 0, sizeof(crb_jit_site));
-    spend(t, count);
-    uint8_t *late = x86_jcc_later(e, CC_S);
-    x86_load(e, RAX, RBP, HART(page_va));
-    x86_alu_ri(e, true, ALU_ADD, RAX, target);
+    uint8_t *at = jit->rw + CRB_JIT_CODE + site * sizeof(crb_jit_site);
+    memset(at, 0, sizeof(crb_jit_site));
     x86_rm(e, false, 0x8b, RCX, RBP, HART(jump_gen));
     x86_rip(e, true, ALU_CMP, RAX, at);
     uint8_t *other = x86_jcc_later(e, CC_NE);
@@ -198,12 +196,19 @@ static void exit_far(crb_translation *t, int32_t target, uint32_t count) {
     x86_alu_ri(e, true, ALU_AND, RAX, -(int32_t)CRB_PAGE_SIZE);
     x86_store(e, RAX, RBP, HART(page_va));
     uint8_t *jump = x86_jmp_later(e);
+    x86_place(jump, jit->rw + stub);
     const uint32_t exit = new_exit(t, jump, target, site);
-    // Before it is linked its site matches nothing.
-    x86_place(jump, jit->rw + jit->link);
-    crb_jit_cold(t, late, COLD_FOLLOW, exit);
-    crb_jit_cold(t, other, COLD_FOLLOW, exit);
-    crb_jit_cold(t, old, COLD_FOLLOW, exit);
+    crb_jit_cold(t, other, cold, exit);
+    crb_jit_cold(t, old, cold, exit);
+    return exit;
+}
+
+static void exit_far(crb_translation *t, int32_t target, uint32_t count) {
+    spend(t, count);
+    uint8_t *late = x86_jcc_later(&t->e, CC_S);
+    x86_load(&t->e, RAX, RBP, HART(page_va));
+    x86_alu_ri(&t->e, true, ALU_ADD, RAX, target);
+    crb_jit_cold(t, late, COLD_FOLLOW, exit_by_site(t, target, COLD_FOLLOW, t->jit->link));
 }
 
 static void exit_to(crb_translation *t, int32_t target, uint32_t count) {
@@ -255,27 +260,10 @@ static bool is_link(uint32_t guest) {
 }
 
 static void call(crb_translation *t, const crb_op *op) {
-    crb_emit *e = &t->e;
-    struct crb_jit *jit = t->jit;
-    if (!is_link(op->rd) || !jit->returns) return;
-    const uint32_t site = jit->n_sites++;
-    uint8_t *at = jit->rw + CRB_JIT_CODE + site * sizeof(crb_jit_site);
-    memset(at, 0, sizeof(crb_jit_site));
-    uint8_t *over = x86_call_later(e);
-    // RAX is the virtual address.
-    x86_rip(e, true, ALU_CMP, RAX, at);
-    uint8_t *other = x86_jcc_later(e, CC_NE);
-    x86_rm(e, false, 0x8b, RCX, RBP, HART(jump_gen));
-    x86_rip(e, false, ALU_CMP, RCX, at + offsetof(crb_jit_site, gen));
-    uint8_t *old = x86_jcc_later(e, CC_NE);
-    x86_alu_ri(e, true, ALU_AND, RAX, -(int32_t)CRB_PAGE_SIZE);
-    x86_store(e, RAX, RBP, HART(page_va));
-    uint8_t *jump = x86_jmp_later(e);
-    const uint32_t exit = new_exit(t, jump, op[1].imm, site);
-    x86_place(jump, jit->rw + jit->back); // before it is linked its site matches nothing
-    crb_jit_cold(t, other, COLD_BACK, exit);
-    crb_jit_cold(t, old, COLD_BACK, exit);
-    x86_place(over, e->at);
+    if (!is_link(op->rd) || !t->jit->returns) return;
+    uint8_t *over = x86_call_later(&t->e);
+    exit_by_site(t, op[1].imm, COLD_BACK, t->jit->back); // RAX is the virtual address
+    x86_place(over, t->e.at);
 }
 
 // Only an address that may be this call's is worth a link.
