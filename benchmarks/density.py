@@ -36,7 +36,7 @@ from crumble_common.messages.client import VmInfo, VmInfos, VmList
 
 _MIB = 1 << 20
 _IDLE = 5.0  # s of idleness that are measured
-_REST = 15.0  # until what is not needed has gone
+_REST = 20.0  # until what is not needed has gone
 _KSM = Path("/sys/kernel/mm/ksm")
 _MERGED, _PATIENCE = 3, 180.0  # rounds of KSM; what they may take, s
 

@@ -38,10 +38,13 @@ from crumble_common.eventloop import EventLoop
 from crumble_common.inbox import Inbox
 from crumble_common.messages import service as messages
 from crumble_common.service_link import LateLink, Link, NoLink, Sender
+from crumble_native import forked
 
 C = TypeVar("C")
 
 _HEARTBEAT, _STOP_GRACE = 1.0, 5.0
+# Heartbeats without anything else, after which a service is idle.
+_IDLE = 4
 
 
 class Context:
@@ -167,6 +170,11 @@ class Service(ABC, Generic[C]):
         """Serves a request or an event. A CrumbleError raised here is the reply."""
         reply.error(UsageError(f"{self.name} does not know {message.wire_type}."))
 
+    def idle(self, standing: int = 0) -> None:
+        """Nothing has happened for a while: gives memory back. standing: threads beside this one, which all wait for it."""
+        if threading.active_count() == 1 + standing:
+            forked.give_back()
+
     def stats(self) -> dict[str, int]:
         """Counters that go out with each heartbeat."""
         return {}
@@ -185,6 +193,8 @@ class _Runner(Generic[C]):
         self.link = link
         self.layers = layers
         self.service = kind(context)
+        self._seen = -1
+        self._quiet, self._idle_at = 0, _IDLE  # heartbeats since something else happened
 
     def live(self, config: C) -> None:
         """From open to the end of the loop; raises CrumbleError."""
@@ -221,6 +231,18 @@ class _Runner(Generic[C]):
         stats.update(self.service.stats())
         self.link.heartbeat(messages.Heartbeat(self.context.name, time.monotonic(), stats))
         loop.call_later(_HEARTBEAT, self.beat)
+        self.look()
+
+    def look(self) -> None:
+        """Whether it is idle; one that stays so is told seldom."""
+        counts = self.context.loop.counts
+        before, self._seen = self._seen, counts.total() - counts["timer"]
+        self._quiet += 1
+        if self._seen != before:
+            self._quiet, self._idle_at = 0, _IDLE
+        elif self._quiet == self._idle_at:
+            self._idle_at *= 4
+            self.service.idle()
 
     def serve(self, envelope: wire.Envelope) -> None:
         """One control message."""

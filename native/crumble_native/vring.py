@@ -16,6 +16,8 @@ from crumble_native.memory import Memory
 
 MAX_SIZE: int = lib.CRB_RING_MAX_SIZE
 _HEADER_WORDS = 5
+# Of which only what was written is read: 64 KiB that are not zeroed are no memory until then.
+_scratch = ffi.new_allocator(should_clear_after_alloc=False)
 # One view over the whole address space: a slice of it costs a third of ffi.buffer() and memoryview().
 # Sliced only at what the C core returned, after its checks; it cannot start at NULL.
 _HOST = memoryview(ffi.buffer(ffi.cast("char *", 1), sys.maxsize - 1))
@@ -156,7 +158,7 @@ class Virtqueue:
         self._memory = memory  # kept alive: the ring points into it
         self._inflight: Any = None
         self.handle: Any = ffi.gc(handle, lib.crb_vring_free)
-        self._chain: Any = ffi.new("crb_chain *")
+        self._chain: Any = _scratch("crb_chain *")
         self._words: Any = ffi.cast("uint64_t *", self._chain)
 
     def track(self, region: mmap.mmap, offset: int = 0) -> None:

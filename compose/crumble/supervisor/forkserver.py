@@ -54,6 +54,7 @@ class ForkServer:
         self.wanted: list[str] = []
         self.spares: dict[str, tuple[int, socket.socket]] = {}
         self.lost_spares = 0
+        self.kept = False
         self.quiet = _QUIET_AT_END
         gc.disable()  # imports leave little to collect
         self.lifeline, self._lifeline_end = os.pipe()
@@ -135,7 +136,11 @@ class ForkServer:
         return 0
 
     def make_spare(self, entry: str) -> None:
-        """One more."""
+        """One more; who makes them forks many."""
+        if not self.kept:
+            self.kept = True
+            _import(entry.partition(":")[0])
+            _keep_pages()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_MESSAGE)
@@ -230,6 +235,14 @@ def _merge_pages() -> None:
     from crumble_native.process import merge_pages
 
     merge_pages()
+
+
+def _keep_pages() -> None:
+    """What the children copy and change back they give back (docs/decisions/0014). One that cannot keeps more memory."""
+    from crumble_native import forked
+
+    with contextlib.suppress(OSError):
+        forked.keep()
 
 
 def _named(entry: str) -> Any:

@@ -142,6 +142,16 @@ class Machine:
             self._tell_devices()
             self._turn.notify_all()
 
+    def aside(self, call: Callable[[], None]) -> None:
+        """Calls it while the guest stands still for a moment; not at all when somebody else has it stand."""
+        if self.paused or self._held:
+            return
+        try:
+            self.hold()
+            call()
+        finally:
+            self.let_go()
+
     def _tell_devices(self) -> None:
         """Whether the guest stands. With `_turn` held."""
         self.chipset.stand(self.paused or self._held)

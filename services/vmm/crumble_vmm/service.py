@@ -177,6 +177,12 @@ class VmmService(Service[VmConfig]):
         """Tells the supervisor. Any thread."""
         self.context.send(event)
 
+    def idle(self, standing: int = 0) -> None:
+        """As any service; the guest stands still for a moment."""
+        if self._turns is None and not self._ended:
+            idle, standing = super().idle, standing + len(self.machine.cpus)
+            self.machine.aside(lambda: idle(standing))
+
     def stats(self) -> dict[str, int]:
         """Counters of the vCPUs."""
         return {} if self._machine is None or self._ended else self._machine.vm.counters()
